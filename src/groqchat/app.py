@@ -1,0 +1,85 @@
+"""The application: the one place that puts its parts together. Importing it starts nothing."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from aiohttp import web
+
+from groqchat.http import middlewares, state
+from groqchat.http.cors import setup_cors
+from groqchat.offline.options import OfflineOptions
+from groqchat.offline.server import serve_offline
+from groqchat.routes import groq_chat, health, history, sessions
+from groqchat.services.chat import ChatService
+from groqchat.services.completions import open_completions
+from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.settings import Settings
+from groqchat.storage.connection import open_redis
+from groqchat.storage.housekeeping import housekeeping
+
+BASE_PATH = "/api/groq-chat"
+ROUTE_TABLES = (groq_chat.routes, history.routes, sessions.routes, health.routes)
+
+log = logging.getLogger("groqchat")
+
+
+def create_app(settings: Settings) -> web.Application:
+    """Return the application; it connects to nothing before it starts."""
+    app = web.Application(middlewares=[middlewares.errors], client_max_size=settings.max_body_bytes)
+    state.set_settings(app, settings)
+    for table in ROUTE_TABLES:
+        app.add_routes(table)
+    setup_cors(app, settings.cors_allowed_origins)
+    app.on_response_prepare.append(middlewares.add_request_id)
+    app.cleanup_ctx.append(_resources)
+    app.on_shutdown.append(_drain)
+    return app
+
+
+async def _resources(app: web.Application) -> AsyncIterator[None]:
+    """Open what requests need, in the order of need; close it the other way round."""
+    settings = state.app_settings(app)
+    async with AsyncExitStack() as stack:
+        redis = await stack.enter_async_context(open_redis(settings))
+        history_service = RedisChatService(
+            redis, ttl_s=settings.chat_history_ttl, timeout_s=settings.redis_timeout_s
+        )
+        await _report_redis(settings, history_service)
+        base_url = await stack.enter_async_context(groq_place(settings))
+        completions = await stack.enter_async_context(open_completions(settings, base_url))
+        chat = ChatService(history_service, completions, settings)
+        state.set_services(app, history_service, chat)
+        await stack.enter_async_context(housekeeping(redis, settings.redis_timeout_s))
+        yield
+
+
+async def _drain(app: web.Application) -> None:
+    """Let turns end while their clients can still be answered."""
+    await state.app_chat(app).drain()
+
+
+@asynccontextmanager
+async def groq_place(settings: Settings) -> AsyncIterator[str]:
+    """Give the URL of Groq's API, starting the stand-in where that is asked for."""
+    if settings.is_offline:
+        options = OfflineOptions.model_validate(settings.offline_options)
+        async with serve_offline(options) as base_url:
+            log.info("[Groq] offline: answers come from a stand-in at %s, not a model", base_url)
+            yield base_url
+        return
+    if settings.groq_api_key is None:
+        log.warning("[Groq] WARNING: GROQ_API_KEY is not set; /chat will answer 503")
+    else:
+        log.info("[Groq] %s, model %s", settings.groq_base_url, settings.groq_default_model)
+    yield settings.groq_base_url
+
+
+async def _report_redis(settings: Settings, history_service: RedisChatService) -> None:
+    place = settings.redis_place
+    if not await history_service.is_connected():
+        log.warning("[Redis Chat] WARNING: Could not connect to Redis at %s", place)
+    elif place.startswith("memory:"):
+        log.warning("[Redis Chat] WARNING: memory: nothing outlives this process")
+    else:
+        log.info("[Redis Chat] Connected to Redis at %s", place)

@@ -1,0 +1,33 @@
+"""Which origins' pages may call the API."""
+
+from collections.abc import Sequence
+
+import aiohttp_cors
+from aiohttp import hdrs, web
+
+ALLOWED_HEADERS = ("Content-Type", "X-Request-ID")
+EXPOSED_HEADERS = ("X-Request-ID", "Retry-After")
+# Browsers keep a preflight's answer this long; Chromium keeps none longer than two hours.
+PREFLIGHT_MAX_AGE_S = 7200
+
+
+def setup_cors(app: web.Application, origins: Sequence[str]) -> None:
+    """Allow `origins` on every route there is; never with credentials."""
+    if not origins:
+        return
+    options = aiohttp_cors.ResourceOptions(  # type: ignore[no-untyped-call] # it has no types
+        allow_credentials=False,
+        allow_headers=ALLOWED_HEADERS,
+        expose_headers=EXPOSED_HEADERS,
+        max_age=PREFLIGHT_MAX_AGE_S,
+    )
+    cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))
+    for route in list(app.router.routes()):
+        # A HEAD route answers for its GET, which shares its resource.
+        if route.method != hdrs.METH_HEAD:
+            cors.add(route)
+    app.on_response_prepare.append(_vary_by_origin)
+
+
+async def _vary_by_origin(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.add(hdrs.VARY, hdrs.ORIGIN)

@@ -1,0 +1,59 @@
+"""Around every request: its id, and errors in the one shape."""
+
+import logging
+import re
+import uuid
+from http import HTTPStatus
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from groqchat.errors import GroqChatError
+from groqchat.http.errors import RequestError, wire_error
+from groqchat.logs import request_id
+
+REQUEST_ID_HEADER = "X-Request-ID"
+# A caller's id is kept where it can do no harm in a log line.
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+log = logging.getLogger(__name__)
+
+
+def new_request_id(given: str = "") -> str:
+    """Set and return the id of the request that begins: the caller's, if it is harmless."""
+    chosen = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    request_id.set(chosen)
+    return chosen
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request an id and turn whatever it raises into an error response."""
+    new_request_id(request.headers.get(REQUEST_ID_HEADER, ""))
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status < HTTPStatus.BAD_REQUEST:
+            raise
+        response = wire_error(error).response()
+        if hdrs.ALLOW in error.headers:
+            response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+        return response
+    except (GroqChatError, RequestError) as error:
+        return _respond(request, error)
+    except Exception as error:
+        log.exception("%s %s failed", request.method, request.path)
+        return wire_error(error).response()
+
+
+def _respond(request: web.Request, error: GroqChatError | RequestError) -> web.Response:
+    wire = wire_error(error)
+    if wire.is_ours:
+        detail = error.detail if isinstance(error, GroqChatError) else ""
+        log.error("%s %s: %s (%s)", request.method, request.path, wire.code, detail)
+    return wire.response()
+
+
+async def add_request_id(_request: web.Request, response: web.StreamResponse) -> None:
+    """Put the request's id on the response, whoever made it."""
+    response.headers[REQUEST_ID_HEADER] = request_id.get()

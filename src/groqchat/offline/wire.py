@@ -1,0 +1,162 @@
+"""Groq's wire format: requests, completions, chunks, models, errors, headers.
+
+Source: Groq's API reference for chat completions, models, errors and rate limits.
+"""
+
+import time
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from groqchat.offline.answers import OfflineAnswer
+
+FINGERPRINT = "fp_offline"
+OWNERS = {
+    "groq/compound": "Groq",
+    "llama-3.1-8b-instant": "Meta",
+    "llama-3.3-70b-versatile": "Meta",
+    "meta-llama/llama-4-scout-17b-16e-instruct": "Meta",
+    "openai/gpt-oss-120b": "OpenAI",
+    "openai/gpt-oss-20b": "OpenAI",
+    "qwen/qwen3-32b": "Alibaba Cloud",
+}
+CONTEXT_WINDOW = 131_072
+MAX_COMPLETION_TOKENS = 65_536
+
+# Groq's limits for a small plan; the stand-in names them and never runs out.
+RATE_LIMIT_HEADERS = {
+    "x-ratelimit-limit-requests": "14400",
+    "x-ratelimit-limit-tokens": "18000",
+    "x-ratelimit-remaining-requests": "14399",
+    "x-ratelimit-remaining-tokens": "17999",
+    "x-ratelimit-reset-requests": "6s",
+    "x-ratelimit-reset-tokens": "3.3ms",
+}
+
+_ERRORS: dict[int, tuple[str, str, str]] = {
+    400: ("invalid_request_error", "invalid_request", "'messages' : one of its values is invalid"),
+    401: ("invalid_request_error", "invalid_api_key", "Invalid API Key"),
+    403: ("permissions_error", "permissions_error", "This key may not use this model"),
+    404: ("invalid_request_error", "model_not_found", "The model does not exist"),
+    413: ("tokens", "rate_limit_exceeded", "Request too large for model"),
+    422: ("invalid_request_error", "unprocessable", "The request could not be processed"),
+    429: (
+        "tokens",
+        "rate_limit_exceeded",
+        "Rate limit reached for model in organization org_01hqofflinestandin on tokens per minute",
+    ),
+    498: ("invalid_request_error", "capacity_exceeded", "Flex tier capacity exceeded"),
+}
+
+
+class WireMessage(BaseModel):
+    """A message of a request; its other fields are taken and not looked at."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[dict[str, Any]] | None = None
+
+
+class WireRequest(BaseModel):
+    """The part of a completion request that the stand-in obeys."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str
+    messages: Annotated[list[WireMessage], Field(min_length=1)]
+    stream: bool | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    n: Literal[1] | None = None
+    max_tokens: int | None = Field(None, ge=1, le=MAX_COMPLETION_TOKENS)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_COMPLETION_TOKENS)
+
+    @property
+    def token_limit(self) -> int | None:
+        """The length of the answer, under its new name or its old one."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+def completion(answer: OfflineAnswer, model: str) -> dict[str, Any]:
+    """Return a whole completion."""
+    return {
+        **_head(answer, model, "chat.completion"),
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": answer.text},
+                "logprobs": None,
+                "finish_reason": answer.finish_reason,
+            }
+        ],
+        "usage": answer.usage,
+        "usage_breakdown": None,
+        "x_groq": {"id": _request_id(answer)},
+        "service_tier": "on_demand",
+    }
+
+
+def chunks(answer: OfflineAnswer, model: str) -> list[dict[str, Any]]:
+    """Return a completion in pieces: the role, the text, then the reason and the usage."""
+    request = {"id": _request_id(answer)}
+    return [
+        {
+            **_chunk(answer, model, {"role": "assistant", "content": ""}),
+            "x_groq": request,
+        },
+        *(_chunk(answer, model, {"content": text}) for text in answer.chunks),
+        {
+            **_chunk(answer, model, {}, finish_reason=answer.finish_reason),
+            "x_groq": {**request, "usage": answer.usage},
+        },
+    ]
+
+
+def models() -> dict[str, Any]:
+    """Return the list of models."""
+    return {
+        "object": "list",
+        "data": [
+            {
+                "id": name,
+                "object": "model",
+                "created": 0,
+                "owned_by": owner,
+                "active": True,
+                "context_window": CONTEXT_WINDOW,
+                "public_apps": None,
+                "max_completion_tokens": MAX_COMPLETION_TOKENS,
+            }
+            for name, owner in OWNERS.items()
+        ],
+    }
+
+
+def error(status: int, message: str | None = None) -> dict[str, Any]:
+    """Return the body of an error."""
+    kind, code, text = _ERRORS.get(
+        status, ("internal_server_error", "internal_server_error", "Internal Server Error")
+    )
+    return {"error": {"message": message or text, "type": kind, "code": code}}
+
+
+def _head(answer: OfflineAnswer, model: str, kind: str) -> dict[str, Any]:
+    return {
+        "id": answer.id,
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": FINGERPRINT,
+    }
+
+
+def _chunk(
+    answer: OfflineAnswer, model: str, delta: dict[str, str], finish_reason: str | None = None
+) -> dict[str, Any]:
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    return {**_head(answer, model, "chat.completion.chunk"), "choices": [choice]}
+
+
+def _request_id(answer: OfflineAnswer) -> str:
+    return answer.id.replace("chatcmpl-", "req_")

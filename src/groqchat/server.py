@@ -1,0 +1,102 @@
+"""Serving the application until a signal ends it."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from http import HTTPStatus
+
+from aiohttp import web
+
+from groqchat import __version__
+from groqchat.app import BASE_PATH, create_app
+from groqchat.errors import ConfigurationError
+from groqchat.http.errors import http_error
+from groqchat.http.middlewares import REQUEST_ID_HEADER, new_request_id
+from groqchat.settings import Settings
+
+# Bursts of a few thousand clients connect at once.
+BACKLOG = 4096
+# Every character of a message in a query string may take twelve bytes, escaped.
+ESCAPED_BYTES_PER_CHAR = 12
+# Turns have ended by then; what remains is to write out their answers.
+CLOSE_TIMEOUT_S = 3.0
+
+log = logging.getLogger("groqchat")
+
+
+class _Protocol(web.RequestHandler):
+    """HTTP in which even what does not parse as HTTP gets the one error shape."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = HTTPStatus.INTERNAL_SERVER_ERROR,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - aiohttp's signature; it may quote the request
+    ) -> web.StreamResponse:
+        """Answer what no handler could, and close the connection."""
+        log.info("refused what is not HTTP as we take it: %s", type(exc).__name__)
+        if request.writer.output_size > 0:
+            raise ConnectionError("the response has begun already")
+        request_id = new_request_id()
+        response = http_error(status).response()
+        response.headers[REQUEST_ID_HEADER] = request_id
+        response.force_close()
+        return response
+
+
+class _Runner(web.AppRunner):
+    """A runner whose connections speak our protocol."""
+
+    @property
+    def server(self) -> web.Server | None:
+        """What makes a protocol for each connection."""
+        server = super().server
+        return server and _with_protocol(server)  # type: ignore[return-value] # only ever called
+
+
+def _with_protocol(server: web.Server) -> Callable[[], web.RequestHandler]:
+    def make() -> web.RequestHandler:
+        protocol = server()
+        protocol.__class__ = _Protocol
+        return protocol
+
+    return make
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM, then let turns end and close everything."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    runner = _Runner(
+        create_app(settings),
+        access_log=logging.getLogger("aiohttp.access") if settings.access_log else None,
+        handler_cancellation=False,
+        max_line_size=settings.chat_max_message_chars * ESCAPED_BYTES_PER_CHAR,
+        shutdown_timeout=CLOSE_TIMEOUT_S,
+    )
+    log.info("groqchat %s is starting", __version__)
+    try:
+        await runner.setup()
+        await _listen(runner, settings)
+        await stop.wait()
+        log.info("groqchat is stopping")
+    finally:
+        await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, settings: Settings) -> None:
+    site = web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG)
+    try:
+        await site.start()
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
+        ) from error
+    host, port = runner.addresses[0][:2]
+    shown = f"[{host}]" if ":" in host else host
+    log.info("groqchat answers at http://%s:%d%s", shown, port, BASE_PATH)

@@ -1,0 +1,189 @@
+"""One turn of a conversation: context, completion, both messages saved."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from groqchat.errors import CompletionError, Overloaded, ShuttingDown, StorageError
+from groqchat.models import ChatAnswer, ChatRequest
+from groqchat.services.completions import Completion, Completions, Prompt
+from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.settings import Settings
+from groqchat.storage.messages import Message, new_message_id
+
+# Groq's tokenizers make a token of about four bytes of English, and of fewer elsewhere.
+BYTES_PER_TOKEN = 4
+# Role and separators around each message.
+TOKENS_PER_MESSAGE = 4
+# What a model takes as a conversation without further fields; a tool's answer needs its call.
+CONTEXT_ROLES = frozenset({"system", "user", "assistant"})
+# A turn that is full up is retried by whoever sent it; by then some of the others are done.
+OVERLOADED_RETRY_AFTER_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A turn under way: what was asked, and whether Redis has it."""
+
+    session_id: str
+    question: Message
+    saved: bool = False
+
+
+class ChatService:
+    """Answers messages, each in a task of its own that a leaving client does not cancel."""
+
+    def __init__(
+        self, history: RedisChatService, completions: Completions, settings: Settings
+    ) -> None:
+        self._history = history
+        self._completions = completions
+        self._settings = settings
+        self._tasks: set[asyncio.Task[ChatAnswer]] = set()
+        self._stopping = False
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether there is a model to ask."""
+        return self._completions.is_configured
+
+    async def answer(self, request: ChatRequest) -> ChatAnswer:
+        """Answer a message and keep both, whether or not the caller waits for it."""
+        if self._stopping:
+            raise ShuttingDown
+        if len(self._tasks) >= self._settings.max_turns_in_flight:
+            raise Overloaded(retry_after_s=OVERLOADED_RETRY_AFTER_S)
+        task = asyncio.create_task(self._answer(request))
+        self._tasks.add(task)
+        task.add_done_callback(self._end)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise ShuttingDown from None
+            raise
+
+    async def drain(self) -> None:
+        """Take no further turn, let those under way end within the grace time, cancel the rest."""
+        self._stopping = True
+        if not self._tasks:
+            return
+        log.info("waiting for %d turn(s) to end", len(self._tasks))
+        _, late = await asyncio.wait(self._tasks, timeout=self._settings.shutdown_grace_s)
+        for task in late:
+            task.cancel()
+        if late:
+            log.warning("ended %d turn(s) that outlasted the grace time", len(late))
+            await asyncio.wait(late)
+
+    def _end(self, task: asyncio.Task[ChatAnswer]) -> None:
+        self._tasks.discard(task)
+        # The caller may have left; whoever stays sees the error by itself.
+        if not task.cancelled():
+            task.exception()
+
+    async def _answer(self, request: ChatRequest) -> ChatAnswer:
+        turn = _Turn(
+            session_id=request.session_id or str(uuid.uuid4()),
+            question=Message(
+                id=new_message_id(),
+                role="user",
+                content=request.message,
+                model=request.model or self._settings.groq_default_model,
+            ),
+        )
+        earlier = await self._save_question(turn, self._context_of(request))
+        try:
+            completion = await self._completions.complete(self._prompt(request, turn, earlier))
+        except CompletionError:
+            if not turn.saved:
+                await self._save(turn, turn.question)
+            raise
+        answer = _answer_message(completion)
+        unsaved = [answer] if turn.saved else [turn.question, answer]
+        saved = await self._save(turn, *unsaved)
+        return ChatAnswer(
+            message=answer.content,
+            model=completion.model,
+            timestamp=answer.timestamp,
+            tokens_used=answer.tokens,
+            finish_reason=completion.finish_reason,
+            session_id=turn.session_id,
+            message_id=answer.id,
+            history_saved=saved,
+        )
+
+    def _context_of(self, request: ChatRequest) -> int:
+        asked = request.context
+        # A session that is only now given its name has no earlier messages.
+        if request.session_id is None:
+            return 0
+        return self._settings.chat_context_messages if asked is None else asked
+
+    async def _save_question(self, turn: _Turn, context: int) -> list[Message]:
+        try:
+            earlier = await self._history.save_message(
+                turn.session_id, turn.question, context=context
+            )
+        except StorageError as error:
+            log.warning("answering without history: %s", error)
+            return []
+        turn.saved = True
+        return earlier
+
+    async def _save(self, turn: _Turn, *messages: Message) -> bool:
+        try:
+            await self._history.save_message(turn.session_id, *messages)
+        except StorageError as error:
+            log.error(  # noqa: TRY400 - the detail says it all; the trace would show the message
+                "could not save %d message(s) of session %s: %s",
+                len(messages),
+                turn.session_id,
+                error,
+            )
+            return False
+        return True
+
+    def _prompt(self, request: ChatRequest, turn: _Turn, earlier: Sequence[Message]) -> Prompt:
+        options = {
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "max_completion_tokens": request.max_completion_tokens,
+        }
+        return Prompt(
+            model=turn.question.model or self._settings.groq_default_model,
+            messages=[
+                *within_budget(earlier, self._settings.chat_context_tokens),
+                turn.question,
+            ],
+            system_prompt=request.system_prompt,
+            options={name: value for name, value in options.items() if value is not None},
+        )
+
+
+def within_budget(earlier: Sequence[Message], tokens: int) -> list[Message]:
+    """Return the latest messages that fit an estimated number of tokens, in order."""
+    kept: list[Message] = []
+    for message in reversed(earlier):
+        if message.role not in CONTEXT_ROLES or not message.content:
+            continue
+        tokens -= len(message.content.encode()) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE
+        if tokens < 0:
+            break
+        kept.append(message)
+    return kept[::-1]
+
+
+def _answer_message(completion: Completion) -> Message:
+    return Message(
+        id=new_message_id(),
+        role="assistant",
+        content=completion.text,
+        model=completion.model,
+        tokens=completion.tokens,
+        finish_reason=completion.finish_reason,
+    )

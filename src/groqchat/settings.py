@@ -1,0 +1,200 @@
+"""Every environment variable, with its unit, its default and its reason."""
+
+import re
+from functools import cached_property
+from typing import Annotated, Any, Self
+from urllib.parse import parse_qs, urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from groqchat.errors import ConfigurationError
+
+REDIS_SCHEMES = ("redis", "rediss", "unix", "embedded", "memory")
+LOCAL_REDIS_URL = "embedded:.data/redis"
+OFFLINE_SCHEME = "offline:"
+# The SDK adds this path itself; a base URL copied from Groq's documentation holds it already.
+SDK_PATH = "/openai/v1"
+
+ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
+
+
+class Settings(BaseSettings):
+    """The effective settings, read from the environment and `.env`; frozen."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        populate_by_name=True,
+    )
+
+    redis_host: str = Field("localhost", description="Host of the Redis server.")
+    redis_port: int = Field(6379, ge=1, le=65535, description="Port of the Redis server.")
+    redis_db: int = Field(0, ge=0, description="Database number on the Redis server.")
+    redis_password: SecretStr | None = Field(None, description="Empty: no password.")
+    redis_url: SecretStr | None = Field(
+        None,
+        description="Overrides the four above: redis://, rediss:// (TLS), unix:///socket?db=0, "
+        "embedded:DIR (a private server, data kept in DIR), memory: (nothing is kept).",
+    )
+    redis_timeout_s: float = Field(
+        2.0, gt=0, le=60, description="Deadline of one history operation, retries included."
+    )
+    redis_max_connections: int = Field(
+        64, ge=1, le=10_000, description="Connections to Redis; further operations wait for one."
+    )
+    chat_history_ttl: int = Field(
+        86400,
+        ge=1,
+        le=315_360_000,
+        description="Seconds that a session lives after its last message; at most ten years.",
+    )
+
+    groq_api_key: SecretStr | None = Field(None, description="The key from console.groq.com.")
+    groq_base_url: str = Field(
+        "https://api.groq.com",
+        description="Where Groq's API is; `offline:` answers from a stand-in inside the service, "
+        "`offline:?latency_ms=300` after a wait.",
+    )
+    groq_default_model: str = Field(
+        "openai/gpt-oss-20b", min_length=1, description="The model where a request names none."
+    )
+    groq_timeout_s: float = Field(
+        60.0, gt=0, le=3600, description="Deadline of one completion, retries included."
+    )
+    groq_connect_timeout_s: float = Field(
+        5.0, gt=0, le=60, description="Longest wait for a connection to Groq."
+    )
+    groq_max_retries: int = Field(
+        2, ge=0, le=10, description="Further attempts after a failure that may pass."
+    )
+
+    chat_max_message_chars: int = Field(
+        100_000, ge=1, description="Longest message and longest system prompt, in characters."
+    )
+    chat_context_messages: int = Field(
+        50, ge=0, le=1000, description="Earlier messages that the model sees, unless asked."
+    )
+    chat_context_tokens: int = Field(
+        16_000,
+        ge=0,
+        description="Budget for earlier messages, in estimated tokens: one eighth of the "
+        "context window of the default model, so that it stays fast and cheap.",
+    )
+    max_turns_in_flight: int = Field(
+        8192, ge=1, description="Messages being answered at once; further ones are refused (503)."
+    )
+    max_body_bytes: int = Field(
+        4_194_304,
+        ge=1024,
+        description="Largest request body: a message and a system prompt of the greatest length, "
+        "every character escaped.",
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(5000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    shutdown_grace_s: float = Field(
+        20.0, ge=0, le=600, description="How long running turns may take to end after SIGTERM."
+    )
+    cors_allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins whose pages may call the API, comma-separated; `*` for any."
+    )
+    access_log: bool = Field(
+        default=False, description="One log line for each request; costs throughput."
+    )
+    log_level: str = Field(
+        "INFO",
+        pattern="^(DEBUG|INFO|WARNING|ERROR)$",
+        description="DEBUG, INFO, WARNING or ERROR.",
+    )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url_is_known(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is None:
+            return None
+        scheme, _, rest = url.get_secret_value().partition(":")
+        if scheme in {"redis+sentinel", "redis+cluster"}:
+            raise ValueError(f"{scheme}:// is not supported yet")
+        if scheme not in REDIS_SCHEMES:
+            known = ", ".join(f"{name}:" for name in REDIS_SCHEMES)
+            raise ValueError(f"the URL must start with one of {known}")
+        if scheme == "embedded" and not rest:
+            raise ValueError("name the directory for the data: embedded:DIR")
+        return url
+
+    @field_validator("groq_base_url")
+    @classmethod
+    def _groq_base_url_fits_the_sdk(cls, url: str) -> str:
+        if url.startswith(OFFLINE_SCHEME):
+            return url
+        if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname:
+            raise ValueError("the URL must start with http://, https:// or be offline:")
+        return url.rstrip("/").removesuffix(SDK_PATH)
+
+    @field_validator("cors_allowed_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(origin.strip() for origin in value.split(",") if origin.strip())
+        return value
+
+    @field_validator("cors_allowed_origins")
+    @classmethod
+    def _origins_are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin such as https://example.org")
+        return origins
+
+    @model_validator(mode="after")
+    def _password_is_not_blank(self) -> Self:
+        if self.redis_password is not None and not self.redis_password.get_secret_value().strip():
+            object.__setattr__(self, "redis_password", None)
+        return self
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether completions come from the stand-in."""
+        return self.groq_base_url.startswith(OFFLINE_SCHEME)
+
+    @cached_property
+    def offline_options(self) -> dict[str, str]:
+        """The options behind `offline:?`, the last one of each name."""
+        query = self.groq_base_url.removeprefix(OFFLINE_SCHEME).removeprefix("?")
+        return {name: values[-1] for name, values in parse_qs(query).items()}
+
+    @property
+    def redis_place(self) -> str:
+        """Where Redis is, without credentials."""
+        if self.redis_url is None:
+            return f"{self.redis_host}:{self.redis_port}"
+        url = self.redis_url.get_secret_value()
+        if not url.startswith(("redis:", "rediss:")):
+            return url.split("?")[0]
+        parts = urlsplit(url)
+        return f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
+
+    def with_local_defaults(self) -> Self:
+        """Fill what is not configured with what needs nothing: embedded Redis, offline answers."""
+        changes: dict[str, Any] = {}
+        if not self.model_fields_set & {"redis_url", "redis_host"}:
+            changes["redis_url"] = SecretStr(LOCAL_REDIS_URL)
+        if self.groq_api_key is None and "groq_base_url" not in self.model_fields_set:
+            changes["groq_base_url"] = OFFLINE_SCHEME
+        return self.model_copy(update=changes)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings; every problem is named at once in one ConfigurationError."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
+            for problem in error.errors(include_url=False, include_input=False)
+        ]
+        raise ConfigurationError("\n".join(problems)) from None

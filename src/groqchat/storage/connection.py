@@ -1,0 +1,96 @@
+"""A Redis client for what REDIS_URL, or the four variables beside it, name."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+
+from groqchat.errors import ConfigurationError
+from groqchat.settings import Settings
+from groqchat.storage.embedded import EmbeddedServer
+
+# A connection that the server closed while idle fails its first command: try again at once,
+# and once more after a short wait. The deadline of the operation bounds it all.
+RETRIES = 2
+RETRY_BASE_S = 0.02
+RETRY_CAP_S = 0.2
+
+
+def open_redis(settings: Settings) -> AbstractAsyncContextManager[Redis]:
+    """Open the client that the settings ask for; entering it does not connect."""
+    url = settings.redis_url.get_secret_value() if settings.redis_url else ""
+    scheme = url.partition(":")[0]
+    return _OPENERS.get(scheme, _open_server)(url, settings)
+
+
+@asynccontextmanager
+async def _open_server(url: str, settings: Settings) -> AsyncIterator[Redis]:
+    options = _options(settings)
+    if url:
+        pool = BlockingConnectionPool.from_url(url, **options)
+    else:
+        password = settings.redis_password
+        pool = BlockingConnectionPool(
+            host=settings.redis_host,
+            port=settings.redis_port,
+            db=settings.redis_db,
+            password=password.get_secret_value() if password else None,
+            **options,
+        )
+    client: Redis = Redis.from_pool(pool)
+    async with client:
+        yield client
+
+
+@asynccontextmanager
+async def _open_embedded(url: str, settings: Settings) -> AsyncIterator[Redis]:
+    async with (
+        EmbeddedServer(_directory(url)) as server,
+        _open_server(f"unix://{quote(str(server.socket))}", settings) as client,
+    ):
+        yield client
+
+
+@asynccontextmanager
+async def _open_memory(_url: str, _settings: Settings) -> AsyncIterator[Redis]:
+    try:
+        from fakeredis import FakeAsyncRedis  # noqa: PLC0415 - only for tests and memory:
+    except ImportError as error:
+        raise ConfigurationError(
+            "REDIS_URL=memory: needs fakeredis: pip install fakeredis"
+        ) from error
+    async with FakeAsyncRedis() as client:
+        yield client
+
+
+def _directory(url: str) -> Path:
+    return Path(url.removeprefix("embedded:")).expanduser()
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    timeout_s = settings.redis_timeout_s
+    return {
+        "max_connections": settings.redis_max_connections,
+        "timeout": timeout_s,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "retry": Retry(ExponentialWithJitterBackoff(cap=RETRY_CAP_S, base=RETRY_BASE_S), RETRIES),
+        "client_name": "groqchat",
+        # With RESP3 a connection that was closed while idle fails its first command.
+        "protocol": 2,
+    }
+
+
+_Opener = Callable[[str, Settings], AbstractAsyncContextManager[Redis]]
+_OPENERS: dict[str, _Opener] = {
+    "redis": _open_server,
+    "rediss": _open_server,
+    "unix": _open_server,
+    "embedded": _open_embedded,
+    "memory": _open_memory,
+}

@@ -1,0 +1,36 @@
+"""Every Redis key, and the one TTL rule: a session lives `ttl_s` after its last message."""
+
+from redis.asyncio.client import Pipeline
+
+SESSION_PREFIX = "chat:session:"
+SESSIONS_INDEX = "chat:sessions"
+
+# The score of a session whose key has no TTL, as another program may have left it.
+NEVER_EXPIRES = float("inf")
+
+
+def session_key(session_id: str) -> str:
+    """Return the key of a session's sorted set of messages."""
+    return SESSION_PREFIX + session_id
+
+
+def session_id_of(key: bytes) -> str:
+    """Return the session id in a session's key; undecodable bytes become U+FFFD."""
+    return key[len(SESSION_PREFIX) :].decode(errors="replace")
+
+
+def index_score(pttl_ms: int, now_s: float) -> float:
+    """Return when a session expires, in Unix seconds, from what PTTL answered for its key."""
+    return NEVER_EXPIRES if pttl_ms < 0 else now_s + pttl_ms / 1000
+
+
+def keep_alive(pipe: Pipeline, session_id: str, *, ttl_s: int, now_s: float) -> None:
+    """Add to `pipe` what lets a session live for another `ttl_s` seconds and be listed."""
+    pipe.expire(session_key(session_id), ttl_s)
+    pipe.zadd(SESSIONS_INDEX, {session_id: now_s + ttl_s})
+
+
+def forget(pipe: Pipeline, session_id: str) -> None:
+    """Add to `pipe` the removal of a session: its messages, its entry in the index."""
+    pipe.unlink(session_key(session_id))
+    pipe.zrem(SESSIONS_INDEX, session_id)

@@ -1,0 +1,179 @@
+"""A message, its id, and its form as a member of a session's sorted set."""
+
+import logging
+import random
+import re
+import time
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal, TypeAlias, get_args
+
+import orjson
+
+Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
+# A member of a sorted set with its score.
+Row: TypeAlias = tuple[bytes, float]
+
+ROLES: frozenset[str] = frozenset(get_args(Role))
+# 13 hexadecimal digits of microseconds since the epoch, 4 random ones.
+MESSAGE_ID = re.compile(r"[0-9a-f]{17}")
+MICROS_DIGITS = 13
+MICROS_PER_S = 1_000_000
+
+# Fields at these values are not stored; they are most of what is ever stored, and leaving
+# them out keeps a message within 200 bytes of memory. Part of the storage format: changing
+# one would change the meaning of messages written before.
+UNSTORED_MODEL = "openai/gpt-oss-20b"
+UNSTORED_FINISH_REASON = "stop"
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# The last second that 13 hexadecimal digits of microseconds can tell, in the year 2112.
+MAX_SCORE_S = 4_503_599_627.0
+
+log = logging.getLogger(__name__)
+
+
+class _Clock:
+    """Unix time in microseconds that never repeats within the process."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def micros(self) -> int:
+        self._last = max(time.time_ns() // 1000, self._last + 1)
+        return self._last
+
+
+_clock = _Clock()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message of a conversation; `tokens` is what its whole turn used."""
+
+    id: str
+    role: Role
+    content: str
+    model: str | None = None
+    tokens: int | None = None
+    finish_reason: str | None = None
+
+    @property
+    def score(self) -> float:
+        """Unix time in seconds, exact to the microsecond."""
+        return micros_of(self.id) / MICROS_PER_S
+
+    @property
+    def timestamp(self) -> str:
+        """ISO 8601 with microseconds and offset."""
+        return iso_time(micros_of(self.id))
+
+
+def new_message_id() -> str:
+    """Return an id that sorts behind every id this process made before."""
+    return _message_id(_clock.micros(), random.getrandbits(16))
+
+
+def _message_id(micros: int, suffix: int) -> str:
+    return f"{micros:013x}{suffix:04x}"
+
+
+def micros_of(message_id: str) -> int:
+    """Return the microseconds since the epoch that a message id begins with."""
+    return int(message_id[:MICROS_DIGITS], 16)
+
+
+def iso_time(micros: int) -> str:
+    """Return microseconds since the epoch as ISO 8601 with an explicit offset."""
+    return (EPOCH + timedelta(microseconds=micros)).isoformat(timespec="microseconds")
+
+
+def encode_member(message: Message) -> bytes:
+    """Return the sorted set member of a message: compact JSON that starts with its id."""
+    fields: dict[str, object] = {
+        "id": message.id,
+        "role": message.role,
+        "content": message.content,
+    }
+    if message.model != UNSTORED_MODEL:
+        fields["model"] = message.model
+    if message.tokens is not None:
+        fields["tokens"] = message.tokens
+    if message.finish_reason not in {None, UNSTORED_FINISH_REASON}:
+        fields["finish_reason"] = message.finish_reason
+    return orjson.dumps(fields)
+
+
+def decode_member(member: bytes, score: float) -> Message | None:
+    """Return the message of a member, whoever wrote it; None if it is none."""
+    try:
+        fields = orjson.loads(member)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(fields, dict) or not 0 <= score <= MAX_SCORE_S:
+        return None
+    role, content = fields.get("role"), fields.get("content")
+    if role not in ROLES or not isinstance(content, str):
+        return None
+    stored_id = fields.get("id")
+    ours = isinstance(stored_id, str) and bool(MESSAGE_ID.fullmatch(stored_id))
+    model = fields.get("model", UNSTORED_MODEL if ours else None)
+    tokens = fields.get("tokens")
+    finish_reason = fields.get("finish_reason")
+    if ours and finish_reason is None and role == "assistant":
+        finish_reason = UNSTORED_FINISH_REASON
+    return Message(
+        id=row_id((member, score)),
+        role=role,
+        content=content,
+        model=model if isinstance(model, str) else None,
+        tokens=tokens if isinstance(tokens, int) else None,
+        finish_reason=finish_reason if isinstance(finish_reason, str) else None,
+    )
+
+
+def decode_rows(rows: Iterable[Row], *, session_id: str) -> list[Message]:
+    """Return the messages of rows, leaving out with one warning those that are none."""
+    decoded = [decode_member(member, score) for member, score in rows]
+    messages = [message for message in decoded if message is not None]
+    if skipped := len(decoded) - len(messages):
+        log.warning("skipped %d corrupt member(s) of session %s", skipped, session_id)
+    return messages
+
+
+def row_id(row: Row) -> str:
+    """Return the id in a member of ours, or one made from its score and content."""
+    member = row[0]
+    head = member[7 : 7 + MICROS_DIGITS + 4].decode(errors="replace")
+    if member.startswith(b'{"id":"') and MESSAGE_ID.fullmatch(head):
+        return head
+    return _message_id(row_micros(row), zlib.crc32(member) & 0xFFFF)
+
+
+def row_micros(row: Row) -> int:
+    """Return the time of a row in microseconds, within what a message id can hold."""
+    return round(min(max(row[1], 0.0), MAX_SCORE_S) * MICROS_PER_S)
+
+
+def index_beyond(rows: Sequence[Row], message_id: str, *, forward: bool) -> int:
+    """Return where, in rows read onwards from a message's time, what lies beyond it begins.
+
+    Rows of one microsecond come in the order of their members, which is the order of the
+    ids that we made, but not of those derived for members that another program wrote: the
+    message itself is looked for first.
+    """
+    micros = micros_of(message_id)
+    beyond = 0
+    for index, row in enumerate(rows):
+        found = row_id(row)
+        if found == message_id:
+            return index + 1
+        at = row_micros(row)
+        before = found < message_id if forward else found > message_id
+        if (at < micros if forward else at > micros) or (at == micros and before):
+            beyond = index + 1
+        if at > micros if forward else at < micros:
+            break
+    return beyond

@@ -1,0 +1,37 @@
+"""Building the index of sessions from the sessions themselves."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from groqchat.models import is_session_id
+from groqchat.storage import keys
+from groqchat.storage.session_index import SessionIndex
+
+# Keys looked at in one step, so that the server serves others in between.
+SCAN_BATCH = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What one step did: sessions listed, and keys whose session ids the API cannot name."""
+
+    listed: int
+    unaddressable: int
+
+
+async def reindex(redis: Redis) -> AsyncIterator[Progress]:
+    """List every existing session, a bounded batch a step."""
+    index = SessionIndex(redis)
+    cursor = 0
+    while True:
+        cursor, found = await redis.scan(
+            cursor, match=f"{keys.SESSION_PREFIX}*", count=SCAN_BATCH, _type="ZSET"
+        )
+        ids = [keys.session_id_of(key) for key in found if isinstance(key, bytes)]
+        addressable = [session_id for session_id in ids if is_session_id(session_id)]
+        listed = await index.add_existing(addressable) if addressable else 0
+        yield Progress(listed=listed, unaddressable=len(ids) - len(addressable))
+        if cursor == 0:
+            return

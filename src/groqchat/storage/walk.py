@@ -1,0 +1,32 @@
+"""Reading a sorted set onwards from one of its members, without OFFSET."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+# Members that may share the score of the one a read goes on from, before it is read again
+# with more room: clocks of microseconds hardly ever meet.
+TIES = 8
+# An import may give thousands of members one score. Past this many, none is looked for.
+MAX_TIES = 65_536
+
+
+async def items_beyond(
+    fetch: Callable[[int], Awaitable[Sequence[Item]]],
+    begin: Callable[[Sequence[Item]], int],
+    *,
+    want: int,
+) -> Sequence[Item]:
+    """Return up to `want` items beyond a member.
+
+    `fetch(count)` reads at most `count` items from the member's score on, `begin` tells
+    where in them those beyond the member begin.
+    """
+    room = TIES
+    while True:
+        items = await fetch(want + room)
+        beyond = items[begin(items) :]
+        if len(beyond) >= want or len(items) < want + room or room >= MAX_TIES:
+            return beyond[:want]
+        room *= 8
