@@ -48,7 +48,13 @@ SessionId = Annotated[str, StringConstraints(pattern=SESSION_ID_PATTERN)]
 MessageId = Annotated[str, StringConstraints(pattern=MESSAGE_ID_PATTERN)]
 SessionCursor = Annotated[str, StringConstraints(pattern=SESSION_CURSOR_PATTERN)]
 ModelName = Annotated[str, StringConstraints(pattern=MODEL_PATTERN)]
-Text = Annotated[str, AfterValidator(_has_text), AfterValidator(_is_not_too_long)]
+Text = Annotated[
+    str,
+    # Only a constrained string is checked for lone surrogates.
+    StringConstraints(min_length=1),
+    AfterValidator(_has_text),
+    AfterValidator(_is_not_too_long),
+]
 
 
 class _Request(BaseModel):

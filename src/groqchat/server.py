@@ -17,8 +17,9 @@ from groqchat.settings import Settings
 
 # Bursts of a few thousand clients connect at once.
 BACKLOG = 4096
-# Every character of a message in a query string may take twelve bytes, escaped.
+# A message and a system prompt in a query string, every character escaped, and the rest.
 ESCAPED_BYTES_PER_CHAR = 12
+OTHER_QUERY_BYTES = 8192
 # Turns have ended by then; what remains is to write out their answers.
 CLOSE_TIMEOUT_S = 3.0
 
@@ -67,18 +68,24 @@ def _with_protocol(server: web.Server) -> Callable[[], web.RequestHandler]:
     return make
 
 
+def create_runner(settings: Settings) -> web.AppRunner:
+    """Return what runs the application; nothing is opened before its setup."""
+    return _Runner(
+        create_app(settings),
+        access_log=logging.getLogger("aiohttp.access") if settings.access_log else None,
+        handler_cancellation=False,
+        max_line_size=2 * settings.chat_max_message_chars * ESCAPED_BYTES_PER_CHAR
+        + OTHER_QUERY_BYTES,
+        shutdown_timeout=CLOSE_TIMEOUT_S,
+    )
+
+
 async def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM, then let turns end and close everything."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    runner = _Runner(
-        create_app(settings),
-        access_log=logging.getLogger("aiohttp.access") if settings.access_log else None,
-        handler_cancellation=False,
-        max_line_size=settings.chat_max_message_chars * ESCAPED_BYTES_PER_CHAR,
-        shutdown_timeout=CLOSE_TIMEOUT_S,
-    )
+    runner = create_runner(settings)
     log.info("groqchat %s is starting", __version__)
     try:
         await runner.setup()

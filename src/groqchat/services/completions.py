@@ -143,7 +143,7 @@ class Completions:
         )
 
 
-_backoff = wait_exponential_jitter(initial=RETRY_BASE_S, max=RETRY_CAP_S, jitter=RETRY_BASE_S)
+_backoff = wait_exponential_jitter(multiplier=RETRY_BASE_S, max=RETRY_CAP_S, jitter=RETRY_BASE_S)
 
 
 def _wait_s(state: RetryCallState) -> float:

@@ -219,7 +219,11 @@ class RedisChatService:
             rows: Sequence[Row] = await fetch(want)
         else:
             rows = await items_beyond(
-                fetch, lambda rows: index_beyond(rows, cursor, forward=forward), want=want
+                fetch,
+                lambda rows, complete: index_beyond(
+                    rows, cursor, forward=forward, complete=complete
+                ),
+                want=want,
             )
         return _Chunk(rows=rows, count=size, last=last)
 

@@ -115,7 +115,7 @@ def decode_member(member: bytes, score: float) -> Message | None:
     if not isinstance(fields, dict) or not 0 <= score <= MAX_SCORE_S:
         return None
     role, content = fields.get("role"), fields.get("content")
-    if role not in ROLES or not isinstance(content, str):
+    if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
         return None
     stored_id = fields.get("id")
     ours = isinstance(stored_id, str) and bool(MESSAGE_ID.fullmatch(stored_id))
@@ -157,23 +157,22 @@ def row_micros(row: Row) -> int:
     return round(min(max(row[1], 0.0), MAX_SCORE_S) * MICROS_PER_S)
 
 
-def index_beyond(rows: Sequence[Row], message_id: str, *, forward: bool) -> int:
+def index_beyond(rows: Sequence[Row], message_id: str, *, forward: bool, complete: bool) -> int:
     """Return where, in rows read onwards from a message's time, what lies beyond it begins.
 
-    Rows of one microsecond come in the order of their members, which is the order of the
-    ids that we made, but not of those derived for members that another program wrote: the
-    message itself is looked for first.
+    Rows of one microsecond come in the order of their members. That is the order of the ids
+    we made, but not of those derived for members of another program: so the message itself
+    is looked for first. `complete` says that no further rows follow.
     """
+    ids = [row_id(row) for row in rows]
+    if message_id in ids:
+        return ids.index(message_id) + 1
     micros = micros_of(message_id)
-    beyond = 0
-    for index, row in enumerate(rows):
-        found = row_id(row)
-        if found == message_id:
-            return index + 1
-        at = row_micros(row)
-        before = found < message_id if forward else found > message_id
-        if (at < micros if forward else at > micros) or (at == micros and before):
-            beyond = index + 1
-        if at > micros if forward else at < micros:
-            break
-    return beyond
+    same_time = [at for at in map(row_micros, rows) if (at <= micros if forward else at >= micros)]
+    if len(same_time) == len(rows) and not complete:
+        # The message may still come.
+        return len(rows)
+    # It is gone; what it would stand behind is told by the ids.
+    return sum(
+        found < message_id if forward else found > message_id for found in ids[: len(same_time)]
+    )

@@ -138,7 +138,7 @@ class SessionIndex:
             total, rows = await self._pipelined(commands)
             return list(rows)
 
-        def begin(rows: Sequence[Row]) -> int:
+        def begin(rows: Sequence[Row], _complete: bool) -> int:  # noqa: FBT001 - given by place
             return sum(not _lies_beyond(row, cursor, ascending=ascending) for row in rows)
 
         return await items_beyond(fetch, begin, want=want), total

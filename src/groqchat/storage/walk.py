@@ -14,19 +14,21 @@ MAX_TIES = 65_536
 
 async def items_beyond(
     fetch: Callable[[int], Awaitable[Sequence[Item]]],
-    begin: Callable[[Sequence[Item]], int],
+    begin: Callable[[Sequence[Item], bool], int],
     *,
     want: int,
 ) -> Sequence[Item]:
     """Return up to `want` items beyond a member.
 
-    `fetch(count)` reads at most `count` items from the member's score on, `begin` tells
-    where in them those beyond the member begin.
+    `fetch(count)` reads at most `count` items from the member's score on. `begin(items,
+    complete)` tells where in them those beyond the member begin, or len(items) where they do
+    not; `complete` says that there is no more to read.
     """
     room = TIES
     while True:
         items = await fetch(want + room)
-        beyond = items[begin(items) :]
-        if len(beyond) >= want or len(items) < want + room or room >= MAX_TIES:
+        complete = len(items) < want + room or room >= MAX_TIES
+        beyond = items[begin(items, complete) :]
+        if len(beyond) >= want or complete:
             return beyond[:want]
         room *= 8

@@ -1,0 +1,118 @@
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
+from fakeredis import FakeAsyncRedis
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from groqchat.server import create_runner
+from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.settings import Settings
+from tests.support.groq import FakeGroq
+from tests.support.redis_servers import RedisServer, server_binaries
+
+Serve = Callable[..., Awaitable[ClientSession]]
+
+TTL_S = 86400
+_databases = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the settings of whoever runs the tests out of them."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setitem(Settings.model_config, "env_file", None)
+
+
+@pytest.fixture(scope="session")
+def real_servers() -> Iterator[dict[str, RedisServer]]:
+    """One server of each kind, which no test stops."""
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(RedisServer(binary))
+            for name, binary in server_binaries().items()
+        }
+
+
+@pytest.fixture
+def own_redis_server() -> Iterator[RedisServer]:
+    """A real server to do harm to."""
+    with RedisServer(server_binaries()["valkey"]) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(real_servers: dict[str, RedisServer]) -> str:
+    """The URL of an empty database on a real server."""
+    return real_servers["valkey"].url(next(_databases))
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A client of the database that `redis_url` names."""
+    async with Redis.from_url(redis_url, protocol=2) as client:
+        yield client
+
+
+@pytest.fixture(params=["fakeredis", *server_binaries()])
+async def any_redis(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
+    """An empty database on each kind of server that the store suite runs against."""
+    if request.param == "fakeredis":
+        async with FakeAsyncRedis() as fake:
+            yield fake
+        return
+    servers: dict[str, RedisServer] = request.getfixturevalue("real_servers")
+    url = servers[request.param].url(next(_databases))
+    async with Redis.from_url(url, protocol=2) as client:
+        yield client
+
+
+@pytest.fixture
+def store(any_redis: Redis) -> RedisChatService:
+    """The history store over each kind of server."""
+    return RedisChatService(any_redis, ttl_s=TTL_S, timeout_s=5)
+
+
+@pytest.fixture
+async def groq() -> AsyncIterator[FakeGroq]:
+    """Groq's stand-in on a real socket."""
+    fake = FakeGroq()
+    async with TestServer(fake.app()) as server:
+        fake.url = str(server.make_url("/")).rstrip("/")
+        yield fake
+
+
+@pytest.fixture
+async def serve(redis_url: str, groq: FakeGroq) -> AsyncIterator[Serve]:
+    """Start the whole service with settings of the test's own; gives a client of it."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**changes: Any) -> ClientSession:
+            settings = Settings(
+                **{
+                    "redis_url": SecretStr(redis_url),
+                    "groq_base_url": groq.url,
+                    "groq_api_key": SecretStr("gsk_test"),
+                    **changes,
+                }
+            )
+            runner = create_runner(settings)
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            host, port = runner.addresses[0][:2]
+            return await stack.enter_async_context(ClientSession(f"http://{host}:{port}"))
+
+        yield start
+
+
+@pytest.fixture
+async def api(serve: Serve) -> ClientSession:
+    """A client of the service as it is by default."""
+    return await serve()

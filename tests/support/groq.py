@@ -1,0 +1,45 @@
+"""Groq's stand-in for a test, with a memory of what it was asked."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from groqchat.offline.options import OfflineOptions
+from groqchat.offline.server import create_offline_app
+
+
+@dataclass
+class FakeGroq:
+    """`options` decide how it behaves, `asked` holds the bodies of the completions asked for."""
+
+    options: OfflineOptions = field(default_factory=OfflineOptions)
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    url: str = ""
+    before: Callable[[], Awaitable[None]] | None = None
+
+    def app(self) -> web.Application:
+        app = create_offline_app(self.options)
+        app.middlewares.append(self._remember)
+        return app
+
+    @property
+    def conversations(self) -> list[list[tuple[str, str]]]:
+        """What each completion was given: role and content of every message."""
+        return [
+            [(message["role"], message["content"]) for message in body["messages"]]
+            for body in self.asked
+        ]
+
+    @web.middleware
+    async def _remember(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.method == "POST":
+            self.asked.append(orjson.loads(await request.read()))
+            self.headers.append(dict(request.headers))
+        if self.before is not None:
+            await self.before()
+        return await handler(request)

@@ -1,0 +1,297 @@
+"""Whatever is wrong with a request: the one error shape, the right status, nothing stored."""
+
+import asyncio
+import json
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from aiohttp import ClientSession
+from redis.asyncio import Redis
+
+from tests.conftest import Serve
+from tests.support.api import BASE, assert_error
+from tests.support.groq import FakeGroq
+
+JSON = {"Content-Type": "application/json"}
+CHAT = f"{BASE}/chat"
+
+
+@pytest.fixture
+async def untouched(api: ClientSession, redis: Redis, groq: FakeGroq) -> Any:
+    """Check afterwards that nothing was stored or asked, and that the service lives on."""
+    yield
+    assert await redis.dbsize() == 0
+    assert groq.asked == []
+    async with api.post(CHAT, json={"message": "still there?"}) as response:
+        assert response.status == 200
+
+
+FIELDS: list[tuple[dict[str, Any], str]] = [
+    ({}, "message"),
+    ({"message": None}, "message"),
+    ({"message": 5}, "message"),
+    ({"message": ["a"]}, "message"),
+    ({"message": ""}, "message"),
+    ({"message": " \n\t\u2003"}, "message"),
+    ({"message": "x" * 100_001}, "message"),
+    ({"message": "a", "model": ""}, "model"),
+    ({"message": "a", "model": "no spaces"}, "model"),
+    ({"message": "a", "model": "m" * 129}, "model"),
+    ({"message": "a", "model": "model\n"}, "model"),
+    ({"message": "a", "session_id": ""}, "session_id"),
+    ({"message": "a", "session_id": "-starts-badly"}, "session_id"),
+    ({"message": "a", "session_id": "has space"}, "session_id"),
+    ({"message": "a", "session_id": "ü"}, "session_id"),
+    ({"message": "a", "session_id": "s" * 129}, "session_id"),
+    ({"message": "a", "session_id": 7}, "session_id"),
+    ({"message": "a", "system_prompt": ""}, "system_prompt"),
+    ({"message": "a", "system_prompt": "x" * 100_001}, "system_prompt"),
+    ({"message": "a", "temperature": -0.1}, "temperature"),
+    ({"message": "a", "temperature": 2.1}, "temperature"),
+    ({"message": "a", "temperature": "0.5"}, "temperature"),
+    ({"message": "a", "temperature": True}, "temperature"),
+    ({"message": "a", "top_p": 1.1}, "top_p"),
+    ({"message": "a", "max_completion_tokens": 0}, "max_completion_tokens"),
+    ({"message": "a", "max_completion_tokens": 1.5}, "max_completion_tokens"),
+    ({"message": "a", "max_completion_tokens": 10**30}, "max_completion_tokens"),
+    ({"message": "a", "context": -1}, "context"),
+    ({"message": "a", "context": 1001}, "context"),
+    ({"message": "a", "colour": "red"}, "colour"),
+]
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(("body", "param"), FIELDS)
+async def test_a_wrong_field_is_named(api: ClientSession, body: Any, param: str) -> None:
+    error = await assert_error(await api.post(CHAT, json=body), 422, "invalid_field", param=param)
+    assert [detail["param"] for detail in error["details"]] == [param]
+
+
+@pytest.mark.usefixtures("untouched")
+async def test_all_wrong_fields_are_named_and_no_value_is_repeated(api: ClientSession) -> None:
+    body = {"message": " ", "temperature": 77.125, "secret-plan": "do not repeat"}
+    response = await api.post(CHAT, json=body)
+
+    error = await assert_error(response, 422, "invalid_field", param="message")
+    assert {detail["param"] for detail in error["details"]} == set(body)
+    text = await response.text()
+    assert "do not repeat" not in text
+    assert "77.125" not in text
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"message": "a"',
+        b"message=a",
+        b'{"message": "\xff"}',
+        b"[" * 100_000,
+        b'{"message": "a", "context": ' + b"9" * 5000 + b"}",
+        b'\xef\xbb\xbf{"message": "a"}',
+    ],
+)
+async def test_malformed_json_is_a_400(api: ClientSession, body: bytes) -> None:
+    await assert_error(await api.post(CHAT, data=body, headers=JSON), 400, "malformed_json")
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"message": "half \\ud83d"}', "message"),
+        (b'{"message": "a", "session_id": "\\udc00"}', "session_id"),
+        (b'{"message": "a", "temperature": NaN}', "temperature"),
+        (b'{"message": "a", "temperature": 1e999}', "temperature"),
+    ],
+)
+async def test_json_that_no_field_can_hold_is_a_422(
+    api: ClientSession, body: bytes, param: str
+) -> None:
+    response = await api.post(CHAT, data=body, headers=JSON)
+    await assert_error(response, 422, "invalid_field", param=param)
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("name", ["\\ud800", "x" * 10_000])
+async def test_an_unprintable_field_name_does_no_harm(api: ClientSession, name: str) -> None:
+    body = f'{{"message": "a", "{name}": 1}}'.encode()
+    response = await api.post(CHAT, data=body, headers=JSON)
+    assert response.status in {400, 422}
+    assert len(await response.read()) < 1000
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("value", ["[]", '"text"', "5", "null", "true"])
+async def test_json_that_is_no_object_is_a_422(api: ClientSession, value: str) -> None:
+    response = await api.post(CHAT, data=value, headers=JSON)
+    await assert_error(response, 422, "invalid_field")
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/json; charset=latin-1",
+        "application/octet-stream",
+        "multipart/form-data; boundary=x",
+        "nonsense",
+    ],
+)
+async def test_another_content_type_is_a_415(api: ClientSession, content_type: str) -> None:
+    body = json.dumps({"message": "a"}).encode()
+    response = await api.post(CHAT, data=body, headers={"Content-Type": content_type})
+    await assert_error(response, 415, "unsupported_media_type")
+
+
+@pytest.mark.usefixtures("untouched")
+async def test_no_content_type_is_a_415(api: ClientSession) -> None:
+    response = await api.post(CHAT, data=b"{}", skip_auto_headers=["Content-Type"])
+    await assert_error(response, 415, "unsupported_media_type")
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_over_the_limit_is_a_413(serve: Serve, chunked: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    api = await serve(max_body_bytes=1024)
+    body = json.dumps({"message": "x" * 5000}).encode()
+
+    async def pieces() -> Any:
+        yield body
+
+    response = await api.post(CHAT, data=pieces() if chunked else body, headers=JSON)
+    await assert_error(response, 413, "body_too_large")
+
+
+QUERIES = [
+    ("", "message"),
+    ("message=", "message"),
+    ("message=%20", "message"),
+    ("message=a&temperature=warm", "temperature"),
+    ("message=a&temperature=nan", "temperature"),
+    ("message=a&temperature=3", "temperature"),
+    ("message=a&context=1.5", "context"),
+    ("message=a&context=", "context"),
+    ("message=a&session_id=a%2Fb", "session_id"),
+    ("message=a&colour=red", "colour"),
+    ("message=a&message=b", "message"),
+    ("message=%FF", None),
+    ("&".join(f"f{number}=1" for number in range(200)), None),
+]
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(("query", "param"), QUERIES)
+async def test_a_wrong_query_value_is_named(
+    api: ClientSession, query: str, param: str | None
+) -> None:
+    response = await _post_raw(api, f"{BASE}/simple-chat?{query}")
+    if param is None:
+        assert response == (400, "malformed_query", None)
+    else:
+        assert response == (422, "invalid_field", param)
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [
+        ("history/has%20space", "session_id"),
+        ("history/a%2Fb", "session_id"),
+        ("history/%00", "session_id"),
+        (f"history/{'s' * 129}", "session_id"),
+        ("history/s?limit=0", "limit"),
+        ("history/s?limit=1001", "limit"),
+        ("history/s?limit=ten", "limit"),
+        ("history/s?order=up", "order"),
+        ("history/s?after=xyz", "after"),
+        ("history/s?before=660DFF5B917F6C5DE", "before"),
+        ("history/s?offset=3", "offset"),
+        ("sessions?limit=-1", "limit"),
+        ("sessions?after=nobody", "after"),
+        ("sessions?before=nobody", "before"),
+        ("sessions?after=a@warm", "after"),
+        ("sessions?after=a@nan", "after"),
+        ("sessions/has%20space", "session_id"),
+    ],
+)
+async def test_a_wrong_path_or_page_is_named(api: ClientSession, path: str, param: str) -> None:
+    await assert_error(await api.get(f"{BASE}/{path}"), 422, "invalid_field", param=param)
+
+
+async def test_after_and_before_exclude_each_other(api: ClientSession) -> None:
+    query = "after=660dff5b917f6c5de&before=660dff5b917f6c5de"
+    await assert_error(await api.get(f"{BASE}/history/s?{query}"), 422, "invalid_field")
+    await assert_error(await api.get(f"{BASE}/sessions?after=a&before=b"), 422, "invalid_field")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", f"{BASE}/chat", {"POST"}),
+        ("PUT", f"{BASE}/chat", {"POST"}),
+        ("GET", f"{BASE}/simple-chat", {"POST"}),
+        ("POST", f"{BASE}/history/s", {"DELETE", "GET", "HEAD"}),
+        ("DELETE", f"{BASE}/sessions", {"GET", "HEAD"}),
+        ("POST", "/healthz", {"GET", "HEAD"}),
+        ("OPTIONS", f"{BASE}/chat", {"POST"}),
+    ],
+)
+async def test_a_wrong_method_is_a_405_that_names_the_right_ones(
+    api: ClientSession, method: str, path: str, allowed: set[str]
+) -> None:
+    response = await api.request(method, path)
+    await assert_error(response, 405, "method_not_allowed")
+    assert set(response.headers["Allow"].split(",")) == allowed
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/nope", BASE, f"{BASE}/chat/", f"{BASE}/history", f"{BASE}/history/a/b"]
+)
+async def test_an_unknown_path_is_a_404(api: ClientSession, path: str) -> None:
+    await assert_error(await api.get(path), 404, "not_found")
+
+
+@pytest.mark.parametrize(
+    "request_text", ["NONSENSE\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "GET /\x00 HTTP/1.1\r\n\r\n"]
+)
+async def test_what_is_not_http_gets_the_same_error_shape(
+    api: ClientSession, request_text: str
+) -> None:
+    head, body = await _raw(api, request_text)
+
+    assert head.startswith("HTTP/1.0 400 Bad Request")
+    error = json.loads(body)["error"]
+    assert (error["code"], error["type"]) == ("bad_request", "invalid_request_error")
+    assert f"X-Request-ID: {error['request_id']}" in head
+
+
+async def test_a_query_of_a_message_of_the_greatest_length_is_answered(
+    api: ClientSession,
+) -> None:
+    response = await _post_raw(api, f"{BASE}/simple-chat?message={'%F0%9F%98%80' * 100_000}")
+    assert response == (200, None, None)
+
+
+async def _post_raw(api: ClientSession, target: str) -> tuple[int, str | None, str | None]:
+    """Send a target as it is, without a client's tidying up."""
+    head, body = await _raw(
+        api, f"POST {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    )
+    error = json.loads(body).get("error", {})
+    return int(head.split(" ")[1]), error.get("code"), error.get("param")
+
+
+async def _raw(api: ClientSession, text: str) -> tuple[str, str]:
+    address = urlsplit(str(api._base_url))  # noqa: SLF001 - the client does not tell it otherwise
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(text.encode())
+    head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    return head, body

@@ -1,0 +1,181 @@
+"""Groq's failures as clients see them, retries, deadlines, redaction."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import groq as groq_sdk
+import httpx
+import pytest
+from aiohttp import ClientResponse, ClientSession
+
+from groqchat.errors import CompletionError, CompletionUnavailable
+from groqchat.offline.options import Failure
+from groqchat.services.groq_errors import BY_CLASS, completion_error
+from tests.conftest import Serve
+from tests.support.api import BASE, assert_error
+from tests.support.groq import FakeGroq
+
+EXPECTED: dict[Failure, tuple[int, str, str | None]] = {
+    "400": (400, "completion_rejected", None),
+    "401": (502, "completion_unavailable", None),
+    "403": (502, "completion_unavailable", None),
+    "404": (422, "unknown_model", "model"),
+    "408": (504, "completion_timeout", None),
+    "409": (502, "completion_unavailable", None),
+    "413": (413, "prompt_too_large", None),
+    "422": (400, "completion_rejected", None),
+    "429": (429, "rate_limited", None),
+    "498": (503, "completion_overloaded", None),
+    "499": (502, "completion_unavailable", None),
+    "500": (502, "completion_unavailable", None),
+    "502": (502, "completion_unavailable", None),
+    "503": (503, "completion_overloaded", None),
+    "504": (504, "completion_timeout", None),
+    "drop": (502, "completion_unavailable", None),
+    "hang": (504, "completion_timeout", None),
+    "garbage": (502, "completion_unavailable", None),
+    "empty": (502, "completion_unavailable", None),
+}
+
+
+async def ask(api: ClientSession) -> ClientResponse:
+    return await api.post(f"{BASE}/chat", json={"message": "Hello", "session_id": "s"})
+
+
+def test_every_failure_of_the_stand_in_is_expected() -> None:
+    assert set(EXPECTED) == set(get_args(Failure)) - {"surrogate"}
+
+
+@pytest.mark.parametrize("failure", EXPECTED)
+async def test_each_failure_of_groq_has_its_status(
+    serve: Serve, groq: FakeGroq, failure: Failure
+) -> None:
+    groq.options.fail = failure
+    api = await serve(groq_max_retries=0, groq_timeout_s=0.5)
+    status, code, param = EXPECTED[failure]
+
+    error = await assert_error(await ask(api), status, code, param=param)
+
+    if status >= 500:
+        assert "key" not in error["message"].lower()
+
+
+def sdk_errors() -> Iterator[type[groq_sdk.GroqError]]:
+    """Every exception class of the SDK, however deep."""
+    pending = [groq_sdk.GroqError]
+    while pending:
+        kind = pending.pop()
+        yield kind
+        pending += kind.__subclasses__()
+
+
+def make_error(kind: type[groq_sdk.GroqError]) -> groq_sdk.GroqError:
+    request = httpx.Request("POST", "http://groq.test")
+    status = getattr(kind, "status_code", 500)
+    response = httpx.Response(status if isinstance(status, int) else 500, request=request)
+    known: dict[str, Any] = {
+        "message": "text",
+        "request": request,
+        "response": response,
+        "body": None,
+    }
+    parameters = [] if kind is groq_sdk.GroqError else list(inspect.signature(kind).parameters)
+    return kind(**{name: known[name] for name in parameters if name in known})
+
+
+def test_every_public_exception_of_the_sdk_is_mapped_by_name() -> None:
+    public = {
+        value
+        for value in list(vars(groq_sdk).values())
+        if isinstance(value, type) and issubclass(value, groq_sdk.GroqError)
+    }
+    assert public == set(BY_CLASS)
+
+
+@pytest.mark.parametrize("kind", list(sdk_errors()), ids=lambda kind: kind.__name__)
+def test_every_exception_of_the_sdk_becomes_one_of_ours(kind: type[groq_sdk.GroqError]) -> None:
+    mapped = completion_error(make_error(kind))
+    assert isinstance(mapped, CompletionError)
+    assert type(mapped) is not CompletionError
+
+
+def test_an_exception_that_a_later_sdk_adds_is_still_one_of_ours() -> None:
+    class TeapotError(groq_sdk.APIStatusError):
+        pass
+
+    assert type(completion_error(make_error(TeapotError))) is CompletionUnavailable
+
+
+async def test_a_passing_failure_is_retried(serve: Serve, groq: FakeGroq) -> None:
+    groq.options.fail, groq.options.fail_times = "500", 2
+    groq.options.retry_after_s = 0
+    api = await serve(groq_max_retries=2)
+
+    assert (await ask(api)).status == 200
+    assert len(groq.asked) == 3
+
+
+@pytest.mark.parametrize("failure", ["400", "401", "404", "413", "422"])
+async def test_a_lasting_failure_is_not_retried(
+    api: ClientSession, groq: FakeGroq, failure: Failure
+) -> None:
+    groq.options.fail = failure
+    assert (await ask(api)).status >= 400
+    assert len(groq.asked) == 1
+
+
+async def test_retries_are_bounded(serve: Serve, groq: FakeGroq) -> None:
+    groq.options.fail, groq.options.retry_after_s = "503", 0
+    api = await serve(groq_max_retries=3)
+
+    await assert_error(await ask(api), 503, "completion_overloaded")
+    assert len(groq.asked) == 4
+
+
+async def test_a_long_retry_after_is_passed_on_at_once(api: ClientSession, groq: FakeGroq) -> None:
+    groq.options.fail, groq.options.retry_after_s = "429", 59.2
+    started = time.monotonic()
+    response = await ask(api)
+
+    error = await assert_error(response, 429, "rate_limited")
+    assert response.headers["Retry-After"] == "60"
+    assert len(groq.asked) == 1
+    assert time.monotonic() - started < 30
+    assert "org_***" in error["message"]
+    assert "org_01" not in await response.text()
+
+
+async def test_a_retry_that_would_end_after_the_deadline_is_not_begun(
+    serve: Serve, groq: FakeGroq
+) -> None:
+    groq.options.fail, groq.options.retry_after_s = "429", 4
+    api = await serve(groq_timeout_s=2)
+
+    await assert_error(await ask(api), 429, "rate_limited")
+    assert len(groq.asked) == 1
+
+
+async def test_a_slow_model_ends_at_the_deadline(serve: Serve, groq: FakeGroq) -> None:
+    groq.options.latency_ms = 60_000
+    api = await serve(groq_timeout_s=0.3)
+
+    async with asyncio.timeout(20):
+        await assert_error(await ask(api), 504, "completion_timeout")
+
+
+async def test_the_detail_is_logged_with_the_request_id_and_without_prompt_or_key(
+    serve: Serve, groq: FakeGroq, caplog: pytest.LogCaptureFixture
+) -> None:
+    groq.options.fail = "401"
+    api = await serve(groq_max_retries=0)
+    response = await api.post(
+        f"{BASE}/chat", json={"message": "my-secret"}, headers={"X-Request-ID": "trace-7"}
+    )
+
+    assert response.status == 502
+    assert "AuthenticationError 401: Invalid API Key" in caplog.text
+    assert "my-secret" not in caplog.text
+    assert "gsk_test" not in caplog.text
