@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -182,9 +181,9 @@ async def test_corrupt_members_are_skipped_with_one_warning(
 
 
 @pytest.fixture
-async def dead_groq(serve: Serve) -> AsyncIterator[ClientSession]:
+async def dead_groq(serve: Serve) -> ClientSession:
     """The service where nothing answers at Groq's address."""
-    yield await serve(groq_base_url="http://127.0.0.1:9", groq_max_retries=0)
+    return await serve(groq_base_url="http://127.0.0.1:9", groq_max_retries=0)
 
 
 async def test_the_question_stays_saved_when_groq_is_away(dead_groq: ClientSession) -> None:

@@ -1,7 +1,6 @@
 """Any sequence of saves, reads, deletes and expiries matches a plain model in memory."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -84,7 +83,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(session=SESSIONS)
     def expire(self, session: str) -> None:
-        self.loop.run(self.redis.pexpireat(f"chat:session:{session}", 1))
+        self.loop.run(self._expire(session))
         self._drop(session)
 
     @rule(session=SESSIONS, limit=st.integers(1, 7), oldest_first=st.booleans())
@@ -105,7 +104,7 @@ class StoreMachine(RuleBasedStateMachine):
         kept = self.sessions[session]
         place = data.draw(st.integers(0, len(kept) - 1))
         cursor = {"after" if forward else "before": kept[place].id}
-        page = self.loop.run(self.store.get_session_history(session, limit=limit, **cursor))  # type: ignore[arg-type] # mypy sees str for every keyword
+        page = self.loop.run(self.store.get_session_history(session, limit=limit, **cursor))
         rest = kept[place + 1 :] if forward else kept[:place]
         assert page.messages == (rest[:limit] if forward else rest[-limit:])
         assert page.has_more == (len(rest) > limit)
@@ -133,6 +132,9 @@ class StoreMachine(RuleBasedStateMachine):
         for session, kept in self.sessions.items():
             assert self.loop.run(self.store.get_session_size(session)) == len(kept)
 
+    async def _expire(self, session: str) -> None:
+        await self.redis.pexpireat(f"chat:session:{session}", 1)
+
     def _touch(self, session: str) -> None:
         self.order = [*(name for name in self.order if name != session), session]
 
@@ -142,9 +144,9 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def machine(real_servers: dict[str, RedisServer]) -> Iterator[type[StoreMachine]]:
+def machine(real_servers: dict[str, RedisServer]) -> type[StoreMachine]:
     StoreMachine.server = real_servers["valkey"]
-    yield StoreMachine
+    return StoreMachine
 
 
 def test_the_store_behaves_as_a_plain_dictionary_of_lists(machine: type[StoreMachine]) -> None:

@@ -173,9 +173,11 @@ class Settings(BaseSettings):
         if self.redis_url is None:
             return f"{self.redis_host}:{self.redis_port}"
         url = self.redis_url.get_secret_value()
-        if not url.startswith(("redis:", "rediss:")):
-            return url.split("?")[0]
         parts = urlsplit(url)
+        if parts.scheme == "unix":
+            return f"unix://{parts.path}"
+        if parts.scheme not in {"redis", "rediss"}:
+            return url
         return f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
 
     def with_local_defaults(self) -> Self:

@@ -66,6 +66,7 @@ class EmbeddedServer:
         self._lock: IO[str] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
 
     @property
     def pid(self) -> int:
@@ -91,10 +92,10 @@ class EmbeddedServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # Not cancelled: a server in the middle of its start would be lost sight of.
+        self._stopping.set()
         if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+            await self._keeper
         await self._stop()
 
     @property
@@ -160,21 +161,24 @@ class EmbeddedServer:
     async def _start(self) -> None:
         self.socket.unlink(missing_ok=True)
         arguments = [part for name, value in self._options.items() for part in (f"--{name}", value)]
-        with self._server_lock_path.open("a") as lock:
+        # What the server finds wrong with its options it says before it opens its log.
+        with self._server_lock_path.open("a") as lock, self._log_path.open("ab") as output:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # A session of its own: Ctrl-C is for the service, which still has messages to save.
             self._process = await asyncio.create_subprocess_exec(
                 _binary(),
                 *arguments,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
                 pass_fds=[lock.fileno()],
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         async with Redis(unix_socket_path=str(self.socket), protocol=2) as client:
             while not await _answers(client):
+                if self._stopping.is_set():
+                    return
                 if self._process.returncode is not None or time.monotonic() > deadline:
                     raise ConfigurationError(
                         f"the embedded server did not start; {self._log_path} ends with:\n"
@@ -186,18 +190,32 @@ class EmbeddedServer:
         """Start the server again whenever it dies, waiting longer each time in a row."""
         wait_s = RESTART_MIN_S
         while True:
-            assert self._process is not None  # noqa: S101 - started before this task
             started = time.monotonic()
-            code = await self._process.wait()
+            if await self._stops_before_the_server():
+                return
             if time.monotonic() - started > RESTART_MAX_S:
                 wait_s = RESTART_MIN_S
-            log.error("the embedded server ended (%d); starting it in %.1f s", code, wait_s)
-            await asyncio.sleep(wait_s)
+            log.error("the embedded server ended; starting it again in %.1f s", wait_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), wait_s)
+                return
             wait_s = min(wait_s * 2, RESTART_MAX_S)
             try:
                 await self._start()
             except ConfigurationError as error:
                 log.error("%s", error)  # noqa: TRY400 - the server's own log says why
+
+    async def _stops_before_the_server(self) -> bool:
+        """Wait for the end of the service or of the server; tell whether the service's came."""
+        assert self._process is not None  # noqa: S101 - started before the keeper
+        ends = [
+            asyncio.create_task(self._process.wait()),
+            asyncio.create_task(self._stopping.wait()),
+        ]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+        return self._stopping.is_set()
 
     async def _stop(self) -> None:
         process = self._process

@@ -5,7 +5,7 @@ import random
 import re
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeAlias, get_args
@@ -16,7 +16,7 @@ Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 # A member of a sorted set with its score.
 Row: TypeAlias = tuple[bytes, float]
 
-ROLES: frozenset[str] = frozenset(get_args(Role))
+ROLES: Mapping[str, Role] = {role: role for role in get_args(Role)}
 # 13 hexadecimal digits of microseconds since the epoch, 4 random ones.
 MESSAGE_ID = re.compile(r"[0-9a-f]{17}")
 MICROS_DIGITS = 13
@@ -114,8 +114,9 @@ def decode_member(member: bytes, score: float) -> Message | None:
         return None
     if not isinstance(fields, dict) or not 0 <= score <= MAX_SCORE_S:
         return None
-    role, content = fields.get("role"), fields.get("content")
-    if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
+    named_role, content = fields.get("role"), fields.get("content")
+    role = ROLES.get(named_role) if isinstance(named_role, str) else None
+    if role is None or not isinstance(content, str):
         return None
     stored_id = fields.get("id")
     ours = isinstance(stored_id, str) and bool(MESSAGE_ID.fullmatch(stored_id))

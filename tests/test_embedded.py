@@ -1,0 +1,141 @@
+"""The embedded server: its data, its locks, its life and death."""
+
+import asyncio
+import os
+import signal
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from groqchat.errors import ConfigurationError
+from groqchat.storage.embedded import EmbeddedServer
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory with a path short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="groqchat-") as name:
+        yield Path(name) / "data"
+
+
+def client(server: EmbeddedServer) -> Redis:
+    return Redis(unix_socket_path=str(server.socket), protocol=2)
+
+
+async def test_data_is_there_the_next_time(directory: Path) -> None:
+    async with EmbeddedServer(directory) as server, client(server) as redis:
+        await redis.set("key", "value")
+    async with EmbeddedServer(directory) as server, client(server) as redis:
+        assert await redis.get("key") == b"value"
+
+
+async def test_directory_and_socket_are_the_owners_alone(directory: Path) -> None:
+    async with EmbeddedServer(directory) as server, client(server) as redis:
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        assert stat.S_IMODE(server.socket.stat().st_mode) == 0o700
+        settings = await redis.config_get(
+            "appendonly", "maxmemory-policy", "port", "zset-max-listpack-value"
+        )
+    assert settings == {
+        "appendonly": "yes",
+        "maxmemory-policy": "noeviction",
+        "port": "0",
+        "zset-max-listpack-value": "1024",
+    }
+
+
+async def test_it_ends_with_the_service(directory: Path) -> None:
+    async with EmbeddedServer(directory) as server:
+        pid = server.pid
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_a_second_service_is_told_who_holds_the_directory(directory: Path) -> None:
+    async with EmbeddedServer(directory) as server, client(server) as redis:
+        with pytest.raises(ConfigurationError, match=f"pid {os.getpid()}.*holds"):
+            await EmbeddedServer(directory).__aenter__()
+        assert await redis.ping() is True
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+async def test_a_server_left_over_is_taken_over_with_its_data(
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    frozen: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    monkeypatch.setattr("groqchat.storage.embedded.STOP_TIMEOUT_S", 1.0)
+    left_over = EmbeddedServer(directory)
+    await left_over.__aenter__()
+    async with client(left_over) as redis:
+        await redis.set("key", "value")
+    pid = left_over.pid
+    forget(left_over)
+    if frozen:
+        os.kill(pid, signal.SIGSTOP)
+
+    async with EmbeddedServer(directory) as server, client(server) as redis:
+        assert server.pid != pid
+        assert await redis.get("key") == b"value"
+
+
+async def test_a_stale_pid_file_harms_no_other_process(directory: Path) -> None:
+    async with EmbeddedServer(directory):
+        pass
+    sleeper = await asyncio.create_subprocess_exec("sleep", "60")
+    (directory / "valkey.pid").write_text(f"{sleeper.pid}\n")
+
+    async with EmbeddedServer(directory) as server, client(server) as redis:
+        assert await redis.ping() is True
+        assert sleeper.returncode is None
+    sleeper.kill()
+    await sleeper.wait()
+
+
+async def test_a_server_that_dies_is_started_again_with_its_data(directory: Path) -> None:
+    async with EmbeddedServer(directory) as server, client(server) as redis:
+        await redis.set("key", "value")
+        os.kill(server.pid, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while await value(server) != b"value":
+                await asyncio.sleep(0.05)
+
+
+async def test_a_server_that_cannot_start_says_why(directory: Path) -> None:
+    with pytest.raises(ConfigurationError, match="did not start(.|\n)*FATAL CONFIG FILE ERROR"):
+        await EmbeddedServer(directory, {"no-such-option": "1"}).__aenter__()
+    async with EmbeddedServer(directory) as server, client(server) as redis:
+        assert await redis.ping() is True
+
+
+async def test_a_path_too_long_for_a_socket_is_refused(directory: Path) -> None:
+    with pytest.raises(ConfigurationError, match="too long for a unix socket"):
+        await EmbeddedServer(directory / ("d" * 100)).__aenter__()
+
+
+async def test_a_directory_that_cannot_be_made_is_refused(directory: Path) -> None:
+    directory.parent.joinpath("file").write_text("")
+    with pytest.raises(ConfigurationError, match="cannot use"):
+        await EmbeddedServer(directory.parent / "file" / "data").__aenter__()
+
+
+def forget(server: EmbeddedServer) -> None:
+    """Let go of a server as a killed service does: without a word to it."""
+    assert server._keeper is not None  # noqa: SLF001 - what a crash would leave
+    server._keeper.cancel()  # noqa: SLF001 - as above
+    assert server._lock is not None  # noqa: SLF001 - as above
+    server._lock.close()  # noqa: SLF001 - as above
+
+
+async def value(server: EmbeddedServer) -> bytes | None:
+    try:
+        async with client(server) as redis:
+            found: bytes | None = await redis.get("key")
+    except RedisError:
+        return None
+    return found

@@ -1,0 +1,98 @@
+"""Messages, their ids, and their form in Redis."""
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from groqchat.storage.messages import (
+    MAX_SCORE_S,
+    MESSAGE_ID,
+    ROLES,
+    Message,
+    decode_member,
+    encode_member,
+    iso_time,
+    micros_of,
+    new_message_id,
+    row_id,
+)
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+MESSAGES = st.builds(
+    Message,
+    id=st.integers(0, 2**52 - 1).map(lambda micros: f"{micros:013x}00ff"),
+    role=st.sampled_from(sorted(ROLES)),
+    content=TEXT,
+    model=st.none() | TEXT,
+    tokens=st.none() | st.integers(0, 2**53),
+    finish_reason=st.sampled_from(["stop", "length", "tool_calls"]),
+).filter(lambda message: message.score <= MAX_SCORE_S)
+
+
+@given(MESSAGES)
+def test_a_message_comes_back_from_its_member_as_it_was(message: Message) -> None:
+    decoded = decode_member(encode_member(message), message.score)
+    finish_reason = message.finish_reason
+    if message.role != "assistant" and finish_reason == "stop":
+        finish_reason = None
+    assert decoded == Message(
+        id=message.id,
+        role=message.role,
+        content=message.content,
+        model=message.model,
+        tokens=message.tokens,
+        finish_reason=finish_reason,
+    )
+
+
+@given(st.integers(0, int(MAX_SCORE_S) * 10**6))
+def test_an_id_gives_its_score_back_exactly(micros: int) -> None:
+    message = Message(id=f"{micros:013x}abcd", role="user", content="")
+    # What Redis stores, and what it gives back as text.
+    assert round(float(repr(message.score)) * 10**6) == micros_of(message.id) == micros
+
+
+def test_ids_sort_by_time_and_never_repeat_a_microsecond() -> None:
+    ids = [new_message_id() for _ in range(10_000)]
+    assert ids == sorted(ids)
+    assert len({each[:13] for each in ids}) == 10_000
+    assert all(MESSAGE_ID.fullmatch(each) for each in ids)
+
+
+def test_an_id_tells_the_time() -> None:
+    spoken = datetime.fromisoformat(iso_time(micros_of(new_message_id())))
+    assert abs((datetime.now(UTC) - spoken).total_seconds()) < 5
+
+
+@given(st.binary(max_size=60), st.floats(allow_nan=False))
+def test_any_member_at_any_score_is_a_message_or_none(member: bytes, score: float) -> None:
+    decode_member(member, score)
+    assert MESSAGE_ID.fullmatch(row_id((member, score)))
+
+
+@given(
+    st.recursive(st.none() | st.booleans() | st.floats() | TEXT, st.lists),
+    st.sampled_from(["id", "role", "content", "model", "tokens", "finish_reason"]),
+)
+def test_any_value_in_any_field_is_survived(value: object, field: str) -> None:
+    fields = {"id": "0" * 17, "role": "assistant", "content": "text", field: value}
+    message = decode_member(json.dumps(fields).encode(), 1.7e9)
+    if message is not None:
+        encode_member(message)
+
+
+@pytest.mark.parametrize("score", [-1.0, float("inf"), float("-inf"), 1e300])
+def test_a_score_that_is_no_time_makes_no_message(score: float) -> None:
+    assert decode_member(b'{"role":"user","content":"x"}', score) is None
+
+
+def test_members_of_another_program_have_ids_of_their_own() -> None:
+    ids = {
+        row_id((json.dumps({"role": "user", "content": text}).encode(), 1.7e9))
+        for text in ("a", "b", "c")
+    }
+    assert len(ids) == 3
+    assert {each[:13] for each in ids} == {f"{1_700_000_000_000_000:013x}"}

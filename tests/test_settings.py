@@ -1,0 +1,132 @@
+"""Settings from the environment and .env, their errors, their secrets."""
+
+from pathlib import Path
+
+import pytest
+
+from groqchat.errors import ConfigurationError
+from groqchat.settings import Settings, load_settings
+
+
+def test_the_defaults_are_those_of_the_specification() -> None:
+    settings = load_settings()
+    assert (
+        settings.redis_host,
+        settings.redis_port,
+        settings.redis_db,
+        settings.redis_password,
+        settings.chat_history_ttl,
+        settings.port,
+        settings.groq_default_model,
+    ) == ("localhost", 6379, 0, None, 86400, 5000, "openai/gpt-oss-20b")
+
+
+def test_the_environment_wins_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / ".env"
+    file.write_text("REDIS_PORT=7000\nREDIS_DB=3   # the third\nREDIS_PASSWORD=   # none\n")
+    monkeypatch.setitem(Settings.model_config, "env_file", str(file))
+    monkeypatch.setenv("REDIS_PORT", "7001")
+    monkeypatch.setenv("GROQ_API_KEY", "")
+
+    settings = load_settings()
+    assert (settings.redis_port, settings.redis_db) == (7001, 3)
+    assert settings.redis_password is None
+    assert settings.groq_api_key is None
+
+
+def test_every_problem_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_PORT", "lots")
+    monkeypatch.setenv("CHAT_HISTORY_TTL", "0")
+    monkeypatch.setenv("REDIS_URL", "http://user:hunter2@example.org")
+    monkeypatch.setenv("LOG_LEVEL", "LOUD")
+    monkeypatch.setenv("CORS_ALLOWED_ORIGINS", "https://good.example, example.org/path")
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings()
+
+    named = {line.split(":")[0] for line in str(raised.value).splitlines()}
+    assert named == {
+        "REDIS_PORT",
+        "CHAT_HISTORY_TTL",
+        "REDIS_URL",
+        "LOG_LEVEL",
+        "CORS_ALLOWED_ORIGINS",
+    }
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["redis+sentinel://h/mymaster", "redis+cluster://h", "embedded:"])
+def test_a_url_that_cannot_be_opened_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", url)
+    with pytest.raises(ConfigurationError, match="REDIS_URL"):
+        load_settings()
+
+
+def test_secrets_show_in_no_representation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROQ_API_KEY", "gsk_hunter2")
+    monkeypatch.setenv("REDIS_PASSWORD", "hunter2")
+    monkeypatch.setenv("REDIS_URL", "redis://user:hunter2@example.org:7000/2")
+    settings = load_settings()
+
+    assert "hunter2" not in f"{settings!r} {settings} {settings.redis_place}"
+    assert settings.redis_place == "example.org:7000"
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("rediss://:hunter2@example.org", "example.org:6379"),
+        ("unix:///run/redis.sock?password=hunter2", "unix:///run/redis.sock"),
+        ("unix://user:hunter2@/run/redis.sock", "unix:///run/redis.sock"),
+        ("embedded:.data/redis", "embedded:.data/redis"),
+        ("memory:", "memory:"),
+    ],
+)
+def test_the_place_of_redis_is_told_without_credentials(
+    url: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", url)
+    assert load_settings().redis_place == place
+
+
+@pytest.mark.parametrize(
+    ("url", "effective"),
+    [
+        ("https://api.groq.com/openai/v1/", "https://api.groq.com"),
+        ("http://proxy.example:8080", "http://proxy.example:8080"),
+        ("offline:?latency_ms=3", "offline:?latency_ms=3"),
+    ],
+)
+def test_a_base_url_is_brought_into_the_form_that_the_sdk_takes(
+    url: str, effective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GROQ_BASE_URL", url)
+    assert load_settings().groq_base_url == effective
+
+
+def test_a_base_url_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROQ_BASE_URL", "api.groq.com")
+    with pytest.raises(ConfigurationError, match="GROQ_BASE_URL"):
+        load_settings()
+
+
+def test_local_defaults_fill_only_what_is_not_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = load_settings().with_local_defaults()
+    monkeypatch.setenv("REDIS_HOST", "redis.example")
+    monkeypatch.setenv("GROQ_API_KEY", "gsk_key")
+    configured = load_settings().with_local_defaults()
+
+    assert (bare.redis_place, bare.groq_base_url) == ("embedded:.data/redis", "offline:")
+    assert configured.redis_place == "redis.example:6379"
+    assert configured.groq_base_url == "https://api.groq.com"
+
+
+def test_origins_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORS_ALLOWED_ORIGINS", "https://a.example, http://localhost:3000,")
+    assert load_settings().cors_allowed_origins == ("https://a.example", "http://localhost:3000")
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().port = 1  # type: ignore[misc] # that it cannot be is the point
