@@ -170,7 +170,7 @@ async def test_corrupt_members_are_skipped_with_one_warning(
         b'{"role":"user","content":5}',
         b'{"role":["user"],"content":"x"}',
     ]
-    await redis.zadd("chat:session:s", {member: now for member in corrupt})
+    await redis.zadd("chat:session:s", dict.fromkeys(corrupt, now))
     caplog.set_level(logging.WARNING)
     shown = await (await api.get(SESSION)).json()
 

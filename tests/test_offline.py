@@ -126,9 +126,13 @@ async def test_a_stream_may_fail_in_the_middle(sdk: AsyncGroq, failure: str) -> 
         model=MODEL, messages=HELLO, stream=True, extra_headers=headers
     )
     received: list[str] = []
-    with pytest.raises(Exception, match=r".") as raised:
+
+    async def read() -> None:
         async for chunk in stream:
             received.append(chunk.choices[0].delta.content or "")  # noqa: PERF401 - kept when it raises
+
+    with pytest.raises(Exception, match=r".") as raised:
+        await read()
     assert raised.type.__module__.split(".")[0] in {"groq", "httpx"}
     assert "".join(received) == "This is the "
 

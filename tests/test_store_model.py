@@ -103,8 +103,15 @@ class StoreMachine(RuleBasedStateMachine):
         session = data.draw(st.sampled_from(sorted(self.sessions)))
         kept = self.sessions[session]
         place = data.draw(st.integers(0, len(kept) - 1))
-        cursor = {"after" if forward else "before": kept[place].id}
-        page = self.loop.run(self.store.get_session_history(session, limit=limit, **cursor))
+        message_id = kept[place].id
+        page = self.loop.run(
+            self.store.get_session_history(
+                session,
+                limit=limit,
+                after=message_id if forward else None,
+                before=None if forward else message_id,
+            )
+        )
         rest = kept[place + 1 :] if forward else kept[:place]
         assert page.messages == (rest[:limit] if forward else rest[-limit:])
         assert page.has_more == (len(rest) > limit)
@@ -150,7 +157,7 @@ def machine(real_servers: dict[str, RedisServer]) -> type[StoreMachine]:
 
 
 def test_the_store_behaves_as_a_plain_dictionary_of_lists(machine: type[StoreMachine]) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call] # hypothesis leaves it untyped
+    run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=60,

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from groqchat import __version__
@@ -140,15 +141,22 @@ async def _reindex(options: argparse.Namespace) -> None:
 
 async def _offline(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in OfflineOptions.model_fields}
-    behaviour = OfflineOptions.model_validate(
-        {name: value for name, value in given.items() if value is not None}
-    )
+    behaviour = _behaviour({name: value for name, value in given.items() if value is not None})
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with serve_offline(behaviour, host=options.host, port=options.port) as url:
         print(f"Groq's stand-in answers at {url}", flush=True)
         await stop.wait()
+
+
+def _behaviour(given: dict[str, str]) -> OfflineOptions:
+    try:
+        return OfflineOptions.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise ConfigurationError(f"--{option}: {first['msg']}") from None
 
 
 def _shown(value: object) -> str:

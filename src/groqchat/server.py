@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable
 from http import HTTPStatus
@@ -101,8 +102,9 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> None:
     try:
         await site.start()
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error
         raise ConfigurationError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
+            f"cannot listen on {settings.host}:{settings.port}: {reason}"
         ) from error
     host, port = runner.addresses[0][:2]
     shown = f"[{host}]" if ":" in host else host

@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import IO, Self
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from groqchat.errors import ConfigurationError
@@ -175,7 +177,9 @@ class EmbeddedServer:
                 pass_fds=[lock.fileno()],
             )
         deadline = time.monotonic() + START_TIMEOUT_S
-        async with Redis(unix_socket_path=str(self.socket), protocol=2) as client:
+        # Retries of its own would only make the client slower to notice.
+        no_retry = Retry(NoBackoff(), 0)
+        async with Redis(unix_socket_path=str(self.socket), protocol=2, retry=no_retry) as client:
             while not await _answers(client):
                 if self._stopping.is_set():
                     return

@@ -1,0 +1,90 @@
+"""The service as a user starts it: a process of its own."""
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 30.0
+
+
+def run_groqchat(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of groqchat to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "groqchat", *arguments],
+        cwd=cwd,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return an environment with no settings but those given."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return {**kept, **variables}
+
+
+class Service:
+    """`groqchat serve` on a free port, its log read line by line."""
+
+    def __init__(self, cwd: Path, *arguments: str, **variables: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "groqchat", "serve", *arguments],
+            cwd=cwd,
+            env=environment(**{"PORT": "0", **variables}),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.log = ""
+
+    def __enter__(self) -> Self:
+        self.url = self.wait_for(r"answers at (http://\S+)/api/groq-chat").group(1)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Read the log until it holds a pattern."""
+        assert self._process.stderr is not None
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            found = re.search(pattern, self.log)
+            if found:
+                return found
+            remaining = deadline - time.monotonic()
+            ready, _, _ = select.select([self._process.stderr], [], [], max(remaining, 0))
+            data = os.read(self._process.stderr.fileno(), 65536) if ready else b""
+            assert data, f"{pattern!r} is not in the log:\n{self.log}"
+            self.log += data.decode()
+
+    def terminate(self) -> int:
+        """Ask it to end and return its exit status."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        return self._process.wait(STOP_TIMEOUT_S)

@@ -1,0 +1,208 @@
+"""The command line, as a user runs it."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.support.redis_servers import RedisServer
+from tests.support.service import Service, environment, run_groqchat
+
+NOWHERE = "redis://127.0.0.1:9"
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A working directory with a path short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="groqchat-") as name:
+        yield Path(name)
+
+
+def chat(url: str, message: str, **headers: str) -> Any:
+    response = requests.post(
+        f"{url}/api/groq-chat/chat",
+        json={"message": message, "session_id": "s"},
+        headers=headers,
+        timeout=30,
+    )
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def contents(url: str) -> list[str]:
+    response = requests.get(f"{url}/api/groq-chat/history/s", timeout=30)
+    return [message["content"] for message in response.json()["messages"]]
+
+
+def test_serving_with_nothing_configured_says_what_runs_where(directory: Path) -> None:
+    with Service(directory, "--local") as service:
+        assert re.search(r"\[Redis Chat\] Connected to Redis at embedded:.data/redis", service.log)
+        assert re.search(r"\[Groq\] offline: .* a stand-in at http://127.0.0.1:\d+", service.log)
+        assert chat(service.url, "Hello")["history_saved"] is True
+
+
+def test_history_outlives_sigterm_and_sigkill(directory: Path) -> None:
+    spoken: list[str] = []
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
+        with Service(directory, "--local") as service:
+            assert contents(service.url) == spoken
+            message = f"said before signal {number:d}"
+            spoken += [message, chat(service.url, message)["message"]]
+            service.signal(number)
+            assert service.wait() == (0 if number == signal.SIGTERM else -number)
+    with Service(directory, "--local") as service:
+        assert contents(service.url) == spoken
+        assert "taking over from a server left running" in service.log
+        assert service.terminate() == 0
+
+
+def test_ctrl_c_in_mid_turn_ends_the_turn_first(directory: Path) -> None:
+    with Service(directory, "--local", GROQ_BASE_URL="offline:?latency_ms=1000") as service:
+        answers: list[Any] = []
+        client = threading.Thread(target=lambda: answers.append(chat(service.url, "Hello")))
+        client.start()
+        while not contents(service.url):
+            pass
+        # As a terminal does: to every process of the group.
+        os.killpg(service._process.pid, signal.SIGINT)  # noqa: SLF001 - the group it leads
+        client.join(timeout=30)
+        assert service.wait() == 0
+    assert answers[0]["history_saved"] is True
+    with Service(directory, "--local") as service:
+        assert contents(service.url) == ["Hello", answers[0]["message"]]
+
+
+def test_a_second_service_over_the_same_data_is_refused_clearly(directory: Path) -> None:
+    with Service(directory, "--local") as service:
+        second = run_groqchat("serve", "--local", cwd=directory, PORT="0")
+        assert second.returncode == 1
+        assert f"another groqchat service (pid {service._process.pid}) holds" in second.stderr  # noqa: SLF001 - to compare
+        assert "Traceback" not in second.stderr
+
+
+def test_a_port_in_use_is_told_without_a_traceback(directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run_groqchat(
+            "serve", cwd=directory, PORT=str(port), REDIS_URL=NOWHERE, GROQ_BASE_URL="offline:"
+        )
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last == f"groqchat: cannot listen on 127.0.0.1:{port}: Address already in use"
+
+
+def test_wrong_settings_are_all_named(directory: Path) -> None:
+    result = run_groqchat("serve", cwd=directory, PORT="lots", REDIS_DB="-1")
+    assert result.returncode == 1
+    assert "PORT: " in result.stderr
+    assert "REDIS_DB: " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_settings_are_read_from_a_file_in_the_working_directory(directory: Path) -> None:
+    (directory / ".env").write_text("REDIS_URL=memory:\nGROQ_BASE_URL=offline:\n")
+    with Service(directory) as service:
+        assert "[Redis Chat] WARNING: memory: nothing outlives this process" in service.log
+        assert chat(service.url, "Hello")["history_saved"] is True
+
+
+def test_check_prints_the_settings_masked_and_tests_each_dependency(
+    directory: Path, redis_url: str
+) -> None:
+    good = run_groqchat(
+        "check",
+        cwd=directory,
+        REDIS_URL=redis_url,
+        REDIS_PASSWORD="hunter2",
+        GROQ_API_KEY="gsk_hunter2",
+        GROQ_BASE_URL="offline:",
+    )
+    bad = run_groqchat("check", cwd=directory, REDIS_URL=NOWHERE)
+
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert "CHAT_HISTORY_TTL=86400" in good.stdout
+    assert "GROQ_API_KEY=**********" in good.stdout
+    assert "hunter2" not in good.stdout + good.stderr
+    assert re.search(r"Redis: ok at unix://\S+, 0 session\(s\)\nGroq: ok at offline:", good.stdout)
+    assert bad.returncode == 1
+    assert "Redis: FAILED: ConnectionError" in bad.stdout
+    assert "Groq: FAILED: GROQ_API_KEY is not set" in bad.stdout
+
+
+def test_reindex_lists_what_another_service_has_written(
+    directory: Path, real_servers: dict[str, RedisServer]
+) -> None:
+    database = 4000
+    member = json.dumps({"role": "user", "content": "Hello", "model": "m", "timestamp": "t"})
+    with real_servers["valkey"].client(database) as client:
+        for number in range(2500):
+            client.zadd(f"chat:session:user-{number}", {member: 1.7e9})
+        client.zadd("chat:session:has space", {member: 1.7e9})
+    url = real_servers["valkey"].url(database)
+
+    result = run_groqchat("reindex", cwd=directory, REDIS_URL=url)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [
+        "2500 session(s) listed",
+        "1 key(s) left out: the API takes no session id such as theirs",
+    ]
+    with Service(directory, REDIS_URL=url, GROQ_BASE_URL="offline:") as service:
+        listed = requests.get(f"{service.url}/api/groq-chat/sessions", timeout=30).json()
+    assert (listed["total_sessions"], len(listed["sessions"])) == (2500, 1000)
+
+
+def test_reindex_without_redis_says_so(directory: Path) -> None:
+    result = run_groqchat("reindex", cwd=directory, REDIS_URL=NOWHERE)
+    assert result.returncode == 1
+    assert "groqchat: The chat history cannot be reached at the moment." in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_no_command_and_an_unknown_one_show_the_usage(directory: Path) -> None:
+    for arguments in ((), ("dance",)):
+        result = run_groqchat(*arguments, cwd=directory)
+        assert result.returncode == 2
+        assert "usage: groqchat" in result.stderr
+    assert re.fullmatch(
+        r"groqchat \d+\.\d+\.\d+\n", run_groqchat("--version", cwd=directory).stdout
+    )
+
+
+def test_the_stand_in_runs_alone(directory: Path) -> None:
+    command = [sys.executable, "-m", "groqchat", "offline", "--port", "0", "--fail", "503"]
+    with subprocess.Popen(
+        command, cwd=directory, env=environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        url = line.removeprefix("Groq's stand-in answers at ").strip()
+        key = {"Authorization": "Bearer any"}
+        body = {"model": "openai/gpt-oss-20b", "messages": [{"role": "user", "content": "Hi"}]}
+        listed = requests.get(f"{url}/openai/v1/models", headers=key, timeout=30)
+        failed = requests.post(
+            f"{url}/openai/v1/chat/completions", json=body, headers=key, timeout=30
+        )
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+    assert (listed.status_code, failed.status_code) == (200, 503)
+
+
+@pytest.mark.parametrize("arguments", [("--fail", "999"), ("--latency-ms", "long")])
+def test_an_option_of_the_stand_in_that_makes_no_sense_is_refused(
+    directory: Path, arguments: tuple[str, str]
+) -> None:
+    result = run_groqchat("offline", *arguments, cwd=directory)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"groqchat: {arguments[0]}: ")
+    assert "Traceback" not in result.stderr
