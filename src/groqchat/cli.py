@@ -16,7 +16,7 @@ from groqchat.errors import ConfigurationError, GroqChatError
 from groqchat.logs import configure_logging
 from groqchat.offline.options import OfflineOptions
 from groqchat.offline.server import serve_offline
-from groqchat.server import serve
+from groqchat.server import serve, stop_signal
 from groqchat.services.completions import open_completions
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.settings import Settings, load_settings
@@ -142,9 +142,7 @@ async def _reindex(options: argparse.Namespace) -> None:
 async def _offline(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in OfflineOptions.model_fields}
     behaviour = _behaviour({name: value for name, value in given.items() if value is not None})
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_signal()
     async with serve_offline(behaviour, host=options.host, port=options.port) as url:
         print(f"Groq's stand-in answers at {url}", flush=True)
         await stop.wait()

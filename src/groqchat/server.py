@@ -81,11 +81,23 @@ def create_runner(settings: Settings) -> web.AppRunner:
     )
 
 
+def stop_signal() -> asyncio.Event:
+    """Return an event that SIGINT or SIGTERM sets; a second SIGINT ends the process at once."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def interrupt() -> None:
+        stop.set()
+        loop.remove_signal_handler(signal.SIGINT)
+
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    return stop
+
+
 async def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM, then let turns end and close everything."""
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_signal()
     runner = create_runner(settings)
     log.info("groqchat %s is starting", __version__)
     try:
