@@ -110,6 +110,25 @@ def test_wrong_settings_are_all_named(directory: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_a_wrong_option_of_the_stand_in_is_told_without_a_traceback(directory: Path) -> None:
+    result = run_groqchat(
+        "serve", cwd=directory, PORT="0", REDIS_URL="memory:", GROQ_BASE_URL="offline:?fail=nope"
+    )
+    assert result.returncode == 1
+    assert "groqchat: --fail: Input should be '400', '401'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_access_log_holds_no_message(directory: Path) -> None:
+    with Service(
+        directory, REDIS_URL="memory:", GROQ_BASE_URL="offline:", ACCESS_LOG="true"
+    ) as service:
+        url = f"{service.url}/api/groq-chat/simple-chat"
+        requests.post(url, params={"message": "my-secret"}, timeout=30)
+        service.wait_for(r"127.0.0.1 POST /api/groq-chat/simple-chat 200 \d+ bytes \d")
+        assert "my-secret" not in service.log
+
+
 def test_settings_are_read_from_a_file_in_the_working_directory(directory: Path) -> None:
     (directory / ".env").write_text("REDIS_URL=memory:\nGROQ_BASE_URL=offline:\n")
     with Service(directory) as service:

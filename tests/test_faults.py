@@ -144,6 +144,21 @@ async def test_a_full_redis_keeps_what_it_has_and_takes_no_more(
     assert "refused-text" not in caplog.text
 
 
+async def test_a_redis_that_refuses_writes_for_now_is_unavailable_not_broken(
+    fragile: ClientSession, own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = await chat(fragile, "kept")
+    with own_redis_server.client() as client:
+        client.config_set("min-replicas-to-write", 1)
+    answer = await chat(fragile, "refused-text")
+
+    assert answer["history_saved"] is False
+    await assert_error(await fragile.delete(SESSION), 503, "history_unavailable")
+    assert await contents(fragile) == ["kept", first["message"]]
+    assert "NOREPLICAS" in caplog.text
+    assert "refused-text" not in caplog.text
+
+
 async def test_another_kind_of_value_under_a_sessions_key_harms_no_other_session(
     api: ClientSession, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:

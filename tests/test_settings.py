@@ -56,7 +56,18 @@ def test_every_problem_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert "hunter2" not in str(raised.value)
 
 
-@pytest.mark.parametrize("url", ["redis+sentinel://h/mymaster", "redis+cluster://h", "embedded:"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+sentinel://h/mymaster",
+        "redis+cluster://h",
+        "embedded:",
+        "memory",
+        "unix:",
+        "unix://",
+        "redis://host/name",
+    ],
+)
 def test_a_url_that_cannot_be_opened_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", url)
     with pytest.raises(ConfigurationError, match="REDIS_URL"):
@@ -105,8 +116,9 @@ def test_a_base_url_is_brought_into_the_form_that_the_sdk_takes(
     assert load_settings().groq_base_url == effective
 
 
-def test_a_base_url_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GROQ_BASE_URL", "api.groq.com")
+@pytest.mark.parametrize("url", ["api.groq.com", "ftp://api.groq.com", "offline:latency_ms=3"])
+def test_a_base_url_of_another_kind_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROQ_BASE_URL", url)
     with pytest.raises(ConfigurationError, match="GROQ_BASE_URL"):
         load_settings()
 
@@ -120,6 +132,21 @@ def test_local_defaults_fill_only_what_is_not_configured(monkeypatch: pytest.Mon
     assert (bare.redis_place, bare.groq_base_url) == ("embedded:.data/redis", "offline:")
     assert configured.redis_place == "redis.example:6379"
     assert configured.groq_base_url == "https://api.groq.com"
+
+
+@pytest.mark.parametrize("name", ["REDIS_PORT", "REDIS_DB", "REDIS_PASSWORD", "REDIS_URL"])
+def test_a_redis_that_is_named_in_part_is_not_replaced(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "redis://localhost" if name == "REDIS_URL" else "7")
+    assert load_settings().with_local_defaults().redis_place.startswith("localhost:")
+
+
+def test_blank_secrets_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_PASSWORD", "  ")
+    monkeypatch.setenv("GROQ_API_KEY", " ")
+    settings = load_settings()
+    assert (settings.redis_password, settings.groq_api_key) == (None, None)
 
 
 def test_origins_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:

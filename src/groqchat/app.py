@@ -8,7 +8,7 @@ from aiohttp import web
 
 from groqchat.http import middlewares, state
 from groqchat.http.cors import setup_cors
-from groqchat.offline.options import OfflineOptions
+from groqchat.offline.options import parse_options
 from groqchat.offline.server import serve_offline
 from groqchat.routes import groq_chat, health, history, sessions
 from groqchat.services.chat import ChatService
@@ -63,7 +63,7 @@ async def _drain(app: web.Application) -> None:
 async def groq_place(settings: Settings) -> AsyncIterator[str]:
     """Give the URL of Groq's API, starting the stand-in where that is asked for."""
     if settings.is_offline:
-        options = OfflineOptions.model_validate(settings.offline_options)
+        options = parse_options(settings.offline_options)
         async with serve_offline(options) as base_url:
             log.info("[Groq] offline: answers come from a stand-in at %s, not a model", base_url)
             yield base_url

@@ -7,14 +7,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import ValidationError
 from tqdm import tqdm
 
 from groqchat import __version__
 from groqchat.app import groq_place
 from groqchat.errors import ConfigurationError, GroqChatError
 from groqchat.logs import configure_logging
-from groqchat.offline.options import OfflineOptions
+from groqchat.offline.options import OfflineOptions, parse_options
 from groqchat.offline.server import serve_offline
 from groqchat.server import serve, stop_signal
 from groqchat.services.completions import open_completions
@@ -63,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     offline.add_argument("--host", default="127.0.0.1")
     offline.add_argument("--port", type=int, default=OFFLINE_PORT)
     for name, field in OfflineOptions.model_fields.items():
-        offline.add_argument(f"--{name.replace('_', '-')}", help=str(field.annotation))
+        offline.add_argument(f"--{name.replace('_', '-')}", help=field.description)
     offline.set_defaults(command=_offline)
     return parser
 
@@ -141,20 +140,11 @@ async def _reindex(options: argparse.Namespace) -> None:
 
 async def _offline(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in OfflineOptions.model_fields}
-    behaviour = _behaviour({name: value for name, value in given.items() if value is not None})
+    behaviour = parse_options({name: value for name, value in given.items() if value is not None})
     stop = stop_signal()
     async with serve_offline(behaviour, host=options.host, port=options.port) as url:
         print(f"Groq's stand-in answers at {url}", flush=True)
         await stop.wait()
-
-
-def _behaviour(given: dict[str, str]) -> OfflineOptions:
-    try:
-        return OfflineOptions.model_validate(given)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        raise ConfigurationError(f"--{option}: {first['msg']}") from None
 
 
 def _shown(value: object) -> str:

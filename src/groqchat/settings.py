@@ -5,12 +5,14 @@ from functools import cached_property
 from typing import Annotated, Any, Self
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from groqchat.errors import ConfigurationError
 
 REDIS_SCHEMES = ("redis", "rediss", "unix", "embedded", "memory")
+# Whoever sets one of these has a server in mind.
+REDIS_PLACE = {"redis_url", "redis_host", "redis_port", "redis_db", "redis_password"}
 LOCAL_REDIS_URL = "embedded:.data/redis"
 OFFLINE_SCHEME = "offline:"
 # The SDK adds this path itself; a base URL copied from Groq's documentation holds it already.
@@ -116,20 +118,27 @@ class Settings(BaseSettings):
     def _redis_url_is_known(cls, url: SecretStr | None) -> SecretStr | None:
         if url is None:
             return None
-        scheme, _, rest = url.get_secret_value().partition(":")
+        scheme, colon, rest = url.get_secret_value().partition(":")
         if scheme in {"redis+sentinel", "redis+cluster"}:
             raise ValueError(f"{scheme}:// is not supported yet")
-        if scheme not in REDIS_SCHEMES:
+        if scheme not in REDIS_SCHEMES or not colon:
             known = ", ".join(f"{name}:" for name in REDIS_SCHEMES)
             raise ValueError(f"the URL must start with one of {known}")
         if scheme == "embedded" and not rest:
             raise ValueError("name the directory for the data: embedded:DIR")
+        path = urlsplit(url.get_secret_value()).path
+        if scheme == "unix" and not path.startswith("/"):
+            raise ValueError("name the socket: unix:///path/to/socket")
+        if scheme in {"redis", "rediss"} and not re.fullmatch(r"/?\d*", path):
+            raise ValueError("the path of the URL is the number of the database")
         return url
 
     @field_validator("groq_base_url")
     @classmethod
     def _groq_base_url_fits_the_sdk(cls, url: str) -> str:
         if url.startswith(OFFLINE_SCHEME):
+            if url[len(OFFLINE_SCHEME) :][:1] not in {"", "?"}:
+                raise ValueError("options follow a question mark: offline:?latency_ms=300")
             return url
         if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname:
             raise ValueError("the URL must start with http://, https:// or be offline:")
@@ -150,11 +159,10 @@ class Settings(BaseSettings):
                 raise ValueError(f"{origin!r} is no origin such as https://example.org")
         return origins
 
-    @model_validator(mode="after")
-    def _password_is_not_blank(self) -> Self:
-        if self.redis_password is not None and not self.redis_password.get_secret_value().strip():
-            object.__setattr__(self, "redis_password", None)
-        return self
+    @field_validator("redis_password", "groq_api_key", mode="before")
+    @classmethod
+    def _blank_is_none(cls, value: object) -> object:
+        return None if isinstance(value, str) and not value.strip() else value
 
     @property
     def is_offline(self) -> bool:
@@ -183,7 +191,7 @@ class Settings(BaseSettings):
     def with_local_defaults(self) -> Self:
         """Fill what is not configured with what needs nothing: embedded Redis, offline answers."""
         changes: dict[str, Any] = {}
-        if not self.model_fields_set & {"redis_url", "redis_host"}:
+        if not self.model_fields_set & REDIS_PLACE:
             changes["redis_url"] = SecretStr(LOCAL_REDIS_URL)
         if self.groq_api_key is None and "groq_base_url" not in self.model_fields_set:
             changes["groq_base_url"] = OFFLINE_SCHEME

@@ -58,9 +58,10 @@ class Service:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # Asked, not killed: killed it would leave an embedded server behind.
         if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
+            self._process.terminate()
+        self.wait()
         assert self._process.stderr is not None
         self._process.stderr.close()
 

@@ -68,7 +68,7 @@ class WireError:
     code: str
     message: str
     param: str | None = None
-    details: Sequence[dict[str, str]] = ()
+    details: Sequence[dict[str, str | None]] = ()
     retry_after_s: float | None = None
 
     @property
@@ -146,21 +146,21 @@ def http_error(status: int) -> WireError:
 
 def validation_error(error: ValidationError) -> WireError:
     """Return the error that names every field that is wrong, and repeats no value."""
-    details = [
+    details: list[dict[str, str | None]] = [
         {
-            "param": _printable(".".join(str(part) for part in problem["loc"])),
+            "param": _printable(".".join(str(part) for part in problem["loc"])) or None,
             "message": problem["msg"].removeprefix("Value error, "),
             "type": problem["type"],
         }
         for problem in error.errors(include_url=False, include_input=False, include_context=False)
     ]
     first = details[0]
-    message = f"{first['param']}: {first['message']}" if first["param"] else first["message"]
+    message = ": ".join(text for text in (first["param"], first["message"]) if text)
     return WireError(
         status=422,
         code=errors.InvalidField.code,
         message=message,
-        param=first["param"] or None,
+        param=first["param"],
         details=details,
     )
 

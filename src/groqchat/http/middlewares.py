@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from groqchat.errors import GroqChatError
-from groqchat.http.errors import RequestError, wire_error
+from groqchat.http.errors import RETRY_AFTER_STATUS, RequestError, wire_error
 from groqchat.logs import request_id
 
 REQUEST_ID_HEADER = "X-Request-ID"
@@ -50,7 +50,9 @@ def _respond(request: web.Request, error: GroqChatError | RequestError) -> web.R
     wire = wire_error(error)
     if wire.is_ours:
         detail = error.detail if isinstance(error, GroqChatError) else ""
-        log.error("%s %s: %s (%s)", request.method, request.path, wire.code, detail)
+        # What passes by itself, and comes in floods when it comes, is no error of ours.
+        level = logging.WARNING if wire.status in RETRY_AFTER_STATUS else logging.ERROR
+        log.log(level, "%s %s: %s (%s)", request.method, request.path, wire.code, detail)
     return wire.response()
 
 

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from typing import Literal, Self, TypeAlias
+from typing import Literal, Self, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from groqchat.errors import ConfigurationError
 
 Failure: TypeAlias = Literal[
     "400", "401", "403", "404", "408", "409", "413", "422", "429", "498", "499",
@@ -26,12 +28,14 @@ class OfflineOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    latency_ms: float = Field(0, ge=0, le=MAX_WAIT_MS)
-    chunk_ms: float = Field(0, ge=0, le=MAX_WAIT_MS)
-    fail: Failure | None = None
-    fail_times: int | None = Field(None, ge=0)
-    fail_after_chunks: int | None = Field(None, ge=0)
-    retry_after_s: float | None = Field(None, ge=0)
+    latency_ms: float = Field(0, ge=0, le=MAX_WAIT_MS, description="wait before an answer")
+    chunk_ms: float = Field(0, ge=0, le=MAX_WAIT_MS, description="wait before a streamed piece")
+    fail: Failure | None = Field(None, description=", ".join(get_args(Failure)))
+    fail_times: int | None = Field(None, ge=0, description="how many requests fail; default all")
+    fail_after_chunks: int | None = Field(
+        None, ge=0, description="streamed pieces before the failure"
+    )
+    retry_after_s: float | None = Field(None, ge=0, description="sent with a failure")
 
     def for_request(self, headers: Mapping[str, str]) -> Self:
         """Return the options of one request, and count the failure that it takes."""
@@ -46,6 +50,16 @@ class OfflineOptions(BaseModel):
                 return options.model_copy(update={"fail": None})
             self.fail_times -= 1
         return options
+
+
+def parse_options(given: Mapping[str, str]) -> OfflineOptions:
+    """Return the options of a URL or a command line; ConfigurationError names a wrong one."""
+    try:
+        return OfflineOptions.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise ConfigurationError(f"--{option}: {first['msg']}") from None
 
 
 def _field_name(header: str) -> str:

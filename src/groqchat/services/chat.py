@@ -21,6 +21,9 @@ TOKENS_PER_MESSAGE = 4
 CONTEXT_ROLES = frozenset({"system", "user", "assistant"})
 # A turn that is full up is retried by whoever sent it; by then some of the others are done.
 OVERLOADED_RETRY_AFTER_S = 1.0
+# redis-py swallows a cancellation that meets a finished send, so one may not be enough.
+CANCEL_ATTEMPTS = 5
+CANCEL_WAIT_S = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +77,14 @@ class ChatService:
             return
         log.info("waiting for %d turn(s) to end", len(self._tasks))
         _, late = await asyncio.wait(self._tasks, timeout=self._settings.shutdown_grace_s)
-        for task in late:
-            task.cancel()
         if late:
-            log.warning("ended %d turn(s) that outlasted the grace time", len(late))
-            await asyncio.wait(late)
+            log.warning("ending %d turn(s) that outlasted the grace time", len(late))
+        for _ in range(CANCEL_ATTEMPTS):
+            if not late:
+                return
+            for task in late:
+                task.cancel()
+            _, late = await asyncio.wait(late, timeout=CANCEL_WAIT_S)
 
     def _end(self, task: asyncio.Task[ChatAnswer]) -> None:
         self._tasks.discard(task)

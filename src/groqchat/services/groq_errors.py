@@ -62,7 +62,7 @@ def completion_error(error: groq.GroqError) -> CompletionError:
     text = _text(error)
     shown = text if issubclass(kind, SHOWN) else None
     return kind(
-        f"{type(error).__name__} {status or ''}: {text or ''}",
+        f"{type(error).__name__} {status or ''}: {text or _cause(error)}",
         message=shown,
         param="model" if kind is UnknownModel else None,
         retry_after_s=retry_after_s(error),
@@ -91,6 +91,12 @@ def _is_timeout(error: groq.APITimeoutError) -> bool:
     """Tell whether time ran out: the transport calls a broken connection a timeout too."""
     transport_error = error.__cause__
     return isinstance(transport_error and transport_error.__cause__, TimeoutError)
+
+
+def _cause(error: groq.GroqError) -> str:
+    """Return what the transport said, which is about hosts and sockets."""
+    cause = error.__cause__
+    return f"{type(cause).__name__}: {cause}" if cause else ""
 
 
 def _text(error: groq.GroqError) -> str | None:

@@ -120,7 +120,6 @@ class EmbeddedServer:
             )
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.directory.chmod(0o700)
         except OSError as error:
             raise ConfigurationError(f"cannot use {self.directory}: {error}") from error
 
@@ -175,6 +174,8 @@ class EmbeddedServer:
                 stderr=output,
                 start_new_session=True,
                 pass_fds=[lock.fileno()],
+                # Whoever else may look into the directory reads no messages there.
+                umask=0o077,
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         # Retries of its own would only make the client slower to notice.

@@ -42,8 +42,8 @@ async def guarded(timeout_s: float) -> AsyncIterator[None]:
 
 def storage_error(error: Exception) -> StorageError:
     """Return our error for one of redis-py's, without the arguments of the command."""
-    # redis-py puts the command, and so the message, before what went wrong.
-    reason = str(error).rpartition("caused error: ")[2]
+    # redis-py puts the command, and so the message, before what went wrong, as a tuple's text.
+    reason = str(error).rpartition("caused error: ")[2].lstrip("('\"")
     if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
         return unavailable(f"{type(error).__name__}: {reason}")
     reply = reason.split(" ", 1)[0]

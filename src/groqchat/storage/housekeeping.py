@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import NoReturn
 
 from redis.asyncio import Redis
 
@@ -21,19 +20,20 @@ log = logging.getLogger(__name__)
 @asynccontextmanager
 async def housekeeping(redis: Redis, timeout_s: float) -> AsyncIterator[None]:
     """Keep the index small for as long as the block runs."""
-    task = asyncio.create_task(_keep_index(redis, timeout_s))
+    stop = asyncio.Event()
+    task = asyncio.create_task(_keep_index(redis, timeout_s, stop))
     try:
         yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        # Not cancelled: redis-py swallows a cancellation that meets a finished send.
+        stop.set()
+        await task
 
 
-async def _keep_index(redis: Redis, timeout_s: float) -> NoReturn:
-    """Remove expired sessions from the index, now and then, until cancelled."""
+async def _keep_index(redis: Redis, timeout_s: float, stop: asyncio.Event) -> None:
+    """Remove expired sessions from the index, now and then, until told to stop."""
     index = SessionIndex(redis)
-    while True:
+    while not stop.is_set():
         try:
             async with guarded(timeout_s):
                 removed = await index.prune()
@@ -41,4 +41,5 @@ async def _keep_index(redis: Redis, timeout_s: float) -> NoReturn:
             log.warning("could not prune the index of sessions: %s", error)
             removed = 0
         # A full batch leaves more to do.
-        await asyncio.sleep(0 if removed >= PRUNE_BATCH else INTERVAL_S)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), 0 if removed >= PRUNE_BATCH else INTERVAL_S)
