@@ -273,13 +273,15 @@ async def test_info_tells_counts_times_and_expiry(
 
     assert info is not None
     assert info.expires_at is not None
+    assert info.ttl_seconds is not None
+    assert TTL_S - 10 <= info.ttl_seconds <= TTL_S
     assert info == SessionInfo(
         session_id="s",
         message_count=3,
         first_message_time=first.timestamp,
         last_message_time=last.timestamp,
         expires_at=info.expires_at,
-        ttl_seconds=TTL_S,
+        ttl_seconds=info.ttl_seconds,
     )
     assert lasting is not None
     assert (lasting.expires_at, lasting.ttl_seconds) == (None, None)
