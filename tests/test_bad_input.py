@@ -1,6 +1,7 @@
 """Whatever is wrong with a request: the one error shape, the right status, nothing stored."""
 
 import asyncio
+import gzip
 import json
 from typing import Any
 from urllib.parse import urlsplit
@@ -90,7 +91,6 @@ async def test_all_wrong_fields_are_named_and_no_value_is_repeated(api: ClientSe
         b"message=a",
         b'{"message": "\xff"}',
         b"[" * 100_000,
-        b'{"message": "a", "context": ' + b"9" * 5000 + b"}",
         b'\xef\xbb\xbf{"message": "a"}',
     ],
 )
@@ -106,6 +106,7 @@ async def test_malformed_json_is_a_400(api: ClientSession, body: bytes) -> None:
         (b'{"message": "a", "session_id": "\\udc00"}', "session_id"),
         (b'{"message": "a", "temperature": NaN}', "temperature"),
         (b'{"message": "a", "temperature": 1e999}', "temperature"),
+        (b'{"message": "a", "context": ' + b"9" * 5000 + b"}", "context"),
     ],
 )
 async def test_json_that_no_field_can_hold_is_a_422(
@@ -122,6 +123,57 @@ async def test_an_unprintable_field_name_does_no_harm(api: ClientSession, name: 
     response = await api.post(CHAT, data=body, headers=JSON)
     assert response.status in {400, 422}
     assert len(await response.read()) < 1000
+
+
+@pytest.mark.usefixtures("untouched")
+async def test_a_flood_of_wrong_fields_is_not_listed(api: ClientSession) -> None:
+    body = {"message": "a", **{f"f{number}": 1 for number in range(100_000)}}
+    response = await api.post(CHAT, json=body)
+    error = await assert_error(response, 422, "invalid_field")
+    assert error["message"] == "More than 50 fields are wrong."
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "chat"), ("DELETE", "history/s"), ("GET", "sessions/s")],
+)
+async def test_a_query_where_none_is_taken_is_refused_by_name(
+    api: ClientSession, method: str, path: str
+) -> None:
+    json_body = {"message": "a"} if method == "POST" else None
+    response = await api.request(method, f"{BASE}/{path}?colour=red", json=json_body)
+    await assert_error(response, 422, "invalid_field", param="colour")
+
+
+@pytest.mark.usefixtures("untouched")
+async def test_a_body_that_is_not_encoded_as_it_says_is_refused(api: ClientSession) -> None:
+    body = b'{"message": "a"}'
+    for encoding, status, code in (
+        ("gzip", 400, "malformed_body"),
+        ("snappy", 415, "unsupported_media_type"),
+    ):
+        headers = {**JSON, "Content-Encoding": encoding}
+        await assert_error(await api.post(CHAT, data=body, headers=headers), status, code)
+
+
+async def test_a_compressed_body_is_read(api: ClientSession) -> None:
+    headers = {**JSON, "Content-Encoding": "gzip"}
+    body = gzip.compress(b'{"message": "a"}')
+    async with api.post(CHAT, data=body, headers=headers) as response:
+        assert response.status == 200
+
+
+async def test_a_client_may_wait_for_leave_to_send_its_body(api: ClientSession) -> None:
+    async with api.post(CHAT, json={"message": "a"}, expect100=True) as response:
+        assert response.status == 200
+
+
+@pytest.mark.usefixtures("untouched")
+async def test_another_expectation_is_refused(api: ClientSession) -> None:
+    for path in (f"{BASE}/sessions", "/healthz"):
+        response = await api.get(path, headers={"Expect": "miracles"})
+        await assert_error(response, 417, "expectation_failed")
 
 
 @pytest.mark.usefixtures("untouched")

@@ -91,12 +91,17 @@ def test_a_second_service_over_the_same_data_is_refused_clearly(directory: Path)
         assert "Traceback" not in second.stderr
 
 
-def test_a_port_in_use_is_told_without_a_traceback(directory: Path) -> None:
+@pytest.mark.parametrize("redis_url", [NOWHERE, "memory:", "embedded:data"])
+def test_a_port_in_use_is_told_without_a_traceback(directory: Path, redis_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = run_groqchat(
-            "serve", cwd=directory, PORT=str(port), REDIS_URL=NOWHERE, GROQ_BASE_URL="offline:"
+            "serve", cwd=directory, PORT=str(port), REDIS_URL=redis_url, GROQ_BASE_URL="offline:"
         )
+        alone = run_groqchat("offline", "--port", str(port), cwd=directory)
+        assert alone.stderr.splitlines() == [
+            f"groqchat: cannot listen on 127.0.0.1:{port}: Address already in use"
+        ]
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert last == f"groqchat: cannot listen on 127.0.0.1:{port}: Address already in use"
@@ -179,6 +184,17 @@ def test_reindex_lists_what_another_service_has_written(
     with Service(directory, REDIS_URL=url, GROQ_BASE_URL="offline:") as service:
         listed = requests.get(f"{service.url}/api/groq-chat/sessions", timeout=30).json()
     assert (listed["total_sessions"], len(listed["sessions"])) == (2500, 1000)
+
+
+def test_check_and_reindex_work_beside_a_running_service(directory: Path) -> None:
+    with Service(directory, "--local") as service:
+        chat(service.url, "Hello")
+        check = run_groqchat("check", "--local", cwd=directory)
+        reindex = run_groqchat("reindex", "--local", cwd=directory)
+        assert (check.returncode, reindex.returncode) == (0, 0), check.stdout + reindex.stderr
+        assert "Redis: ok at embedded:.data/redis, 1 session(s)" in check.stdout
+        assert reindex.stdout == "1 session(s) listed\n"
+        assert len(contents(service.url)) == 2
 
 
 def test_reindex_without_redis_says_so(directory: Path) -> None:

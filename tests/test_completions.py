@@ -176,6 +176,6 @@ async def test_the_detail_is_logged_with_the_request_id_and_without_prompt_or_ke
     )
 
     assert response.status == 502
-    assert "AuthenticationError 401: Invalid API Key" in caplog.text
+    assert "AuthenticationError 401: invalid_api_key" in caplog.text
     assert "my-secret" not in caplog.text
     assert "gsk_test" not in caplog.text

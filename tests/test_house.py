@@ -25,7 +25,7 @@ LAYERS = [
     {"http"},
     {"services"},
     {"storage", "offline"},
-    {"settings", "models", "logs"},
+    {"settings", "models", "logs", "limits"},
     {"errors"},
     {"__init__"},
 ]

@@ -1,12 +1,14 @@
 """Messages, their ids, and their form in Redis."""
 
 import json
+import re
 from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from groqchat.models import MESSAGE_ID_PATTERN
 from groqchat.storage.messages import (
     MAX_SCORE_S,
     MESSAGE_ID,
@@ -70,7 +72,7 @@ def test_an_id_tells_the_time() -> None:
 @given(st.binary(max_size=60), st.floats(allow_nan=False))
 def test_any_member_at_any_score_is_a_message_or_none(member: bytes, score: float) -> None:
     decode_member(member, score)
-    assert MESSAGE_ID.fullmatch(row_id((member, score)))
+    assert re.fullmatch(MESSAGE_ID_PATTERN, row_id((member, score)))
 
 
 @given(

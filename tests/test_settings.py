@@ -66,12 +66,20 @@ def test_every_problem_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None
         "unix:",
         "unix://",
         "redis://host/name",
+        "redis://host:port",
+        "redis://host:99999",
+        "redis://[::1",
+        "redis://:pa#ss@host",
+        "redis://host?decode_responses=true",
+        "redis://host?db=one",
+        "unix:///redis.sock?max_connections=1",
     ],
 )
 def test_a_url_that_cannot_be_opened_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", url)
-    with pytest.raises(ConfigurationError, match="REDIS_URL"):
+    with pytest.raises(ConfigurationError, match="REDIS_URL") as raised:
         load_settings()
+    assert "pa" not in str(raised.value).replace("path", "").replace("password", "")
 
 
 def test_secrets_show_in_no_representation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +124,16 @@ def test_a_base_url_is_brought_into_the_form_that_the_sdk_takes(
     assert load_settings().groq_base_url == effective
 
 
-@pytest.mark.parametrize("url", ["api.groq.com", "ftp://api.groq.com", "offline:latency_ms=3"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "api.groq.com",
+        "ftp://api.groq.com",
+        "offline:latency_ms=3",
+        "https://user:secret@api.groq.com",
+        "https://api.groq.com:99999",
+    ],
+)
 def test_a_base_url_of_another_kind_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROQ_BASE_URL", url)
     with pytest.raises(ConfigurationError, match="GROQ_BASE_URL"):

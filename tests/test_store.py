@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pytest
 from redis.asyncio import Redis
 
-from groqchat.errors import HistoryUnavailable
-from groqchat.services import redis_chat_service
+from groqchat.errors import HistoryUnavailable, SessionCleared
 from groqchat.services.redis_chat_service import HistoryPage, RedisChatService, SessionInfo
+from groqchat.storage import history_reader
 from groqchat.storage.messages import Message, Role, encode_member, new_message_id
 from tests.conftest import TTL_S
 
@@ -50,6 +50,8 @@ async def test_messages_come_back_whole_and_in_order(store: RedisChatService) ->
         message_count=2,
         last_message_time=answer.timestamp,
         has_more=False,
+        first_id=question.id,
+        last_id=answer.id,
     )
     assert await store.get_session_size("s") == 2
 
@@ -181,7 +183,8 @@ async def test_a_walk_through_many_pages_meets_each_message_once(
     monkeypatch: pytest.MonkeyPatch,
     forward: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    monkeypatch.setattr(redis_chat_service, "CHUNK", 7)
+    monkeypatch.setattr(history_reader, "FIRST_CHUNK", 3)
+    monkeypatch.setattr(history_reader, "MAX_CHUNK", 7)
     all_messages = await saved(store, 60)
 
     met: list[Message] = []
@@ -199,7 +202,7 @@ async def test_a_walk_through_many_pages_meets_each_message_once(
     assert met == all_messages
 
 
-@pytest.mark.parametrize("count", [3, 50])
+@pytest.mark.parametrize("count", [3, 50, 400])
 async def test_members_of_one_moment_are_paged_without_loss(
     store: RedisChatService, any_redis: Redis, count: int
 ) -> None:
@@ -209,13 +212,14 @@ async def test_members_of_one_moment_are_paged_without_loss(
 
     forwards: list[Message] = []
     backwards: list[Message] = []
-    for _ in range(count):
+    limit = max(1, count // 9)
+    for _ in range(count // limit + 1):
         after = forwards[-1].id if forwards else None
         before = backwards[0].id if backwards else None
         forwards += (
-            await store.get_session_history("s", limit=1, after=after, oldest_first=True)
+            await store.get_session_history("s", limit=limit, after=after, oldest_first=True)
         ).messages
-        backwards[:0] = (await store.get_session_history("s", limit=1, before=before)).messages
+        backwards[:0] = (await store.get_session_history("s", limit=limit, before=before)).messages
 
     assert sorted(each.content for each in whole) == sorted(f"c{n}" for n in range(count))
     assert ids(forwards) == ids(backwards) == ids(whole)
@@ -236,18 +240,24 @@ async def test_a_page_goes_on_from_a_message_that_is_gone(
 async def test_a_page_of_long_messages_ends_early_and_says_so(
     store: RedisChatService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_chat_service, "CHUNK", 2)
-    monkeypatch.setattr(redis_chat_service, "MAX_PAGE_BYTES", 3000)
+    monkeypatch.setattr(history_reader, "FIRST_CHUNK", 2)
+    monkeypatch.setattr(history_reader, "CHUNK_BYTES", 2100)
+    monkeypatch.setattr(history_reader, "MAX_PAGE_BYTES", 3000)
     all_messages = [message("x" * 1000) for _ in range(9)]
     await store.save_message("s", *all_messages)
 
     page = await store.get_session_history("s")
-    assert (page.messages, page.has_more, page.message_count) == (all_messages[5:], True, 9)
+    assert (page.messages, page.has_more, page.message_count) == (all_messages[6:], True, 9)
 
 
 async def test_an_unknown_session_is_empty(store: RedisChatService) -> None:
     assert await store.get_session_history("nobody") == HistoryPage(
-        messages=[], message_count=0, last_message_time=None, has_more=False
+        messages=[],
+        message_count=0,
+        last_message_time=None,
+        has_more=False,
+        first_id=None,
+        last_id=None,
     )
     assert await store.get_session_size("nobody") == 0
     assert await store.get_session_info("nobody") is None
@@ -294,16 +304,20 @@ async def test_many_writers_at_once_lose_nothing(store: RedisChatService) -> Non
     assert (await store.get_session_history("s")).messages == messages
 
 
-async def test_more_writers_than_connections_wait_their_turn(redis_url: str) -> None:
-    from groqchat.settings import Settings  # noqa: PLC0415 - this test alone
-    from groqchat.storage.connection import open_redis  # noqa: PLC0415 - this test alone
+async def test_an_answer_whose_question_was_deleted_is_not_kept(
+    store: RedisChatService, any_redis: Redis
+) -> None:
+    question, answer = message("Hello"), message("Hi", "assistant")
+    await store.save_message("s", question)
+    await store.clear_session("s")
+    with pytest.raises(SessionCleared):
+        await store.save_message("s", answer, question=question)
+    assert await any_redis.keys("*") == []
 
-    settings = Settings(redis_url=redis_url, redis_max_connections=2)
-    async with open_redis(settings) as client:
-        store = RedisChatService(client, ttl_s=TTL_S, timeout_s=10)
-        await asyncio.gather(*(saved(store, 1) for _ in range(200)))
-        assert await store.get_session_size("s") == 200
-        assert len(await client.client_list()) == 2
+    [new] = await saved(store, 1)
+    with pytest.raises(SessionCleared):
+        await store.save_message("s", answer, question=question)
+    assert (await store.get_session_history("s")).messages == [new]
 
 
 async def test_a_store_without_a_server_says_so() -> None:

@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiohttp import web
+from redis.asyncio import Redis
 
+from groqchat.errors import StorageError
 from groqchat.http import middlewares, state
 from groqchat.http.cors import setup_cors
 from groqchat.offline.options import parse_options
@@ -16,6 +18,7 @@ from groqchat.services.completions import open_completions
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.settings import Settings
 from groqchat.storage.connection import open_redis
+from groqchat.storage.guard import guarded
 from groqchat.storage.housekeeping import housekeeping
 
 BASE_PATH = "/api/groq-chat"
@@ -39,13 +42,13 @@ def create_app(settings: Settings) -> web.Application:
 
 async def _resources(app: web.Application) -> AsyncIterator[None]:
     """Open what requests need, in the order of need; close it the other way round."""
-    settings = state.app_settings(app)
+    settings = state.settings_of(app)
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(open_redis(settings))
         history_service = RedisChatService(
             redis, ttl_s=settings.chat_history_ttl, timeout_s=settings.redis_timeout_s
         )
-        await _report_redis(settings, history_service)
+        await _report_redis(settings, redis)
         base_url = await stack.enter_async_context(groq_place(settings))
         completions = await stack.enter_async_context(open_completions(settings, base_url))
         chat = ChatService(history_service, completions, settings)
@@ -56,7 +59,7 @@ async def _resources(app: web.Application) -> AsyncIterator[None]:
 
 async def _drain(app: web.Application) -> None:
     """Let turns end while their clients can still be answered."""
-    await state.app_chat(app).drain()
+    await state.chat_of(app).drain()
 
 
 @asynccontextmanager
@@ -75,11 +78,16 @@ async def groq_place(settings: Settings) -> AsyncIterator[str]:
     yield settings.groq_base_url
 
 
-async def _report_redis(settings: Settings, history_service: RedisChatService) -> None:
+async def _report_redis(settings: Settings, redis: Redis) -> None:
     place = settings.redis_place
-    if not await history_service.is_connected():
+    try:
+        async with guarded(settings.redis_timeout_s):
+            await redis.ping()
+    except StorageError as error:
         log.warning("[Redis Chat] WARNING: Could not connect to Redis at %s", place)
-    elif place.startswith("memory:"):
+        log.warning("[Redis Chat] going on without history: %s", error.detail)
+        return
+    if place.startswith("memory:"):
         log.warning("[Redis Chat] WARNING: memory: nothing outlives this process")
     else:
         log.info("[Redis Chat] Connected to Redis at %s", place)

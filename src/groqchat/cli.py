@@ -15,11 +15,11 @@ from groqchat.errors import ConfigurationError, GroqChatError
 from groqchat.logs import configure_logging
 from groqchat.offline.options import OfflineOptions, parse_options
 from groqchat.offline.server import serve_offline
-from groqchat.server import serve, stop_signal
+from groqchat.server import cannot_listen, serve, stop_signal
 from groqchat.services.completions import open_completions
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.settings import Settings, load_settings
-from groqchat.storage.connection import open_redis
+from groqchat.storage.connection import visit_redis
 from groqchat.storage.guard import guarded
 from groqchat.storage.reindex import SCAN_BATCH, reindex
 
@@ -97,7 +97,7 @@ async def _report(name: str, check: Any) -> bool:
 
 
 async def _check_redis(settings: Settings) -> str:
-    async with open_redis(settings) as redis:
+    async with visit_redis(settings) as redis:
         async with guarded(settings.redis_timeout_s):
             await redis.ping()
         history = RedisChatService(
@@ -119,7 +119,7 @@ async def _check_groq(settings: Settings) -> str:
 async def _reindex(options: argparse.Namespace) -> None:
     settings = _settings(options)
     listed = unaddressable = 0
-    async with open_redis(settings) as redis:
+    async with visit_redis(settings) as redis:
         async with guarded(settings.redis_timeout_s):
             total = await redis.dbsize()
         steps = aiter(reindex(redis))
@@ -142,9 +142,12 @@ async def _offline(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in OfflineOptions.model_fields}
     behaviour = parse_options({name: value for name, value in given.items() if value is not None})
     stop = stop_signal()
-    async with serve_offline(behaviour, host=options.host, port=options.port) as url:
-        print(f"Groq's stand-in answers at {url}", flush=True)
-        await stop.wait()
+    try:
+        async with serve_offline(behaviour, host=options.host, port=options.port) as url:
+            print(f"Groq's stand-in answers at {url}", flush=True)
+            await stop.wait()
+    except OSError as error:
+        raise cannot_listen(options.host, options.port, error) from error
 
 
 def _shown(value: object) -> str:

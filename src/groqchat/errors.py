@@ -8,7 +8,8 @@ GroqChatError
 ├── ShuttingDown
 ├── StorageError
 │   ├── HistoryUnavailable       Redis cannot be reached or refuses work for now
-│   └── HistoryFailed            Redis answered, but not as our data model needs
+│   ├── HistoryFailed            Redis answered, but not as our data model needs
+│   └── SessionCleared           the session was deleted while its turn was under way
 └── CompletionError
     ├── CompletionNotConfigured  no API key
     ├── CompletionRejected       Groq refused the request itself
@@ -82,6 +83,11 @@ class HistoryUnavailable(StorageError):
 class HistoryFailed(StorageError):
     code = "history_failed"
     default_message = "The chat history could not be read or written."
+
+
+class SessionCleared(StorageError):
+    code = "session_cleared"
+    default_message = "The session was deleted in the meantime."
 
 
 class CompletionError(GroqChatError):

@@ -14,7 +14,8 @@ from pydantic import (
 )
 
 SESSION_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
-MESSAGE_ID_PATTERN = r"^[0-9a-f]{17}$"
+# Those of messages that another program wrote are longer.
+MESSAGE_ID_PATTERN = r"^[0-9a-f]{17}([0-9a-f]{12})?$"
 # A session id, with or without the place that an earlier page gave.
 SESSION_CURSOR_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(@[0-9a-z.+]{1,40})?$"
 # Provider, slash and version are all part of Groq's model names.
@@ -59,6 +60,10 @@ Text = Annotated[
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class NoQuery(_Request):
+    """The query of a route that takes none."""
 
 
 class _Answer(BaseModel):

@@ -1,11 +1,13 @@
 """Serving the application until a signal ends it."""
 
 import asyncio
+import errno
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
+from typing import Any
 
 from aiohttp import web
 
@@ -14,7 +16,8 @@ from groqchat.app import BASE_PATH, create_app
 from groqchat.errors import ConfigurationError
 from groqchat.http.access_log import AccessLogger
 from groqchat.http.errors import http_error
-from groqchat.http.middlewares import REQUEST_ID_HEADER, new_request_id
+from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
+from groqchat.limits import raise_file_limit
 from groqchat.settings import Settings
 
 # Bursts of a few thousand clients connect at once.
@@ -24,6 +27,8 @@ ESCAPED_BYTES_PER_CHAR = 12
 OTHER_QUERY_BYTES = 8192
 # Turns have ended by then; what remains is to write out their answers.
 CLOSE_TIMEOUT_S = 3.0
+# The event loop reports each of BACKLOG failed attempts to accept a client.
+QUIET_S = 10.0
 
 log = logging.getLogger("groqchat")
 
@@ -100,15 +105,53 @@ def stop_signal() -> asyncio.Event:
 async def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM, then let turns end and close everything."""
     stop = stop_signal()
+    raise_file_limit(settings.max_turns_in_flight)
+    asyncio.get_running_loop().set_exception_handler(_quieter_exception_handler())
     runner = create_runner(settings)
     log.info("groqchat %s is starting", __version__)
     try:
-        await runner.setup()
-        await _listen(runner, settings)
-        await stop.wait()
+        if await _finishes_before(runner.setup(), stop):
+            await _listen(runner, settings)
+            await stop.wait()
         log.info("groqchat is stopping")
     finally:
         await runner.cleanup()
+
+
+async def _finishes_before(start: Coroutine[None, None, None], stop: asyncio.Event) -> bool:
+    """Run a start, which may take minutes, unless told to stop meanwhile."""
+    starting = asyncio.create_task(start)
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait([starting])
+        return False
+    starting.result()
+    return True
+
+
+def _quieter_exception_handler() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """Return a handler that does not repeat, thousands of times, that no file is left to open."""
+    said_at = -QUIET_S
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal said_at
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in {errno.EMFILE, errno.ENFILE}:
+            loop.default_exception_handler(context)
+        elif loop.time() - said_at >= QUIET_S:
+            said_at = loop.time()
+            log.error("no client can be accepted: %s", error.strerror)
+
+    return handle
+
+
+def cannot_listen(host: str, port: int, error: OSError) -> ConfigurationError:
+    """Return the error for an address that is taken, or not ours to take."""
+    reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error
+    return ConfigurationError(f"cannot listen on {host}:{port}: {reason}")
 
 
 async def _listen(runner: web.AppRunner, settings: Settings) -> None:
@@ -116,10 +159,7 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> None:
     try:
         await site.start()
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error
-        raise ConfigurationError(
-            f"cannot listen on {settings.host}:{settings.port}: {reason}"
-        ) from error
+        raise cannot_listen(settings.host, settings.port, error) from error
     host, port = runner.addresses[0][:2]
     shown = f"[{host}]" if ":" in host else host
     log.info("groqchat answers at http://%s:%d%s", shown, port, BASE_PATH)

@@ -3,7 +3,7 @@
 import re
 from functools import cached_property
 from typing import Annotated, Any, Self
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -18,6 +18,11 @@ OFFLINE_SCHEME = "offline:"
 # The SDK adds this path itself; a base URL copied from Groq's documentation holds it already.
 SDK_PATH = "/openai/v1"
 
+# What of redis-py's options has no setting of its own: the database, who asks, and TLS.
+REDIS_URL_OPTION = re.compile(
+    "db|username|password|ssl_(ca_certs|ca_path|certfile|keyfile|keyfile_password|cert_reqs|"
+    "check_hostname|min_version|ciphers)"
+)
 ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
 
 
@@ -126,11 +131,8 @@ class Settings(BaseSettings):
             raise ValueError(f"the URL must start with one of {known}")
         if scheme == "embedded" and not rest:
             raise ValueError("name the directory for the data: embedded:DIR")
-        path = urlsplit(url.get_secret_value()).path
-        if scheme == "unix" and not path.startswith("/"):
-            raise ValueError("name the socket: unix:///path/to/socket")
-        if scheme in {"redis", "rediss"} and not re.fullmatch(r"/?\d*", path):
-            raise ValueError("the path of the URL is the number of the database")
+        if scheme in {"redis", "rediss", "unix"}:
+            _check_server_url(url.get_secret_value())
         return url
 
     @field_validator("groq_base_url")
@@ -140,9 +142,17 @@ class Settings(BaseSettings):
             if url[len(OFFLINE_SCHEME) :][:1] not in {"", "?"}:
                 raise ValueError("options follow a question mark: offline:?latency_ms=300")
             return url
-        if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname:
+        parts = _split(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError("the URL must start with http://, https:// or be offline:")
+        if "@" in parts.netloc:
+            raise ValueError("credentials do not belong into this URL")
         return url.rstrip("/").removesuffix(SDK_PATH)
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _level_in_capitals(cls, level: object) -> object:
+        return level.upper() if isinstance(level, str) else level
 
     @field_validator("cors_allowed_origins", mode="before")
     @classmethod
@@ -198,6 +208,31 @@ class Settings(BaseSettings):
         return self.model_copy(update=changes)
 
 
+def _split(url: str) -> SplitResult:
+    """Split a URL; the error of one that is none does not repeat it, nor its password."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - looked at, because only that checks it
+    except ValueError:
+        raise ValueError("this is not a URL; special characters must be escaped") from None
+    return parts
+
+
+def _check_server_url(url: str) -> None:
+    parts = _split(url)
+    if parts.fragment:
+        raise ValueError("a # in a URL must be escaped as %23")
+    if parts.scheme == "unix" and not parts.path.startswith("/"):
+        raise ValueError("name the socket: unix:///path/to/socket")
+    if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
+        raise ValueError("the path of the URL is the number of the database")
+    query = parse_qs(parts.query, keep_blank_values=True)
+    if unknown := [name for name in query if not REDIS_URL_OPTION.fullmatch(name)]:
+        raise ValueError(f"the URL takes no option {', '.join(unknown)}")
+    if any(not value.isdecimal() for value in query.get("db", [])):
+        raise ValueError("db is the number of the database")
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings; every problem is named at once in one ConfigurationError."""
     try:
@@ -208,3 +243,5 @@ def load_settings(**overrides: Any) -> Settings:
             for problem in error.errors(include_url=False, include_input=False)
         ]
         raise ConfigurationError("\n".join(problems)) from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(".env is not encoded in UTF-8") from None

@@ -8,11 +8,13 @@ from typing import NoReturn, TypeVar, get_type_hints
 from urllib.parse import parse_qsl
 
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import ContentEncodingError, TransferEncodingError
 from pydantic import BaseModel, ValidationError
 
-from groqchat.http.errors import RequestError, WireError, validation_error
+from groqchat.http.errors import RequestError, WireError, http_error, validation_error
+from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
 from groqchat.http.state import settings_of
-from groqchat.models import MAX_CHARS
+from groqchat.models import MAX_CHARS, NoQuery
 from groqchat.settings import Settings
 
 Handler = Callable[..., Awaitable[BaseModel]]
@@ -21,6 +23,8 @@ AnyHandler = TypeVar("AnyHandler", bound=Handler)
 JSON = "application/json"
 # More parameters than any route has; what is behind them is not worth reading.
 MAX_QUERY_FIELDS = 100
+# What aiohttp unpacks by itself.
+ENCODINGS = frozenset({"identity", "gzip", "deflate"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,8 @@ class Endpoint:
             arguments["path"] = _parse_strings(self.path_model, request.match_info, request)
         if self.query_model is not None:
             arguments["query"] = _parse_strings(self.query_model, _query_of(request), request)
+        elif request.query_string:
+            _parse_strings(NoQuery, _query_of(request), request)
         if self.body_model is not None:
             arguments["body"] = await _parse_body(self.body_model, request)
         answer = await self.handler(request, **arguments)
@@ -68,7 +74,10 @@ def endpoint(
             handler=handler,
         )
         # aiohttp's own GET answers HEAD too, as balancers and monitors like to ask.
-        add = routes.get(path) if method == hdrs.METH_GET else routes.route(method, path)
+        if method == hdrs.METH_GET:
+            add = routes.get(path, expect_handler=answer_expectation)
+        else:
+            add = routes.route(method, path, expect_handler=answer_expectation)
         add(declared.respond)
         return handler
 
@@ -83,7 +92,9 @@ def _parse_strings(
     model: type[BaseModel], values: Mapping[str, str], request: web.Request
 ) -> BaseModel:
     try:
-        return model.model_validate_strings(dict(values), context=_context(settings_of(request)))
+        return model.model_validate_strings(
+            dict(values), context=_context(settings_of(request.app))
+        )
     except ValidationError as error:
         raise RequestError(validation_error(error)) from None
 
@@ -108,17 +119,40 @@ def _query_of(request: web.Request) -> dict[str, str]:
     return query
 
 
+async def _read(request: web.Request) -> bytes:
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() not in ENCODINGS:
+        _refuse(415, "unsupported_media_type", "The body's encoding is not known here.")
+    try:
+        return await request.read()
+    except (web.RequestPayloadError, ContentEncodingError, TransferEncodingError):
+        _refuse(400, "malformed_body", "The body cannot be read as its headers say.")
+    except ConnectionError:
+        _refuse(400, "incomplete_body", "The connection ended before the body did.")
+
+
+async def answer_expectation(request: web.Request) -> web.Response | None:
+    """Tell a client that waits for leave to send its body to go on; refuse other expectations."""
+    if request.headers[hdrs.EXPECT].lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # What was written is no part of the response's size.
+        request.writer.output_size = 0
+        return None
+    new_request_id(request.headers.get(REQUEST_ID_HEADER, ""))
+    return http_error(417).response()
+
+
 async def _parse_body(model: type[BaseModel], request: web.Request) -> BaseModel:
     if request.content_type != JSON or hdrs.CONTENT_TYPE not in request.headers:
         _refuse(415, "unsupported_media_type", f"The body must be {JSON}.")
     if (request.charset or "utf-8").lower() not in {"utf-8", "utf8"}:
         _refuse(415, "unsupported_media_type", "JSON is encoded in UTF-8.")
-    body = await request.read()
-    context = _context(settings_of(request))
+    body = await _read(request)
+    context = _context(settings_of(request.app))
     try:
         return model.model_validate_json(body, strict=True, context=context)
     except ValidationError as error:
-        if any(problem["type"] == "json_invalid" for problem in error.errors()):
+        # What does not parse is the only problem there is.
+        if error.error_count() == 1 and error.errors()[0]["type"] == "json_invalid":
             _refuse_malformed(model, body, context)
         raise RequestError(validation_error(error)) from None
 
@@ -126,7 +160,8 @@ async def _parse_body(model: type[BaseModel], request: web.Request) -> BaseModel
 def _refuse_malformed(model: type[BaseModel], body: bytes, context: dict[str, int]) -> NoReturn:
     """Refuse JSON that does not parse; a lone surrogate is JSON still, and a field's fault."""
     try:
-        model.model_validate(json.loads(body), strict=True, context=context)
+        value = json.loads(body, parse_int=float)
+        model.model_validate(value, strict=True, context=context)
     except ValidationError as error:
         raise RequestError(validation_error(error)) from None
     except (ValueError, RecursionError):

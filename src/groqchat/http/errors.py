@@ -31,6 +31,8 @@ STATUS: dict[type[errors.GroqChatError], int] = {
 }
 # A client that gets 429 or 503 is told when to come back, even where the cause did not say.
 DEFAULT_RETRY_AFTER_S = 1
+# Past so many, listing what is wrong takes longer than it helps.
+MAX_DETAILS = 50
 # Names of unknown fields are repeated so far; ours are shorter.
 MAX_PARAM_CHARS = 64
 RETRY_AFTER_STATUS = frozenset({429, 503})
@@ -146,6 +148,12 @@ def http_error(status: int) -> WireError:
 
 def validation_error(error: ValidationError) -> WireError:
     """Return the error that names every field that is wrong, and repeats no value."""
+    if error.error_count() > MAX_DETAILS:
+        return WireError(
+            status=422,
+            code=errors.InvalidField.code,
+            message=f"More than {MAX_DETAILS} fields are wrong.",
+        )
     details: list[dict[str, str | None]] = [
         {
             "param": _printable(".".join(str(part) for part in problem["loc"])) or None,

@@ -1,8 +1,6 @@
 """Around every request: its id, and errors in the one shape."""
 
 import logging
-import re
-import uuid
 from http import HTTPStatus
 
 from aiohttp import hdrs, web
@@ -10,20 +8,10 @@ from aiohttp.typedefs import Handler
 
 from groqchat.errors import GroqChatError
 from groqchat.http.errors import RETRY_AFTER_STATUS, RequestError, wire_error
+from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
 from groqchat.logs import request_id
 
-REQUEST_ID_HEADER = "X-Request-ID"
-# A caller's id is kept where it can do no harm in a log line.
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-
 log = logging.getLogger(__name__)
-
-
-def new_request_id(given: str = "") -> str:
-    """Set and return the id of the request that begins: the caller's, if it is harmless."""
-    chosen = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-    request_id.set(chosen)
-    return chosen
 
 
 @web.middleware

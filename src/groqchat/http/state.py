@@ -22,26 +22,16 @@ def set_services(app: web.Application, history: RedisChatService, chat: ChatServ
     app[_CHAT] = chat
 
 
-def app_settings(app: web.Application) -> Settings:
-    """Return the settings, before there is a request."""
+def settings_of(app: web.Application) -> Settings:
+    """Return the settings."""
     return app[_SETTINGS]
 
 
-def settings_of(request: web.Request) -> Settings:
-    """Return the settings."""
-    return request.app[_SETTINGS]
-
-
-def history_of(request: web.Request) -> RedisChatService:
+def history_of(app: web.Application) -> RedisChatService:
     """Return the history store."""
-    return request.app[_HISTORY]
+    return app[_HISTORY]
 
 
-def app_chat(app: web.Application) -> ChatService:
-    """Return the chat service, where there is no request."""
-    return app[_CHAT]
-
-
-def chat_of(request: web.Request) -> ChatService:
+def chat_of(app: web.Application) -> ChatService:
     """Return the chat service."""
-    return request.app[_CHAT]
+    return app[_CHAT]

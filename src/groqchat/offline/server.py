@@ -99,7 +99,7 @@ async def _fail(request: web.Request, options: OfflineOptions) -> web.Response:
     if options.fail == "empty":
         return _json({"id": "chatcmpl-0", "object": "chat.completion", "choices": []})
     if options.fail == "surrogate":
-        text = b'{"choices":[{"message":{"content":"half \\ud83d"},"finish_reason":"stop"}]}'
+        text = b'{"choices":[{"message":{"content":"half \\uD83D"},"finish_reason":"stop"}]}'
         return web.Response(body=text, content_type="application/json")
     if options.fail in _STATUS:
         await _break(request, options)

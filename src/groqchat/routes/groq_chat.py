@@ -12,10 +12,10 @@ routes = web.RouteTableDef()
 @endpoint(routes, "POST", "/api/groq-chat/chat")
 async def chat(request: web.Request, body: ChatRequest) -> ChatAnswer:
     """Answer a message given as JSON."""
-    return await chat_of(request).answer(body)
+    return await chat_of(request.app).answer(body)
 
 
 @endpoint(routes, "POST", "/api/groq-chat/simple-chat")
 async def simple_chat(request: web.Request, query: ChatRequest) -> ChatAnswer:
     """Answer a message given as query parameters."""
-    return await chat_of(request).answer(query)
+    return await chat_of(request.app).answer(query)

@@ -15,7 +15,7 @@ async def get_history(
     request: web.Request, path: SessionPath, query: HistoryQuery
 ) -> HistoryAnswer:
     """Return a page of a session's messages; an unknown session has none."""
-    page = await history_of(request).get_session_history(
+    page = await history_of(request.app).get_session_history(
         path.session_id,
         limit=query.limit,
         after=query.after,
@@ -28,7 +28,7 @@ async def get_history(
 @endpoint(routes, "DELETE", "/api/groq-chat/history/{session_id}")
 async def clear_history(request: web.Request, path: SessionPath) -> ClearAnswer:
     """Delete a session's messages; doing so again changes nothing."""
-    await history_of(request).clear_session(path.session_id)
+    await history_of(request.app).clear_session(path.session_id)
     return ClearAnswer(message=f"Chat history cleared for session {path.session_id}")
 
 
@@ -51,6 +51,6 @@ def _answer(session_id: str, page: HistoryPage) -> HistoryAnswer:
         message_count=page.message_count,
         last_message_time=page.last_message_time,
         has_more=page.has_more,
-        first_id=messages[0].id if messages else None,
-        last_id=messages[-1].id if messages else None,
+        first_id=page.first_id,
+        last_id=page.last_id,
     )

@@ -15,7 +15,7 @@ routes = web.RouteTableDef()
 @endpoint(routes, "GET", "/api/groq-chat/sessions")
 async def list_sessions(request: web.Request, query: SessionsQuery) -> SessionsAnswer:
     """Return a page of the live sessions, by last activity."""
-    page = await history_of(request).get_all_sessions(
+    page = await history_of(request.app).get_all_sessions(
         limit=query.limit,
         after=query.after,
         before=query.before,
@@ -34,7 +34,7 @@ async def list_sessions(request: web.Request, query: SessionsQuery) -> SessionsA
 @endpoint(routes, "GET", "/api/groq-chat/sessions/{session_id}")
 async def show_session(request: web.Request, path: SessionPath) -> SessionAnswer:
     """Return counts, times and expiry of one session."""
-    info = await history_of(request).get_session_info(path.session_id)
+    info = await history_of(request.app).get_session_info(path.session_id)
     if info is None:
         raise SessionNotFound
     return SessionAnswer(**asdict(info))

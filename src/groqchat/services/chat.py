@@ -6,7 +6,13 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from groqchat.errors import CompletionError, Overloaded, ShuttingDown, StorageError
+from groqchat.errors import (
+    CompletionError,
+    HistoryUnavailable,
+    Overloaded,
+    ShuttingDown,
+    StorageError,
+)
 from groqchat.models import ChatAnswer, ChatRequest
 from groqchat.services.completions import Completion, Completions, Prompt
 from groqchat.services.redis_chat_service import RedisChatService
@@ -21,6 +27,8 @@ TOKENS_PER_MESSAGE = 4
 CONTEXT_ROLES = frozenset({"system", "user", "assistant"})
 # A turn that is full up is retried by whoever sent it; by then some of the others are done.
 OVERLOADED_RETRY_AFTER_S = 1.0
+# An answer is paid for: it gets a second chance, after the deadline of the first.
+SAVE_ATTEMPTS = 2
 # redis-py swallows a cancellation that meets a finished send, so one may not be enough.
 CANCEL_ATTEMPTS = 5
 CANCEL_WAIT_S = 0.5
@@ -111,7 +119,7 @@ class ChatService:
             raise
         answer = _answer_message(completion)
         unsaved = [answer] if turn.saved else [turn.question, answer]
-        saved = await self._save(turn, *unsaved)
+        saved = await self._save(turn, *unsaved, question=turn.question if turn.saved else None)
         return ChatAnswer(
             message=answer.content,
             model=completion.model,
@@ -141,18 +149,17 @@ class ChatService:
         turn.saved = True
         return earlier
 
-    async def _save(self, turn: _Turn, *messages: Message) -> bool:
-        try:
-            await self._history.save_message(turn.session_id, *messages)
-        except StorageError as error:
-            log.error(  # noqa: TRY400 - the detail says it all; the trace would show the message
-                "could not save %d message(s) of session %s: %s",
-                len(messages),
-                turn.session_id,
-                error,
-            )
-            return False
-        return True
+    async def _save(self, turn: _Turn, *messages: Message, question: Message | None = None) -> bool:
+        for attempt in range(1, SAVE_ATTEMPTS + 1):
+            try:
+                await self._history.save_message(turn.session_id, *messages, question=question)
+            except StorageError as error:
+                log.warning("save %d of session %s failed: %s", attempt, turn.session_id, error)
+                if not isinstance(error, HistoryUnavailable):
+                    return False
+            else:
+                return True
+        return False
 
     def _prompt(self, request: ChatRequest, turn: _Turn, earlier: Sequence[Message]) -> Prompt:
         options = {

@@ -13,7 +13,7 @@ import groq
 import httpx
 from groq import AsyncGroq
 from httpx_aiohttp import AiohttpTransport
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -40,6 +40,8 @@ RETRY_BASE_S = 0.25
 RETRY_CAP_S = 4.0
 # Longer than the pauses in most traffic, shorter than what balancers on the way keep open.
 KEEPALIVE_S = 55.0
+# More than any conversation can use, and what JSON numbers carry exactly.
+MAX_TOKENS = 2**53
 # The stand-in asks for some key, and the SDK will not start without.
 OFFLINE_KEY = "offline"
 
@@ -84,6 +86,11 @@ class _Choice(BaseModel):
 
 class _Usage(BaseModel):
     total_tokens: int | None = None
+
+    @field_validator("total_tokens")
+    @classmethod
+    def _absurd_is_unknown(cls, tokens: int | None) -> int | None:
+        return tokens if tokens is not None and 0 <= tokens <= MAX_TOKENS else None
 
 
 class _Reply(BaseModel):
@@ -158,7 +165,7 @@ def _is_worth_a_retry(error: BaseException) -> bool:
 
 def _completion(response: httpx.Response, *, asked_model: str) -> Completion:
     try:
-        reply = _Reply.model_validate_json(_valid_json(response))
+        reply = _parse(response.content)
     except ValidationError as error:
         problems = ", ".join(problem["type"] for problem in error.errors(include_input=False))
         raise CompletionUnavailable(f"Groq's answer is not one: {problems}") from None
@@ -171,15 +178,16 @@ def _completion(response: httpx.Response, *, asked_model: str) -> Completion:
     )
 
 
-def _valid_json(response: httpx.Response) -> bytes:
-    """Return the body; half a surrogate pair, which models do produce, becomes a `?`."""
-    if b"\\ud" not in response.content:
-        return response.content
+def _parse(body: bytes) -> _Reply:
+    """Parse Groq's answer; half a surrogate pair, which models do produce, becomes a `?`."""
     try:
-        text = json.dumps(json.loads(response.content), ensure_ascii=False)
-    except ValueError:
-        return response.content
-    return text.encode(errors="replace")
+        return _Reply.model_validate_json(body)
+    except ValidationError:
+        try:
+            text = json.dumps(json.loads(body), ensure_ascii=False)
+        except (ValueError, RecursionError):
+            text = ""
+        return _Reply.model_validate_json(text.encode(errors="replace"))
 
 
 @asynccontextmanager

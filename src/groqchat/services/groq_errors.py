@@ -17,6 +17,7 @@ from groqchat.errors import (
 )
 
 ORGANISATION = re.compile(r"\borg_[A-Za-z0-9]+")
+CODE = re.compile(r"[a-z0-9_]{1,64}")
 # Groq's texts are a sentence or two. What is longer may repeat what the user or the model said.
 MAX_MESSAGE_CHARS = 500
 
@@ -62,7 +63,7 @@ def completion_error(error: groq.GroqError) -> CompletionError:
     text = _text(error)
     shown = text if issubclass(kind, SHOWN) else None
     return kind(
-        f"{type(error).__name__} {status or ''}: {text or _cause(error)}",
+        f"{type(error).__name__} {status or ''}: {_code(error) or _cause(error)}",
         message=shown,
         param="model" if kind is UnknownModel else None,
         retry_after_s=retry_after_s(error),
@@ -99,12 +100,23 @@ def _cause(error: groq.GroqError) -> str:
     return f"{type(cause).__name__}: {cause}" if cause else ""
 
 
-def _text(error: groq.GroqError) -> str | None:
-    """Return what Groq said, if it said it in its own error shape."""
+def _code(error: groq.GroqError) -> str:
+    """Return Groq's code, which the log may hold: its text might repeat the prompt."""
+    code = _said(error, "code")
+    return code if code and CODE.fullmatch(code) else ""
+
+
+def _said(error: groq.GroqError, field: str) -> str | None:
     body = error.body if isinstance(error, groq.APIError) else None
     inner = body.get("error", body) if isinstance(body, dict) else None
-    text = inner.get("message") if isinstance(inner, dict) else None
-    if not isinstance(text, str) or not text:
+    value = inner.get(field) if isinstance(inner, dict) else None
+    return value if isinstance(value, str) and value else None
+
+
+def _text(error: groq.GroqError) -> str | None:
+    """Return what Groq said, if it said it in its own error shape."""
+    text = _said(error, "message")
+    if text is None:
         return None
     clean = text[:MAX_MESSAGE_CHARS].encode(errors="replace").decode()
     return ORGANISATION.sub("org_***", clean)

@@ -21,6 +21,16 @@ RETRY_BASE_S = 0.02
 RETRY_CAP_S = 0.2
 
 
+def visit_redis(settings: Settings) -> AbstractAsyncContextManager[Redis]:
+    """Open a client as `open_redis` does, beside a service that may run over the same data."""
+    url = settings.redis_url.get_secret_value() if settings.redis_url else ""
+    if url.startswith("embedded:"):
+        server = EmbeddedServer(_directory(url))
+        if server.is_held:
+            return _open_server(f"unix://{quote(str(server.socket))}", settings)
+    return open_redis(settings)
+
+
 def open_redis(settings: Settings) -> AbstractAsyncContextManager[Redis]:
     """Open the client that the settings ask for; entering it does not connect."""
     url = settings.redis_url.get_secret_value() if settings.redis_url else ""

@@ -71,6 +71,16 @@ class EmbeddedServer:
         self._stopping = asyncio.Event()
 
     @property
+    def is_held(self) -> bool:
+        """Whether a service runs over the directory, whose server can be asked then."""
+        if not self.directory.is_dir():
+            return False
+        lock = _try_lock(self._own_lock_path)
+        if lock is not None:
+            lock.close()
+        return lock is None
+
+    @property
     def pid(self) -> int:
         """The process id of the running server."""
         assert self._process is not None  # noqa: S101 - only asked for within the context
@@ -96,9 +106,11 @@ class EmbeddedServer:
     ) -> None:
         # Not cancelled: a server in the middle of its start would be lost sight of.
         self._stopping.set()
-        if self._keeper is not None:
-            await self._keeper
-        await self._stop()
+        try:
+            if self._keeper is not None:
+                await self._keeper
+        finally:
+            await self._stop()
 
     @property
     def _log_path(self) -> Path:
@@ -107,6 +119,10 @@ class EmbeddedServer:
     @property
     def _pid_path(self) -> Path:
         return self.directory / "valkey.pid"
+
+    @property
+    def _own_lock_path(self) -> Path:
+        return self.directory / "groqchat.lock"
 
     @property
     def _server_lock_path(self) -> Path:
@@ -125,10 +141,9 @@ class EmbeddedServer:
 
     def _take_lock(self) -> IO[str]:
         """Hold the directory; the system lets go of it however this process ends."""
-        path = self.directory / "groqchat.lock"
-        lock = _try_lock(path)
+        lock = _try_lock(self._own_lock_path)
         if lock is None:
-            holder = path.read_text(encoding="ascii").strip() or "unknown"
+            holder = self._own_lock_path.read_text(encoding="ascii").strip() or "unknown"
             raise ConfigurationError(
                 f"another groqchat service (pid {holder}) holds {self.directory}; "
                 "stop it, or choose another embedded:DIR"
@@ -207,7 +222,7 @@ class EmbeddedServer:
             wait_s = min(wait_s * 2, RESTART_MAX_S)
             try:
                 await self._start()
-            except ConfigurationError as error:
+            except (ConfigurationError, OSError) as error:
                 log.error("%s", error)  # noqa: TRY400 - the server's own log says why
 
     async def _stops_before_the_server(self) -> bool:

@@ -1,6 +1,6 @@
 """Every Redis key, and the one TTL rule: a session lives `ttl_s` after its last message."""
 
-from redis.asyncio.client import Pipeline
+from groqchat.storage.batching import Command
 
 SESSION_PREFIX = "chat:session:"
 SESSIONS_INDEX = "chat:sessions"
@@ -24,13 +24,14 @@ def index_score(pttl_ms: int, now_s: float) -> float:
     return NEVER_EXPIRES if pttl_ms < 0 else now_s + pttl_ms / 1000
 
 
-def keep_alive(pipe: Pipeline, session_id: str, *, ttl_s: int, now_s: float) -> None:
-    """Add to `pipe` what lets a session live for another `ttl_s` seconds and be listed."""
-    pipe.expire(session_key(session_id), ttl_s)
-    pipe.zadd(SESSIONS_INDEX, {session_id: now_s + ttl_s})
+def keep_alive(session_id: str, *, ttl_s: int, now_s: float) -> tuple[Command, Command]:
+    """Return what lets a session live for another `ttl_s` seconds and be listed."""
+    return (
+        ("EXPIRE", session_key(session_id), ttl_s),
+        ("ZADD", SESSIONS_INDEX, repr(now_s + ttl_s), session_id),
+    )
 
 
-def forget(pipe: Pipeline, session_id: str) -> None:
-    """Add to `pipe` the removal of a session: its messages, its entry in the index."""
-    pipe.unlink(session_key(session_id))
-    pipe.zrem(SESSIONS_INDEX, session_id)
+def forget(session_id: str) -> tuple[Command, Command]:
+    """Return the removal of a session: its messages, its entry in the index."""
+    return ("UNLINK", session_key(session_id)), ("ZREM", SESSIONS_INDEX, session_id)

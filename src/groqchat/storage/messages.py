@@ -1,14 +1,15 @@
 """A message, its id, and its form as a member of a session's sorted set."""
 
+import json
 import logging
 import random
 import re
 import time
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal, TypeAlias, get_args
+from hashlib import blake2b
+from typing import Any, Literal, TypeAlias, get_args
 
 import orjson
 
@@ -20,6 +21,9 @@ ROLES: Mapping[str, Role] = {role: role for role in get_args(Role)}
 # 13 hexadecimal digits of microseconds since the epoch, 4 random ones.
 MESSAGE_ID = re.compile(r"[0-9a-f]{17}")
 MICROS_DIGITS = 13
+# Members of another program have longer ids, made from their content: an import may give
+# thousands of them one time, and two must not share an id.
+FOREIGN_DIGEST_BYTES = 8
 MICROS_PER_S = 1_000_000
 
 # Fields at these values are not stored; they are most of what is ever stored, and leaving
@@ -73,11 +77,7 @@ class Message:
 
 def new_message_id() -> str:
     """Return an id that sorts behind every id this process made before."""
-    return _message_id(_clock.micros(), random.getrandbits(16))
-
-
-def _message_id(micros: int, suffix: int) -> str:
-    return f"{micros:013x}{suffix:04x}"
+    return f"{_clock.micros():013x}{random.getrandbits(16):04x}"
 
 
 def micros_of(message_id: str) -> int:
@@ -108,10 +108,7 @@ def encode_member(message: Message) -> bytes:
 
 def decode_member(member: bytes, score: float) -> Message | None:
     """Return the message of a member, whoever wrote it; None if it is none."""
-    try:
-        fields = orjson.loads(member)
-    except orjson.JSONDecodeError:
-        return None
+    fields = _loads(member)
     if not isinstance(fields, dict) or not 0 <= score <= MAX_SCORE_S:
         return None
     named_role, content = fields.get("role"), fields.get("content")
@@ -130,18 +127,46 @@ def decode_member(member: bytes, score: float) -> Message | None:
         role=role,
         content=content,
         model=model if isinstance(model, str) else None,
-        tokens=tokens if isinstance(tokens, int) else None,
+        tokens=tokens if type(tokens) is int else None,
         finish_reason=finish_reason if isinstance(finish_reason, str) else None,
     )
+
+
+def _loads(member: bytes) -> object:
+    """Parse JSON, that of Python's json too, which writes half characters; None if it is none."""
+    try:
+        return orjson.loads(member)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        text = json.dumps(json.loads(member), ensure_ascii=False)
+        return orjson.loads(text.encode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
 
 
 def decode_rows(rows: Iterable[Row], *, session_id: str) -> list[Message]:
     """Return the messages of rows, leaving out with one warning those that are none."""
     decoded = [decode_member(member, score) for member, score in rows]
     messages = [message for message in decoded if message is not None]
-    if skipped := len(decoded) - len(messages):
-        log.warning("skipped %d corrupt member(s) of session %s", skipped, session_id)
+    if len(messages) < len(decoded):
+        warn_of_corrupt_members(len(decoded) - len(messages), session_id)
     return messages
+
+
+def warn_of_corrupt_members(count: int, session_id: str) -> None:
+    """Log that a session holds what is no message."""
+    log.warning("skipped %d corrupt member(s) of session %s", count, session_id)
+
+
+def rows_of(reply: Sequence[Any]) -> list[Row]:
+    """Return the rows of a raw reply to ZRANGE WITHSCORES.
+
+    RESP2 gives members and scores in turn, RESP3 in pairs.
+    """
+    paired = bool(reply) and isinstance(reply[0], list)
+    pairs = reply if paired else zip(reply[::2], reply[1::2], strict=True)
+    return [(member, float(score)) for member, score in pairs]
 
 
 def row_id(row: Row) -> str:
@@ -150,7 +175,8 @@ def row_id(row: Row) -> str:
     head = member[7 : 7 + MICROS_DIGITS + 4].decode(errors="replace")
     if member.startswith(b'{"id":"') and MESSAGE_ID.fullmatch(head):
         return head
-    return _message_id(row_micros(row), zlib.crc32(member) & 0xFFFF)
+    digest = blake2b(member, digest_size=FOREIGN_DIGEST_BYTES).hexdigest()
+    return f"{row_micros(row):013x}{digest}"
 
 
 def row_micros(row: Row) -> int:
@@ -158,7 +184,13 @@ def row_micros(row: Row) -> int:
     return round(min(max(row[1], 0.0), MAX_SCORE_S) * MICROS_PER_S)
 
 
-def index_beyond(rows: Sequence[Row], message_id: str, *, forward: bool, complete: bool) -> int:
+def index_beyond(
+    message_id: str,
+    rows: Sequence[Row],
+    complete: bool,  # noqa: FBT001 - given by place
+    *,
+    forward: bool,
+) -> int:
     """Return where, in rows read onwards from a message's time, what lies beyond it begins.
 
     Rows of one microsecond come in the order of their members. That is the order of the ids

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from redis.asyncio import Redis
@@ -11,7 +12,7 @@ from redis.asyncio.client import Pipeline
 from groqchat.errors import InvalidField
 from groqchat.storage import keys
 from groqchat.storage.messages import Row
-from groqchat.storage.walk import items_beyond
+from groqchat.storage.walk import index_beyond_row, items_beyond
 
 # Expired entries removed at once: enough to keep up, too few to hold up the server.
 PRUNE_BATCH = 1000
@@ -98,7 +99,8 @@ class SessionIndex:
             if pttl_ms != _NO_KEY
         }
         if scores:
-            await self._redis.zadd(keys.SESSIONS_INDEX, scores)
+            # GT: a session that became active meanwhile is not put back.
+            await self._redis.zadd(keys.SESSIONS_INDEX, scores, gt=True)
         return len(scores)
 
     async def _row_of(self, cursor: str | None, *, param: str) -> Row | None:
@@ -138,9 +140,9 @@ class SessionIndex:
             total, rows = await self._pipelined(commands)
             return list(rows)
 
-        def begin(rows: Sequence[Row], _complete: bool) -> int:  # noqa: FBT001 - given by place
-            return sum(not _lies_beyond(row, cursor, ascending=ascending) for row in rows)
-
+        if cursor is None:
+            return await fetch(want), total
+        begin = partial(index_beyond_row, cursor, forward=ascending)
         return await items_beyond(fetch, begin, want=want), total
 
     async def _drop_missing(self, rows: Sequence[Row]) -> list[Row]:
@@ -171,14 +173,6 @@ _NO_KEY = -2
 
 def _key(row: Row) -> bytes:
     return keys.SESSION_PREFIX.encode() + row[0]
-
-
-def _lies_beyond(row: Row, cursor: Row | None, *, ascending: bool) -> bool:
-    if cursor is None:
-        return True
-    (member, score), (cursor_member, cursor_score) = row, cursor
-    place, cursor_place = (score, member), (cursor_score, cursor_member)
-    return place > cursor_place if ascending else place < cursor_place
 
 
 def _cursor_text(row: Row | None) -> str | None:

@@ -12,6 +12,23 @@ TIES = 8
 MAX_TIES = 65_536
 
 
+def index_beyond_row(
+    place: tuple[bytes, float],
+    rows: Sequence[tuple[bytes, float]],
+    _complete: bool,  # noqa: FBT001 - given by place
+    *,
+    forward: bool,
+) -> int:
+    """Return where, in rows read onwards from a row's score, what lies beyond it begins.
+
+    Redis orders a sorted set by score, then by the bytes of the member.
+    """
+    member, score = place
+    if forward:
+        return sum((at, found) <= (score, member) for found, at in rows)
+    return sum((at, found) >= (score, member) for found, at in rows)
+
+
 async def items_beyond(
     fetch: Callable[[int], Awaitable[Sequence[Item]]],
     begin: Callable[[Sequence[Item], bool], int],

@@ -1,0 +1,157 @@
+"""Commands of many coroutines, sent together: one round trip serves all that ask at once."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+from groqchat.errors import HistoryFailed, StorageError
+from groqchat.storage.guard import guarded, storage_error, unavailable
+
+Command: TypeAlias = tuple[str | bytes | int | float, ...]
+
+# While one flush waits for its replies another may go out; more would only make batches small.
+MAX_FLUSHES = 2
+# Large enough to spread the cost of a round trip, small enough that replies come soon.
+MAX_BATCH_CALLS = 512
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+# Past these, waiting would only add to what is late already.
+MAX_WAITING_CALLS = 50_000
+MAX_WAITING_BYTES = 256 * 1024 * 1024
+# A connection that the server closed while idle is noticed at once; a server that restarts
+# takes a moment. The deadline of the flush bounds both.
+RETRY_WAITS_S = (0.0, 0.1)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Call:
+    """Commands that one coroutine waits for."""
+
+    commands: Sequence[Command]
+    size: int
+    done: asyncio.Future[list[Any]]
+    since: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """Runs transactions, coalesced with those of whoever asks at the same time.
+
+    Each stands in a MULTI/EXEC of its own: all of it happens or nothing, and what is wrong with
+    one fails for its own caller only. Every transaction must be idempotent: a flush that fails
+    is sent again as a whole. A caller that leaves takes nothing from the others.
+    """
+
+    def __init__(self, redis: Redis, *, timeout_s: float) -> None:
+        self._redis = redis
+        self._timeout_s = timeout_s
+        self._waiting: deque[_Call] = deque()
+        self._waiting_bytes = 0
+        self._flushes: set[asyncio.Task[None]] = set()
+
+    async def transact(self, commands: Sequence[Command]) -> list[Any]:
+        """Return the replies to one transaction, raw, within twice the deadline of a flush."""
+        size = sum(len(part) for command in commands for part in command if isinstance(part, bytes))
+        if (
+            len(self._waiting) >= MAX_WAITING_CALLS
+            or self._waiting_bytes + size > MAX_WAITING_BYTES
+        ):
+            raise unavailable(f"{len(self._waiting)} calls wait already")
+        done: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Call(commands=commands, size=size, done=done))
+        self._waiting_bytes += size
+        if len(self._flushes) < MAX_FLUSHES:
+            flush = asyncio.create_task(self._flush_all())
+            self._flushes.add(flush)
+            flush.add_done_callback(self._flushes.discard)
+        return await done
+
+    async def _flush_all(self) -> None:
+        """Send what waits, batch by batch, until nothing does."""
+        while batch := self._next_batch():
+            try:
+                async with guarded(self._timeout_s):
+                    replies = await self._send(batch)
+            except StorageError as error:
+                for call in batch:
+                    _fail(call, type(error)(error.detail, retry_after_s=error.retry_after_s))
+            except Exception as error:
+                log.exception("a flush failed")
+                for call in batch:
+                    _fail(call, HistoryFailed(type(error).__name__))
+            else:
+                for call, reply in zip(batch, replies, strict=True):
+                    _settle(call, reply)
+
+    def _next_batch(self) -> list[_Call]:
+        """Take calls off the queue, failing those that have waited too long."""
+        batch: list[_Call] = []
+        size = 0
+        expired = time.monotonic() - self._timeout_s
+        while self._waiting and len(batch) < MAX_BATCH_CALLS and size <= MAX_BATCH_BYTES:
+            call = self._waiting.popleft()
+            self._waiting_bytes -= call.size
+            if call.since < expired:
+                _fail(call, unavailable(f"no turn within {self._timeout_s:g} s"))
+            elif not call.done.done():
+                batch.append(call)
+                size += call.size
+        return batch
+
+    async def _send(self, batch: Sequence[_Call]) -> list[list[Any]]:
+        """Return all replies to each call, sending anew what a broken connection took along."""
+        for wait_s in RETRY_WAITS_S:
+            try:
+                return await self._round_trip(batch)
+            except (RedisConnectionError, OSError):
+                await asyncio.sleep(wait_s)
+        return await self._round_trip(batch)
+
+    async def _round_trip(self, batch: Sequence[_Call]) -> list[list[Any]]:
+        pool = self._redis.connection_pool
+        connection = await pool.get_connection()  # type: ignore[no-untyped-call] # redis-py's gap
+        try:
+            commands = [
+                command for call in batch for command in (("MULTI",), *call.commands, ("EXEC",))
+            ]
+            await connection.send_packed_command(connection.pack_commands(commands))
+            return [
+                [await _reply(connection) for _ in range(len(call.commands) + 2)] for call in batch
+            ]
+        except BaseException:
+            # Replies still under way must not meet the next who reads.
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await pool.release(connection)
+
+
+async def _reply(connection: AbstractConnection) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
+
+
+def _settle(call: _Call, replies: list[Any]) -> None:
+    """Give a caller what EXEC answered, or the first error of its commands."""
+    results = replies[-1] if isinstance(replies[-1], list) else []
+    wrong = next((part for part in (*replies, *results) if isinstance(part, Exception)), None)
+    if wrong is not None:
+        _fail(call, storage_error(wrong))
+    elif not call.done.done():
+        call.done.set_result(results)
+
+
+def _fail(call: _Call, error: StorageError) -> None:
+    if not call.done.done():
+        call.done.set_exception(error)

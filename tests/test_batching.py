@@ -1,0 +1,62 @@
+"""Writers that share their round trips: bursts, bounds, one caller's fault."""
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from groqchat.errors import HistoryFailed, HistoryUnavailable
+from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.settings import Settings
+from groqchat.storage import batching
+from groqchat.storage.connection import open_redis
+from tests.conftest import TTL_S
+from tests.test_store import saved
+
+
+async def test_many_writers_need_few_connections(redis_url: str) -> None:
+    settings = Settings(redis_url=redis_url, redis_max_connections=3)
+    async with open_redis(settings) as client:
+        store = RedisChatService(client, ttl_s=TTL_S, timeout_s=10)
+        await asyncio.gather(*(saved(store, 1) for _ in range(200)))
+        assert await store.get_session_size("s") == 200
+        assert len(await client.client_list()) <= 3
+
+
+async def test_a_burst_of_writers_is_served_whole(redis_url: str) -> None:
+    settings = Settings(redis_url=redis_url)
+    async with open_redis(settings) as client:
+        store = RedisChatService(client, ttl_s=TTL_S, timeout_s=settings.redis_timeout_s)
+        await asyncio.gather(*(saved(store, 1) for _ in range(4000)))
+        assert await store.get_session_size("s") == 4000
+
+
+async def test_a_caller_that_leaves_takes_nothing_from_the_others(
+    store: RedisChatService,
+) -> None:
+    leaving = asyncio.create_task(saved(store, 1))
+    staying = asyncio.create_task(saved(store, 1))
+    await asyncio.sleep(0)
+    leaving.cancel()
+
+    kept = await staying
+    assert kept[0] in (await store.get_session_history("s")).messages
+    assert leaving.cancelled() or await asyncio.wait([leaving]) is not None
+
+
+async def test_one_session_of_another_kind_fails_for_its_own_caller_only(
+    store: RedisChatService, any_redis: Redis
+) -> None:
+    await any_redis.set("chat:session:broken", "not a sorted set")
+    results = await asyncio.gather(
+        *(saved(store, 1, name) for name in ("good", "broken", "fine")), return_exceptions=True
+    )
+    assert [type(result) for result in results] == [list, HistoryFailed, list]
+
+
+async def test_more_calls_than_may_wait_are_refused_at_once(
+    store: RedisChatService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "MAX_WAITING_CALLS", 3)
+    results = await asyncio.gather(*(saved(store, 1) for _ in range(5)), return_exceptions=True)
+    assert [type(result) for result in results] == [list] * 3 + [HistoryUnavailable] * 2
