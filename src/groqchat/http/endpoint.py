@@ -92,9 +92,8 @@ def _parse_strings(
     model: type[BaseModel], values: Mapping[str, str], request: web.Request
 ) -> BaseModel:
     try:
-        return model.model_validate_strings(
-            dict(values), context=_context(settings_of(request.app))
-        )
+        context = _context(settings_of(request.app))
+        return model.model_validate_strings(dict(values), context=context)
     except ValidationError as error:
         raise RequestError(validation_error(error)) from None
 
@@ -125,7 +124,11 @@ async def _read(request: web.Request) -> bytes:
     try:
         return await request.read()
     except (web.RequestPayloadError, ContentEncodingError, TransferEncodingError):
-        _refuse(400, "malformed_body", "The body cannot be read as its headers say.")
+        # Nothing behind it on this connection can be read either; aiohttp would try.
+        request.content.feed_eof()
+        message = "The body cannot be read as its headers say."
+        error = WireError(status=400, code="malformed_body", message=message, closes=True)
+        raise RequestError(error) from None
     except ConnectionError:
         _refuse(400, "incomplete_body", "The connection ended before the body did.")
 

@@ -64,7 +64,7 @@ class RequestError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireError:
-    """An error as clients see it."""
+    """An error as clients see it; `closes` ends the connection with it."""
 
     status: int
     code: str
@@ -72,6 +72,7 @@ class WireError:
     param: str | None = None
     details: Sequence[dict[str, str | None]] = ()
     retry_after_s: float | None = None
+    closes: bool = False
 
     @property
     def type(self) -> str:
@@ -106,12 +107,15 @@ class WireError:
 
     def response(self) -> web.Response:
         """Return the whole response."""
-        return web.Response(
+        response = web.Response(
             status=self.status,
             body=orjson.dumps(self.body()),
             content_type="application/json",
             headers=self.headers(),
         )
+        if self.closes:
+            response.force_close()
+        return response
 
 
 def wire_error(error: Exception) -> WireError:
