@@ -1,12 +1,14 @@
 """The embedded server: its data, its locks, its life and death."""
 
 import asyncio
+import fcntl
 import os
 import signal
 import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 from redis.asyncio import Redis
@@ -106,6 +108,19 @@ async def test_a_server_that_dies_is_started_again_with_its_data(directory: Path
                 await asyncio.sleep(0.05)
 
 
+async def test_a_start_that_fails_for_a_moment_is_tried_again(directory: Path) -> None:
+    async with EmbeddedServer(directory) as server:
+        with (directory / "valkey.lock").open("a") as lock:
+            os.kill(server.pid, signal.SIGKILL)
+            async with asyncio.timeout(20):
+                while not taken(lock):
+                    await asyncio.sleep(0.001)
+            await asyncio.sleep(0.5)
+        async with asyncio.timeout(20):
+            while await value(server, b"PONG") != b"PONG":
+                await asyncio.sleep(0.05)
+
+
 async def test_a_server_that_cannot_start_says_why(directory: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"did not start(.|\n)*FATAL CONFIG FILE ERROR"):
         await EmbeddedServer(directory, {"no-such-option": "1"}).__aenter__()
@@ -132,9 +147,20 @@ def forget(server: EmbeddedServer) -> None:
     server._lock.close()  # noqa: SLF001 - as above
 
 
-async def value(server: EmbeddedServer) -> bytes | None:
+def taken(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+async def value(server: EmbeddedServer, if_there: bytes | None = None) -> bytes | None:
     try:
         async with client(server) as redis:
+            if if_there is not None:
+                await redis.ping()
+                return if_there
             found = await redis.get("key")
     except RedisError:
         return None

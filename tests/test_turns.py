@@ -80,6 +80,19 @@ async def test_a_client_that_leaves_does_not_end_its_turn(
     await until(answered)
 
 
+async def test_a_session_deleted_in_mid_turn_stays_deleted(
+    api: ClientSession, groq: FakeGroq, redis: Redis
+) -> None:
+    async def delete() -> None:
+        assert (await api.delete(f"{BASE}/history/s")).status == 200
+
+    groq.before = delete
+    response = await api.post(f"{BASE}/chat", json={"message": "Hello", "session_id": "s"})
+
+    assert (await response.json())["history_saved"] is False
+    assert await redis.keys("*") == []
+
+
 async def test_turns_beyond_the_limit_are_refused_and_told_when_to_return(
     serve: Serve, groq: FakeGroq
 ) -> None:

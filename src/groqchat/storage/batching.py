@@ -56,6 +56,8 @@ class Batcher:
         self._timeout_s = timeout_s
         self._waiting: deque[_Call] = deque()
         self._waiting_bytes = 0
+        # Counted apart from the tasks: one that has ended is in their set for a moment longer.
+        self._active = 0
         self._flushes: set[asyncio.Task[None]] = set()
 
     async def transact(self, commands: Sequence[Command]) -> list[Any]:
@@ -69,7 +71,8 @@ class Batcher:
         done: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Call(commands=commands, size=size, done=done))
         self._waiting_bytes += size
-        if len(self._flushes) < MAX_FLUSHES:
+        if self._active < MAX_FLUSHES:
+            self._active += 1
             flush = asyncio.create_task(self._flush_all())
             self._flushes.add(flush)
             flush.add_done_callback(self._flushes.discard)
@@ -77,32 +80,45 @@ class Batcher:
 
     async def _flush_all(self) -> None:
         """Send what waits, batch by batch, until nothing does."""
-        while batch := self._next_batch():
-            try:
-                async with guarded(self._timeout_s):
-                    replies = await self._send(batch)
-            except StorageError as error:
-                for call in batch:
-                    _fail(call, type(error)(error.detail, retry_after_s=error.retry_after_s))
-            except Exception as error:
-                log.exception("a flush failed")
-                for call in batch:
-                    _fail(call, HistoryFailed(type(error).__name__))
-            else:
-                for call, reply in zip(batch, replies, strict=True):
-                    _settle(call, reply)
+        try:
+            while batch := self._next_batch():
+                await self._flush(batch)
+        finally:
+            self._active -= 1
+
+    async def _flush(self, batch: Sequence[_Call]) -> None:
+        """Send a batch and give each caller its replies, or its error."""
+        try:
+            async with guarded(self._timeout_s):
+                replies = await self._send(batch)
+        except StorageError as error:
+            for call in batch:
+                _fail(call, type(error)(error.detail, retry_after_s=error.retry_after_s))
+            self._give_up_on_late_calls()
+        except Exception as error:
+            log.exception("a flush failed")
+            for call in batch:
+                _fail(call, HistoryFailed(type(error).__name__))
+        else:
+            for call, reply in zip(batch, replies, strict=True):
+                _settle(call, reply)
+
+    def _give_up_on_late_calls(self) -> None:
+        """Fail those that have waited for as long as Redis does not answer."""
+        expired = time.monotonic() - self._timeout_s
+        while self._waiting and self._waiting[0].since < expired:
+            call = self._waiting.popleft()
+            self._waiting_bytes -= call.size
+            _fail(call, unavailable(f"no turn within {self._timeout_s:g} s"))
 
     def _next_batch(self) -> list[_Call]:
-        """Take calls off the queue, failing those that have waited too long."""
+        """Take calls off the queue, leaving out those that nobody waits for any more."""
         batch: list[_Call] = []
         size = 0
-        expired = time.monotonic() - self._timeout_s
         while self._waiting and len(batch) < MAX_BATCH_CALLS and size <= MAX_BATCH_BYTES:
             call = self._waiting.popleft()
             self._waiting_bytes -= call.size
-            if call.since < expired:
-                _fail(call, unavailable(f"no turn within {self._timeout_s:g} s"))
-            elif not call.done.done():
+            if not call.done.done():
                 batch.append(call)
                 size += call.size
         return batch
