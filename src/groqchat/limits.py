@@ -3,8 +3,8 @@
 import logging
 import resource
 
-# The client's connection, and one to Groq; with the stand-in in this process, its end of that.
-FILES_PER_TURN = 3
+# The client's connection, and one to Groq.
+FILES_PER_TURN = 2
 # Listening sockets, Redis, logs, and clients without a turn.
 OTHER_FILES = 256
 
