@@ -341,7 +341,7 @@ async def _post_raw(api: ClientSession, target: str) -> tuple[int, str | None, s
 
 
 async def _raw(api: ClientSession, text: str) -> tuple[str, str]:
-    address = urlsplit(str(api._base_url))  # noqa: SLF001 - the client does not tell it otherwise
+    address = urlsplit(str(api._base_url))
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     writer.write(text.encode())
     head, _, body = (await reader.read()).decode().partition("\r\n\r\n")

@@ -75,7 +75,7 @@ def test_ctrl_c_in_mid_turn_ends_the_turn_first(directory: Path) -> None:
         while not contents(service.url):
             pass
         # As a terminal does: to every process of the group.
-        os.killpg(service._process.pid, signal.SIGINT)  # noqa: SLF001 - the group it leads
+        os.killpg(service._process.pid, signal.SIGINT)
         client.join(timeout=30)
         assert service.wait() == 0
     assert answers[0]["history_saved"] is True
@@ -87,7 +87,7 @@ def test_a_second_service_over_the_same_data_is_refused_clearly(directory: Path)
     with Service(directory, "--local") as service:
         second = run_groqchat("serve", "--local", cwd=directory, PORT="0")
         assert second.returncode == 1
-        assert f"another groqchat service (pid {service._process.pid}) holds" in second.stderr  # noqa: SLF001 - to compare
+        assert f"another groqchat service (pid {service._process.pid}) holds" in second.stderr
         assert "Traceback" not in second.stderr
 
 

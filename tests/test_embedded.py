@@ -141,10 +141,10 @@ async def test_a_directory_that_cannot_be_made_is_refused(directory: Path) -> No
 
 def forget(server: EmbeddedServer) -> None:
     """Let go of a server as a killed service does: without a word to it."""
-    assert server._keeper is not None  # noqa: SLF001 - what a crash would leave
-    server._keeper.cancel()  # noqa: SLF001 - as above
-    assert server._lock is not None  # noqa: SLF001 - as above
-    server._lock.close()  # noqa: SLF001 - as above
+    assert server._keeper is not None
+    server._keeper.cancel()
+    assert server._lock is not None
+    server._lock.close()
 
 
 def taken(lock: IO[str]) -> bool:

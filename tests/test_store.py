@@ -69,7 +69,9 @@ async def test_two_equal_messages_stay_two_and_a_repeated_save_stays_one(
 async def test_saving_gives_the_messages_that_stood_before(store: RedisChatService) -> None:
     earlier = await saved(store, 5)
 
-    assert await store.save_message("s", message("new"), context=3) == earlier[2:]
+    assert await store.save_message("s", message("new"), context=3) == [
+        {"role": each.role, "content": each.content} for each in earlier[2:]
+    ]
     assert await store.save_message("fresh", message("new"), context=3) == []
 
 
@@ -135,9 +137,14 @@ async def test_members_of_the_specifications_own_service_are_read(
     for offset, member in enumerate(members):
         await any_redis.zadd(KEY, {json.dumps(member): 1705314645.123456 + offset})
     new = message("And Rust?")
-    earlier = await store.save_message("s", new, context=10)
+    spoken = await store.save_message("s", new, context=10)
     page = await store.get_session_history("s")
+    earlier = page.messages[:2]
 
+    assert spoken == [
+        {"role": "user", "content": "What is Python?"},
+        {"role": "assistant", "content": "A language."},
+    ]
     assert [(old.role, old.content, old.model, old.timestamp) for old in earlier] == [
         ("user", "What is Python?", MODEL, "2024-01-15T10:30:45.123456+00:00"),
         ("assistant", "A language.", MODEL, "2024-01-15T10:30:46.123456+00:00"),

@@ -64,7 +64,10 @@ class StoreMachine(RuleBasedStateMachine):
         ]
         kept = self.sessions.setdefault(session, [])
         earlier = self.loop.run(self.store.save_message(session, *messages, context=context))
-        assert earlier == (kept[-context:] if context else [])
+        assert earlier == [
+            {"role": each.role, "content": each.content}
+            for each in (kept[-context:] if context else [])
+        ]
         kept += messages
         self._touch(session)
 

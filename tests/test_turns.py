@@ -16,7 +16,7 @@ from groqchat.services.chat import ChatService, within_budget
 from groqchat.services.completions import open_completions
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.settings import Settings
-from groqchat.storage.messages import Message, Role
+from groqchat.storage.messages import Spoken
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.groq import FakeGroq
@@ -193,10 +193,8 @@ async def test_a_refused_turn_leaves_no_trace(redis: Redis) -> None:
         assert await turns.history.get_session_size("refused") == 0
 
 
-def conversation(*texts: str, role: Role = "user") -> list[Message]:
-    return [
-        Message(id=f"{number:017x}", role=role, content=text) for number, text in enumerate(texts)
-    ]
+def conversation(*texts: str, role: str = "user") -> list[Spoken]:
+    return [{"role": role, "content": text} for text in texts]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +204,7 @@ def conversation(*texts: str, role: Role = "user") -> list[Message]:
 def test_the_latest_messages_fill_the_budget(tokens: int, kept: Sequence[str]) -> None:
     # 400 bytes count 100 tokens, 4 bytes 1, and each message 4 more.
     messages = conversation("a" * 4, "b" * 400)
-    assert [message.content[0] for message in within_budget(messages, tokens)] == kept
+    assert [message["content"][0] for message in within_budget(messages, tokens)] == kept
 
 
 def test_messages_that_a_model_does_not_take_as_they_are_do_not_count() -> None:

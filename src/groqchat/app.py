@@ -34,7 +34,6 @@ def create_app(settings: Settings) -> web.Application:
     for table in ROUTE_TABLES:
         app.add_routes(table)
     setup_cors(app, settings.cors_allowed_origins)
-    app.on_response_prepare.append(middlewares.add_request_id)
     app.cleanup_ctx.append(_resources)
     app.on_shutdown.append(_drain)
     return app

@@ -15,7 +15,7 @@ from groqchat.errors import ConfigurationError, GroqChatError
 from groqchat.logs import configure_logging
 from groqchat.offline.options import OfflineOptions, parse_options
 from groqchat.offline.server import serve_offline
-from groqchat.server import cannot_listen, serve, stop_signal
+from groqchat.server import cannot_listen, new_event_loop, serve, stop_signal
 from groqchat.services.completions import open_completions
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.settings import Settings, load_settings
@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     options = _parser().parse_args(arguments)
     try:
-        return asyncio.run(options.command(options)) or 0
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            return runner.run(options.command(options)) or 0
     except ConfigurationError as error:
         print(f"groqchat: {error}", file=sys.stderr)
     except GroqChatError as error:

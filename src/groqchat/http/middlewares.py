@@ -9,7 +9,6 @@ from aiohttp.typedefs import Handler
 from groqchat.errors import GroqChatError
 from groqchat.http.errors import RETRY_AFTER_STATUS, RequestError, wire_error
 from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
-from groqchat.logs import request_id
 
 log = logging.getLogger(__name__)
 
@@ -17,21 +16,27 @@ log = logging.getLogger(__name__)
 @web.middleware
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request an id and turn whatever it raises into an error response."""
-    new_request_id(request.headers.get(REQUEST_ID_HEADER, ""))
+    chosen = new_request_id(request.headers.get(REQUEST_ID_HEADER, ""))
     try:
-        return await handler(request)
+        response = await handler(request)
     except web.HTTPException as error:
-        if error.status < HTTPStatus.BAD_REQUEST:
-            raise
-        response = wire_error(error).response()
-        if hdrs.ALLOW in error.headers:
-            response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
-        return response
+        response = _refuse(error)
     except (GroqChatError, RequestError) as error:
-        return _respond(request, error)
+        response = _respond(request, error)
     except Exception as error:
         log.exception("%s %s failed", request.method, request.path)
-        return wire_error(error).response()
+        response = wire_error(error).response()
+    response.headers[REQUEST_ID_HEADER] = chosen
+    return response
+
+
+def _refuse(error: web.HTTPException) -> web.StreamResponse:
+    if error.status < HTTPStatus.BAD_REQUEST:
+        return error
+    response = wire_error(error).response()
+    if hdrs.ALLOW in error.headers:
+        response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+    return response
 
 
 def _respond(request: web.Request, error: GroqChatError | RequestError) -> web.Response:
@@ -42,8 +47,3 @@ def _respond(request: web.Request, error: GroqChatError | RequestError) -> web.R
         level = logging.WARNING if wire.status in RETRY_AFTER_STATUS else logging.ERROR
         log.log(level, "%s %s: %s (%s)", request.method, request.path, wire.code, detail)
     return wire.response()
-
-
-async def add_request_id(_request: web.Request, response: web.StreamResponse) -> None:
-    """Put the request's id on the response, whoever made it."""
-    response.headers[REQUEST_ID_HEADER] = request_id.get()

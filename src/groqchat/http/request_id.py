@@ -1,7 +1,7 @@
 """The id of a request: the caller's own where it does no harm, else a new one."""
 
+import random
 import re
-import uuid
 
 from groqchat.logs import request_id
 
@@ -12,6 +12,6 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 def new_request_id(given: str = "") -> str:
     """Set and return the id of the request that begins."""
-    chosen = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    chosen = given if REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
     request_id.set(chosen)
     return chosen

@@ -17,7 +17,7 @@ from groqchat.models import ChatAnswer, ChatRequest
 from groqchat.services.completions import Completion, Completions, Prompt
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.settings import Settings
-from groqchat.storage.messages import Message, new_message_id
+from groqchat.storage.messages import Message, Spoken, new_message_id
 
 # Groq's tokenizers make a token of about four bytes of English, and of fewer elsewhere.
 BYTES_PER_TOKEN = 4
@@ -138,7 +138,7 @@ class ChatService:
             return 0
         return self._settings.chat_context_messages if asked is None else asked
 
-    async def _save_question(self, turn: _Turn, context: int) -> list[Message]:
+    async def _save_question(self, turn: _Turn, context: int) -> list[Spoken]:
         try:
             earlier = await self._history.save_message(
                 turn.session_id, turn.question, context=context
@@ -161,7 +161,7 @@ class ChatService:
                 return True
         return False
 
-    def _prompt(self, request: ChatRequest, turn: _Turn, earlier: Sequence[Message]) -> Prompt:
+    def _prompt(self, request: ChatRequest, turn: _Turn, earlier: Sequence[Spoken]) -> Prompt:
         options = {
             "temperature": request.temperature,
             "top_p": request.top_p,
@@ -171,20 +171,22 @@ class ChatService:
             model=turn.question.model or self._settings.groq_default_model,
             messages=[
                 *within_budget(earlier, self._settings.chat_context_tokens),
-                turn.question,
+                {"role": "user", "content": turn.question.content},
             ],
             system_prompt=request.system_prompt,
             options={name: value for name, value in options.items() if value is not None},
         )
 
 
-def within_budget(earlier: Sequence[Message], tokens: int) -> list[Message]:
+def within_budget(earlier: Sequence[Spoken], tokens: int) -> list[Spoken]:
     """Return the latest messages that fit an estimated number of tokens, in order."""
-    kept: list[Message] = []
+    kept: list[Spoken] = []
     for message in reversed(earlier):
-        if message.role not in CONTEXT_ROLES or not message.content:
+        content = message["content"]
+        if not content or message["role"] not in CONTEXT_ROLES:
             continue
-        tokens -= len(message.content.encode()) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE
+        size = len(content) if content.isascii() else len(content.encode())
+        tokens -= size // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE
         if tokens < 0:
             break
         kept.append(message)

@@ -2,26 +2,16 @@
 
 import asyncio
 import json
-import logging
+import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
-import aiohttp
 import groq
 import httpx
-from groq import AsyncGroq
-from httpx_aiohttp import AiohttpTransport
+import orjson
 from pydantic import BaseModel, Field, ValidationError, field_validator
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception,
-    stop_after_attempt,
-    stop_before_delay,
-    wait_exponential_jitter,
-)
 
 from groqchat.errors import (
     CompletionNotConfigured,
@@ -29,8 +19,9 @@ from groqchat.errors import (
     CompletionUnavailable,
 )
 from groqchat.services.groq_errors import completion_error, is_passing, retry_after_s
+from groqchat.services.lean_groq import LeanGroq, open_session
 from groqchat.settings import Settings
-from groqchat.storage.messages import Message
+from groqchat.storage.messages import Spoken
 
 COMPLETIONS_PATH = "/openai/v1/chat/completions"
 MODELS_PATH = "/openai/v1/models"
@@ -38,14 +29,10 @@ MODELS_PATH = "/openai/v1/models"
 MAX_RETRY_WAIT_S = 5.0
 RETRY_BASE_S = 0.25
 RETRY_CAP_S = 4.0
-# Longer than the pauses in most traffic, shorter than what balancers on the way keep open.
-KEEPALIVE_S = 55.0
 # More than any conversation can use, and what JSON numbers carry exactly.
 MAX_TOKENS = 2**53
 # The stand-in asks for some key, and the SDK will not start without.
 OFFLINE_KEY = "offline"
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,16 +40,16 @@ class Prompt:
     """What the model is asked: messages in order, and how to answer them."""
 
     model: str
-    messages: Sequence[Message]
+    messages: Sequence[Spoken]
     system_prompt: str | None = None
     options: dict[str, float | int] = field(default_factory=dict)
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> bytes:
         """Return the request in Groq's wire format."""
-        messages = [{"role": message.role, "content": message.content} for message in self.messages]
+        messages = self.messages
         if self.system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": self.system_prompt})
-        return {"model": self.model, "messages": messages, **self.options}
+            messages = [{"role": "system", "content": self.system_prompt}, *messages]
+        return orjson.dumps({"model": self.model, "messages": messages, **self.options})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +91,7 @@ class _Reply(BaseModel):
 class Completions:
     """Asks Groq through one AsyncGroq client; without a client, says so."""
 
-    def __init__(self, client: AsyncGroq | None, *, timeout_s: float, max_retries: int) -> None:
+    def __init__(self, client: LeanGroq | None, *, timeout_s: float, max_retries: int) -> None:
         self._client = client
         self._timeout_s = timeout_s
         self._max_retries = max_retries
@@ -116,56 +103,55 @@ class Completions:
 
     async def complete(self, prompt: Prompt) -> Completion:
         """Return the model's answer within the deadline, or raise CompletionError."""
-        response = await self._ask("POST", COMPLETIONS_PATH, prompt.body())
-        return _completion(response, asked_model=prompt.model)
+        content = await self._ask("POST", COMPLETIONS_PATH, prompt.body())
+        return _completion(content, asked_model=prompt.model)
 
     async def check(self) -> None:
         """Ask for the list of models, which needs a good key and nothing else."""
         await self._ask("GET", MODELS_PATH, None)
 
-    async def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
-        client = self._client
-        if client is None:
+    async def _ask(self, method: str, path: str, body: bytes | None) -> bytes:
+        if self._client is None:
             raise CompletionNotConfigured("GROQ_API_KEY is not set")
-
-        async def attempt() -> httpx.Response:
-            if method == "GET":
-                return await client.get(path, cast_to=httpx.Response)
-            return await client.post(path, body=body, cast_to=httpx.Response)
-
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._retrying()(attempt)
+            async with asyncio.timeout_at(deadline):
+                return await self._attempt(self._client, method, path, body, deadline)
         except TimeoutError as error:
             raise CompletionTimeout(f"no answer within {self._timeout_s:g} s") from error
         except groq.GroqError as error:
             raise completion_error(error) from error
 
-    def _retrying(self) -> AsyncRetrying:
-        return AsyncRetrying(
-            stop=stop_after_attempt(self._max_retries + 1) | stop_before_delay(self._timeout_s),
-            wait=_wait_s,
-            retry=retry_if_exception(_is_worth_a_retry),
-            reraise=True,
-        )
+    async def _attempt(
+        self, client: LeanGroq, method: str, path: str, body: bytes | None, deadline: float
+    ) -> bytes:
+        """Send a request until it succeeds, fails for good, or may not be sent again in time."""
+        for retries in range(self._max_retries):
+            try:
+                return await client.exchange(method, path, body)
+            except groq.GroqError as error:
+                wait_s = _wait_s(error, retries)
+                if wait_s is None or asyncio.get_running_loop().time() + wait_s >= deadline:
+                    raise
+            await asyncio.sleep(wait_s)
+        return await client.exchange(method, path, body)
 
 
-_backoff = wait_exponential_jitter(multiplier=RETRY_BASE_S, max=RETRY_CAP_S, jitter=RETRY_BASE_S)
+def _wait_s(error: groq.GroqError, retries: int) -> float | None:
+    """Return how long to wait before another attempt; None where none is worth it."""
+    if not is_passing(error):
+        return None
+    asked = retry_after_s(error)
+    if asked is not None:
+        return asked if asked <= MAX_RETRY_WAIT_S else None
+    # Jitter keeps clients that failed together from coming back together.
+    jitter = random.uniform(1, 2)  # noqa: S311 - no secret
+    return min(RETRY_BASE_S * float(2**retries), RETRY_CAP_S) * jitter
 
 
-def _wait_s(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    asked = retry_after_s(error) if error else None
-    return _backoff(state) if asked is None else asked
-
-
-def _is_worth_a_retry(error: BaseException) -> bool:
-    return is_passing(error) and (retry_after_s(error) or 0) <= MAX_RETRY_WAIT_S
-
-
-def _completion(response: httpx.Response, *, asked_model: str) -> Completion:
+def _completion(content: bytes, *, asked_model: str) -> Completion:
     try:
-        reply = _parse(response.content)
+        reply = _parse(content)
     except ValidationError as error:
         problems = ", ".join(problem["type"] for problem in error.errors(include_input=False))
         raise CompletionUnavailable(f"Groq's answer is not one: {problems}") from None
@@ -197,20 +183,12 @@ async def open_completions(settings: Settings, base_url: str) -> AsyncIterator[C
     if key is None and not settings.is_offline:
         yield Completions(None, timeout_s=settings.groq_timeout_s, max_retries=0)
         return
-    connector = aiohttp.TCPConnector(
-        # Every turn in flight holds one connection.
-        limit=settings.max_turns_in_flight,
-        keepalive_timeout=KEEPALIVE_S,
-    )
     async with (
-        aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session,
-        httpx.AsyncClient(transport=AiohttpTransport(client=session)) as http,
-        AsyncGroq(
+        open_session(settings.max_turns_in_flight) as session,
+        LeanGroq(
+            session,
             api_key=key.get_secret_value() if key else OFFLINE_KEY,
             base_url=base_url,
-            http_client=http,
-            # The SDK would sleep for as long as Groq asks, within the call.
-            max_retries=0,
             timeout=httpx.Timeout(settings.groq_timeout_s, connect=settings.groq_connect_timeout_s),
         ) as client,
     ):

@@ -58,8 +58,6 @@ def completion_error(error: groq.GroqError) -> CompletionError:
     kind = BY_STATUS.get(status or 0) or next(
         BY_CLASS[parent] for parent in type(error).__mro__ if parent in BY_CLASS
     )
-    if isinstance(error, groq.APITimeoutError) and not _is_timeout(error):
-        kind = CompletionUnavailable
     text = _text(error)
     shown = text if issubclass(kind, SHOWN) else None
     return kind(
@@ -86,12 +84,6 @@ def retry_after_s(error: BaseException) -> float | None:
     except ValueError:
         return None
     return max(seconds, 0.0) if seconds < float("inf") else None
-
-
-def _is_timeout(error: groq.APITimeoutError) -> bool:
-    """Tell whether time ran out: the transport calls a broken connection a timeout too."""
-    transport_error = error.__cause__
-    return isinstance(transport_error and transport_error.__cause__, TimeoutError)
 
 
 def _cause(error: groq.GroqError) -> str:

@@ -13,7 +13,8 @@ from groqchat.storage.guard import guarded
 from groqchat.storage.history_reader import HistoryReader
 from groqchat.storage.messages import (
     Message,
-    decode_rows,
+    Spoken,
+    decode_context,
     encode_member,
     iso_time,
     row_id,
@@ -71,18 +72,18 @@ class RedisChatService:
         *messages: Message,
         context: int = 0,
         question: Message | None = None,
-    ) -> list[Message]:
+    ) -> list[Spoken]:
         """Store messages in one round trip and let the session live for another TTL.
 
-        Returns up to `context` messages that stood before. Saving a message again changes
-        nothing, so a failed save may be repeated. With `question`, raises SessionCleared and
-        stores nothing if that message is no longer there.
+        Returns role and content of up to `context` messages that stood before. Saving a message
+        again changes nothing, so a failed save may be repeated. With `question`, raises
+        SessionCleared and stores nothing if that message is no longer there.
         """
         key = keys.session_key(session_id)
         now_s = time.time()
         commands: list[Command] = []
         if context:
-            commands.append(("ZRANGE", key, -context, -1, "WITHSCORES"))
+            commands.append(("ZRANGE", key, -context, -1))
         elif question:
             commands.append(("ZCOUNT", key, repr(question.score), repr(question.score)))
         members = [encode_member(message) for message in messages]
@@ -96,7 +97,7 @@ class RedisChatService:
         replies = await self._batcher.transact(commands)
         if question and not context and not replies[0]:
             await self._take_back(session_id, members)
-        return decode_rows(rows_of(replies[0]), session_id=session_id) if context else []
+        return decode_context(replies[0], session_id=session_id) if context else []
 
     async def get_session_history(
         self,

@@ -1,19 +1,21 @@
 """Commands of many coroutines, sent together: one round trip serves all that ask at once."""
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import hiredis
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
 
 from groqchat.errors import HistoryFailed, StorageError
+from groqchat.storage.bulk import read_replies
 from groqchat.storage.guard import guarded, storage_error, unavailable
 
 Command: TypeAlias = tuple[str | bytes | int | float, ...]
@@ -30,6 +32,9 @@ MAX_WAITING_BYTES = 256 * 1024 * 1024
 # takes a moment. The deadline of the flush bounds both.
 RETRY_WAITS_S = (0.0, 0.1)
 
+MULTI = hiredis.pack_command(("MULTI",))
+EXEC = hiredis.pack_command(("EXEC",))
+
 log = logging.getLogger(__name__)
 
 
@@ -39,6 +44,8 @@ class _Call:
 
     commands: Sequence[Command]
     size: int
+    # Those to MULTI, to each command, and to EXEC.
+    replies: int
     done: asyncio.Future[list[Any]]
     since: float = field(default_factory=time.monotonic)
 
@@ -54,6 +61,7 @@ class Batcher:
     def __init__(self, redis: Redis, *, timeout_s: float) -> None:
         self._redis = redis
         self._timeout_s = timeout_s
+        self._connections: list[AbstractConnection] = []
         self._waiting: deque[_Call] = deque()
         self._waiting_bytes = 0
         # Counted apart from the tasks: one that has ended is in their set for a moment longer.
@@ -69,7 +77,9 @@ class Batcher:
         ):
             raise unavailable(f"{len(self._waiting)} calls wait already")
         done: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Call(commands=commands, size=size, done=done))
+        self._waiting.append(
+            _Call(commands=commands, size=size, replies=len(commands) + 2, done=done)
+        )
         self._waiting_bytes += size
         if self._active < MAX_FLUSHES:
             self._active += 1
@@ -134,28 +144,30 @@ class Batcher:
 
     async def _round_trip(self, batch: Sequence[_Call]) -> list[list[Any]]:
         pool = self._redis.connection_pool
-        connection = await pool.get_connection()  # type: ignore[no-untyped-call] # redis-py's gap
+        # Kept between flushes: asking the pool costs as much as a turn's own commands.
+        if self._connections:
+            connection = self._connections.pop()
+        else:
+            connection = await pool.get_connection()  # type: ignore[no-untyped-call] # redis-py's gap
         try:
-            commands = [
-                command for call in batch for command in (("MULTI",), *call.commands, ("EXEC",))
-            ]
-            await connection.send_packed_command(connection.pack_commands(commands))
-            return [
-                [await _reply(connection) for _ in range(len(call.commands) + 2)] for call in batch
-            ]
+            await connection.send_packed_command(b"".join(_packed(batch)), check_health=False)
+            replies = await read_replies(connection, sum(call.replies for call in batch))
         except BaseException:
             # Replies still under way must not meet the next who reads.
             await connection.disconnect(nowait=True)
-            raise
-        finally:
             await pool.release(connection)
+            raise
+        self._connections.append(connection)
+        ends = list(itertools.accumulate(call.replies for call in batch))
+        return [replies[end - call.replies : end] for call, end in zip(batch, ends, strict=True)]
 
 
-async def _reply(connection: AbstractConnection) -> Any:
-    try:
-        return await connection.read_response()
-    except ResponseError as error:
-        return error
+def _packed(batch: Sequence[_Call]) -> Iterator[bytes]:
+    for call in batch:
+        yield MULTI
+        for command in call.commands:
+            yield hiredis.pack_command(command)  # type: ignore[arg-type] # its stub takes one part
+        yield EXEC
 
 
 def _settle(call: _Call, replies: list[Any]) -> None:

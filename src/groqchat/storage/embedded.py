@@ -189,8 +189,9 @@ class EmbeddedServer:
                 stderr=output,
                 start_new_session=True,
                 pass_fds=[lock.fileno()],
-                # Whoever else may look into the directory reads no messages there.
-                umask=0o077,
+                # Whoever else may look into the directory reads no messages there. uvloop
+                # takes no `umask`.
+                preexec_fn=_for_owner_only,
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         # Retries of its own would only make the client slower to notice.
@@ -256,6 +257,10 @@ class EmbeddedServer:
             return self._log_path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
         except OSError:
             return "(no log)"
+
+
+def _for_owner_only() -> None:
+    os.umask(0o077)
 
 
 def _try_lock(path: Path) -> IO[str] | None:

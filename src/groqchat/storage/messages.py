@@ -5,7 +5,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import orjson
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
+# A message as the model is given it: `role` and `content`.
+Spoken: TypeAlias = dict[str, str]
 # A member of a sorted set with its score.
 Row: TypeAlias = tuple[bytes, float]
 
@@ -145,13 +147,26 @@ def _loads(member: bytes) -> object:
         return None
 
 
-def decode_rows(rows: Iterable[Row], *, session_id: str) -> list[Message]:
-    """Return the messages of rows, leaving out with one warning those that are none."""
-    decoded = [decode_member(member, score) for member, score in rows]
-    messages = [message for message in decoded if message is not None]
-    if len(messages) < len(decoded):
-        warn_of_corrupt_members(len(decoded) - len(messages), session_id)
-    return messages
+def decode_context(members: Sequence[bytes], *, session_id: str) -> list[Spoken]:
+    """Return what was said in members, without what only a history shows.
+
+    Read at once, as one JSON array: that is a third of the cost of one by one.
+    """
+    try:
+        parsed = orjson.loads(b"[%b]" % b",".join(members))
+    except orjson.JSONDecodeError:
+        parsed = [_loads(member) for member in members]
+    spoken = [
+        {"role": fields["role"], "content": fields["content"]}
+        for fields in parsed
+        if isinstance(fields, dict)
+        and isinstance(fields.get("content"), str)
+        and isinstance(fields.get("role"), str)
+        and fields["role"] in ROLES
+    ]
+    if len(spoken) < len(members):
+        warn_of_corrupt_members(len(members) - len(spoken), session_id)
+    return spoken
 
 
 def warn_of_corrupt_members(count: int, session_id: str) -> None:

