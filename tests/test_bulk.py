@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from groqchat.storage import bulk
-from groqchat.storage.bulk import REAL_CONNECTIONS, read_replies
+from groqchat.storage.bulk import REAL_CONNECTIONS, exchange
 from tests.support.redis_servers import RedisServer
 
 
@@ -21,6 +21,7 @@ async def test_a_connection_has_the_parser_and_the_stream_that_bulk_reads_use(
     connection = await redis.connection_pool.get_connection()  # type: ignore[no-untyped-call] # redis-py's gap
     assert type(connection) in REAL_CONNECTIONS
     assert isinstance(connection._reader, asyncio.StreamReader)
+    assert isinstance(connection._writer, asyncio.StreamWriter)
     assert connection._parser._reader.gets() is NOT_ENOUGH_DATA
     await redis.connection_pool.release(connection)
 
@@ -32,8 +33,8 @@ async def test_replies_come_back_whole_however_they_arrive(
     monkeypatch.setattr(bulk, "READ_BYTES", read_bytes)
     connection = await redis.connection_pool.get_connection()  # type: ignore[no-untyped-call] # redis-py's gap
     commands = [("SET", "k", "value"), ("GET", "k"), ("LPUSH", "k", 1), ("MGET", "k", "none")]
-    await connection.send_packed_command(connection.pack_commands(commands))
-    ok, value, wrong, several = await read_replies(connection, len(commands))
+    request = b"".join(connection.pack_commands(commands))
+    ok, value, wrong, several = await exchange(connection, request, len(commands))
 
     assert (ok, value, several) == (b"OK", b"value", [b"value", None])
     assert isinstance(wrong, ResponseError)
@@ -46,8 +47,8 @@ async def test_a_connection_that_ends_amid_replies_is_an_error(
 ) -> None:
     async with Redis.from_url(own_redis_server.url(), protocol=2) as client:
         connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call] # redis-py's gap
-        await connection.send_packed_command(connection.pack_command("PING"))
-        reading = asyncio.create_task(read_replies(connection, 2))
+        ping = b"".join(connection.pack_command("PING"))
+        reading = asyncio.create_task(exchange(connection, ping, 2))
         await asyncio.sleep(0)
         own_redis_server.kill()
         with pytest.raises((RedisConnectionError, OSError)):

@@ -7,6 +7,7 @@ import groq
 import httpx
 from groq import AsyncGroq
 from httpx_aiohttp import AiohttpTransport
+from yarl import URL
 
 # Longer than the pauses in most traffic, shorter than what balancers on the way keep open.
 KEEPALIVE_S = 55.0
@@ -33,28 +34,29 @@ class LeanGroq(AsyncGroq):
         )
         self._session = session
         self._origin = str(self.base_url).rstrip("/")
-        self._headers = {
-            name: value for name, value in self.default_headers.items() if isinstance(value, str)
-        }
+        self._urls: dict[str, URL] = {}
+        # As the session's own they need not be merged anew for each request.
+        session.headers.update(
+            {name: value for name, value in self.default_headers.items() if isinstance(value, str)}
+        )
         self._limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout.connect)
 
     async def exchange(self, method: str, path: str, body: bytes | None = None) -> bytes:
         """Return the body of a 2xx response; raise the SDK's exception for anything else."""
-        url = self._origin + path
+        url = self._url(path)
         try:
             async with self._session.request(
                 method,
                 url,
                 data=body,
-                headers=self._headers,
                 timeout=self._limits,
                 allow_redirects=False,
             ) as response:
                 content = await response.read()
         except TimeoutError as error:
-            raise groq.APITimeoutError(request=httpx.Request(method, url)) from error
+            raise groq.APITimeoutError(request=httpx.Request(method, str(url))) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise groq.APIConnectionError(request=httpx.Request(method, url)) from error
+            raise groq.APIConnectionError(request=httpx.Request(method, str(url))) from error
         if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
             return content
         raise self._make_status_error_from_response(
@@ -67,9 +69,15 @@ class LeanGroq(AsyncGroq):
                     if name.lower() not in {"content-encoding", "transfer-encoding"}
                 },
                 content=content,
-                request=httpx.Request(method, url),
+                request=httpx.Request(method, str(url)),
             )
         )
+
+    def _url(self, path: str) -> URL:
+        """Return the URL of a path, parsed once."""
+        if path not in self._urls:
+            self._urls[path] = URL(self._origin + path)
+        return self._urls[path]
 
 
 def open_session(max_connections: int) -> aiohttp.ClientSession:

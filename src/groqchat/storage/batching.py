@@ -5,7 +5,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from groqchat.errors import HistoryFailed, StorageError
-from groqchat.storage.bulk import read_replies
+from groqchat.storage.bulk import exchange
 from groqchat.storage.guard import guarded, storage_error, unavailable
 
 Command: TypeAlias = tuple[str | bytes | int | float, ...]
@@ -42,8 +42,7 @@ log = logging.getLogger(__name__)
 class _Call:
     """Commands that one coroutine waits for."""
 
-    commands: Sequence[Command]
-    size: int
+    packed: bytes
     # Those to MULTI, to each command, and to EXEC.
     replies: int
     done: asyncio.Future[list[Any]]
@@ -70,17 +69,12 @@ class Batcher:
 
     async def transact(self, commands: Sequence[Command]) -> list[Any]:
         """Return the replies to one transaction, raw, within twice the deadline of a flush."""
-        size = sum(len(part) for command in commands for part in command if isinstance(part, bytes))
-        if (
-            len(self._waiting) >= MAX_WAITING_CALLS
-            or self._waiting_bytes + size > MAX_WAITING_BYTES
-        ):
+        packed = _pack(commands)
+        if len(self._waiting) >= MAX_WAITING_CALLS or self._waiting_bytes > MAX_WAITING_BYTES:
             raise unavailable(f"{len(self._waiting)} calls wait already")
         done: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(
-            _Call(commands=commands, size=size, replies=len(commands) + 2, done=done)
-        )
-        self._waiting_bytes += size
+        self._waiting.append(_Call(packed=packed, replies=len(commands) + 2, done=done))
+        self._waiting_bytes += len(packed)
         if self._active < MAX_FLUSHES:
             self._active += 1
             flush = asyncio.create_task(self._flush_all())
@@ -118,7 +112,7 @@ class Batcher:
         expired = time.monotonic() - self._timeout_s
         while self._waiting and self._waiting[0].since < expired:
             call = self._waiting.popleft()
-            self._waiting_bytes -= call.size
+            self._waiting_bytes -= len(call.packed)
             _fail(call, unavailable(f"no turn within {self._timeout_s:g} s"))
 
     def _next_batch(self) -> list[_Call]:
@@ -127,10 +121,10 @@ class Batcher:
         size = 0
         while self._waiting and len(batch) < MAX_BATCH_CALLS and size <= MAX_BATCH_BYTES:
             call = self._waiting.popleft()
-            self._waiting_bytes -= call.size
+            self._waiting_bytes -= len(call.packed)
             if not call.done.done():
                 batch.append(call)
-                size += call.size
+                size += len(call.packed)
         return batch
 
     async def _send(self, batch: Sequence[_Call]) -> list[list[Any]]:
@@ -150,8 +144,8 @@ class Batcher:
         else:
             connection = await pool.get_connection()  # type: ignore[no-untyped-call] # redis-py's gap
         try:
-            await connection.send_packed_command(b"".join(_packed(batch)), check_health=False)
-            replies = await read_replies(connection, sum(call.replies for call in batch))
+            request = b"".join([call.packed for call in batch])
+            replies = await exchange(connection, request, sum(call.replies for call in batch))
         except BaseException:
             # Replies still under way must not meet the next who reads.
             await connection.disconnect(nowait=True)
@@ -162,12 +156,8 @@ class Batcher:
         return [replies[end - call.replies : end] for call, end in zip(batch, ends, strict=True)]
 
 
-def _packed(batch: Sequence[_Call]) -> Iterator[bytes]:
-    for call in batch:
-        yield MULTI
-        for command in call.commands:
-            yield hiredis.pack_command(command)  # type: ignore[arg-type] # its stub takes one part
-        yield EXEC
+def _pack(commands: Sequence[Command]) -> bytes:
+    return b"".join([MULTI, *map(hiredis.pack_command, commands), EXEC])  # type: ignore[arg-type] # its stub takes tuples of one
 
 
 def _settle(call: _Call, replies: list[Any]) -> None:

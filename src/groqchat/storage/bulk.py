@@ -1,4 +1,4 @@
-"""Reading many replies off one redis.asyncio connection without a coroutine for each."""
+"""Many commands over one redis.asyncio connection, without a coroutine for each reply."""
 
 from typing import Any
 
@@ -17,18 +17,29 @@ READ_BYTES = 64 * 1024
 REAL_CONNECTIONS = frozenset({Connection, SSLConnection, UnixDomainSocketConnection})
 
 
-async def read_replies(connection: AbstractConnection, count: int) -> list[Any]:
-    """Return the next `count` replies, errors of commands as exceptions among them.
+async def exchange(connection: AbstractConnection, request: bytes, count: int) -> list[Any]:
+    """Send packed commands and return their `count` replies, errors as exceptions among them.
 
     redis-py has no public way to take what has arrived at once, and a coroutine for each reply
-    costs more than all else together: so this looks at the parser and the stream behind the
-    connection. tests/test_bulk.py fails where a later version of redis-py has them no more.
+    costs more than all else together; its way to send makes a task of its own each time. So this
+    looks at the streams and the parser behind the connection. tests/test_bulk.py fails where a
+    later version of redis-py has them no more. The caller's deadline bounds it.
     """
     if type(connection) not in REAL_CONNECTIONS:
+        await connection.send_packed_command(request, check_health=False)
         return [await _reply(connection) for _ in range(count)]
-    parser: Any = connection._parser  # noqa: SLF001 - see above
-    reader = parser._reader  # noqa: SLF001 - see above
+    if not connection.is_connected:
+        await connection.connect()  # type: ignore[no-untyped-call] # redis-py's gap
+    writer: Any = connection._writer  # noqa: SLF001 - see above
     stream: Any = connection._reader  # noqa: SLF001 - see above
+    parser: Any = connection._parser  # noqa: SLF001 - see above
+    writer.write(request)
+    await writer.drain()
+    return await _read(parser._reader, stream, count)  # noqa: SLF001 - see above
+
+
+async def _read(reader: Any, stream: Any, count: int) -> list[Any]:
+    """Parse `count` replies off a stream, many at a time."""
     replies: list[Any] = []
     while len(replies) < count:
         reply = reader.gets()

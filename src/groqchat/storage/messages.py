@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -89,7 +90,14 @@ def micros_of(message_id: str) -> int:
 
 def iso_time(micros: int) -> str:
     """Return microseconds since the epoch as ISO 8601 with an explicit offset."""
-    return (EPOCH + timedelta(microseconds=micros)).isoformat(timespec="microseconds")
+    second, rest = divmod(micros, MICROS_PER_S)
+    return f"{_iso_second(second)}.{rest:06d}+00:00"
+
+
+# Most of the times that a service tells are of the last few seconds.
+@lru_cache(maxsize=1024)
+def _iso_second(second: int) -> str:
+    return (EPOCH + timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def encode_member(message: Message) -> bytes:
