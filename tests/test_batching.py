@@ -9,6 +9,7 @@ from groqchat.errors import HistoryFailed, HistoryUnavailable
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.settings import Settings
 from groqchat.storage import batching
+from groqchat.storage.batching import Batcher
 from groqchat.storage.connection import open_redis
 from tests.conftest import TTL_S
 from tests.test_store import saved
@@ -52,6 +53,36 @@ async def test_one_session_of_another_kind_fails_for_its_own_caller_only(
         *(saved(store, 1, name) for name in ("good", "broken", "fine")), return_exceptions=True
     )
     assert [type(result) for result in results] == [list, HistoryFailed, list]
+
+
+async def test_a_command_that_is_refused_fails_for_its_own_caller_only(redis_url: str) -> None:
+    async with open_redis(Settings(redis_url=redis_url)) as client:
+        batcher = Batcher(client, timeout_s=5)
+        results = await asyncio.gather(
+            batcher.transact([("SET", "a", 1), ("GET", "a")]),
+            batcher.transact([("NO-SUCH-COMMAND", "a")]),
+            batcher.transact([("GET", "a")]),
+            return_exceptions=True,
+        )
+    assert results[0] == [b"OK", b"1"]
+    assert isinstance(results[1], HistoryFailed)
+    assert results[2] == [b"1"]
+
+
+async def test_callers_of_many_groups_get_their_own_replies(
+    any_redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "MAX_GROUP_CALLS", 3)
+    monkeypatch.setattr(batching, "MAX_BATCH_CALLS", 7)
+    batcher = Batcher(any_redis, timeout_s=5)
+    results = await asyncio.gather(
+        *(
+            batcher.transact([("SET", f"k{number}", number)] * (number % 3) + [("ECHO", number)])
+            for number in range(50)
+        )
+    )
+    assert [result[-1] for result in results] == [b"%d" % number for number in range(50)]
+    assert [len(result) for result in results] == [number % 3 + 1 for number in range(50)]
 
 
 async def test_more_calls_than_may_wait_are_refused_at_once(

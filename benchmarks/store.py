@@ -1,0 +1,115 @@
+"""Messages saved a second by one process: the store, the usual pool, the server's own limit."""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import hiredis
+import orjson
+from redis.asyncio import BlockingConnectionPool, Redis
+
+from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.storage.messages import Message, new_message_id
+
+WRITERS = 64
+SESSIONS = 64
+CONTENT = "x" * 90
+TTL_S = 86400
+# redis-benchmark's -P 16 -c 50: so many commands under way on each of so many connections.
+PIPELINE = 16
+LIMIT_CONNECTIONS = 50
+
+Save = Callable[[str, Message], Awaitable[object]]
+
+
+async def by_store(redis: Redis, count: int) -> float:
+    """Save through RedisChatService."""
+    store = RedisChatService(redis, ttl_s=TTL_S, timeout_s=10)
+    return await _timed(store.save_message, count)
+
+
+async def by_pool(redis: Redis, count: int) -> float:
+    """Save with a redis.asyncio pipeline a message, each from the pool."""
+
+    async def save(session_id: str, message: Message) -> None:
+        key = f"chat:session:{session_id}"
+        fields = {"id": message.id, "role": message.role, "content": message.content}
+        async with redis.pipeline(transaction=False) as pipe:
+            pipe.zadd(key, {orjson.dumps(fields): message.score})
+            pipe.expire(key, TTL_S)
+            await pipe.execute()
+
+    return await _timed(save, count)
+
+
+async def at_limit(socket: str, count: int) -> float:
+    """Send ZADDs as `redis-benchmark -P 16` does, the commands made beforehand."""
+    share = count // LIMIT_CONNECTIONS // PIPELINE
+    batches = [_zadds(number) for number in range(LIMIT_CONNECTIONS)]
+    began = time.perf_counter()
+    await asyncio.gather(*(_hammer(socket, batch, share) for batch in batches))
+    return LIMIT_CONNECTIONS * PIPELINE * share / (time.perf_counter() - began)
+
+
+def _zadds(number: int) -> bytes:
+    commands = [
+        ("ZADD", f"limit:{number}", repr(time.time() + at), f"{CONTENT}{at}")
+        for at in range(PIPELINE)
+    ]
+    return b"".join(map(hiredis.pack_command, commands))
+
+
+async def _hammer(socket: str, batch: bytes, times: int) -> None:
+    reader, writer = await asyncio.open_unix_connection(socket)
+    # Replies are `:0` or `:1`, four bytes each.
+    for _ in range(times):
+        writer.write(batch)
+        await reader.readexactly(4 * PIPELINE)
+    writer.close()
+
+
+async def _timed(save: Save, count: int) -> float:
+    messages: Iterator[tuple[str, Message]] = iter(
+        [
+            (
+                f"store-{number % SESSIONS}",
+                Message(id=new_message_id(), role="user", content=CONTENT, model="m"),
+            )
+            for number in range(count)
+        ]
+    )
+
+    async def write() -> None:
+        for session_id, message in messages:
+            await save(session_id, message)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(write() for _ in range(WRITERS)))
+    return count / (time.perf_counter() - began)
+
+
+async def measure(kind: str, socket: Path, count: int) -> float:
+    """Measure one way once, over an empty database, and return messages a second."""
+    pool = BlockingConnectionPool.from_url(
+        f"unix://{socket}", max_connections=WRITERS, timeout=30, protocol=2
+    )
+    async with Redis.from_pool(pool) as redis:
+        await redis.flushall()
+        if kind == "limit":
+            return await at_limit(str(socket), count)
+        return await (by_store if kind == "store" else by_pool)(redis, count)
+
+
+def main() -> None:
+    """Run `KIND SOCKET COUNT` and print the figure."""
+    import uvloop  # noqa: PLC0415 - the service runs on it as well
+
+    kind, socket, count = sys.argv[1:]
+    print(json.dumps(uvloop.run(measure(kind, Path(socket), int(count)))))
+
+
+if __name__ == "__main__":
+    main()
