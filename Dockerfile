@@ -16,6 +16,7 @@ RUN groupadd --gid 10001 groqchat \
 COPY --from=build /opt/groqchat /opt/groqchat
 ENV PATH=/opt/groqchat/bin:$PATH \
     HOST=0.0.0.0 \
+    WORKERS=0 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 # Empty, and not to be written to: settings come from the environment.

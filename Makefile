@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fmt lock clean
+.PHONY: help run test check fmt lock bench clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ lock: ## Pin what the container installs, as requirements.lock
 	$(VENV)-lock/bin/python -m pip freeze --exclude groqchat > requirements.lock
 	rm -rf $(VENV)-lock
 
+bench: $(VENV)/.bench ## Measure beside the floor and the usual way, in under five minutes
+	$(BIN)/python -m benchmarks
+
 clean: ## Remove the environment and the caches; .data, with its messages, stays
 	rm -rf $(VENV) $(VENV)-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -44,6 +47,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.run: $(VENV)/bin/python pyproject.toml
 	$(PIP) --editable '.[embedded]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/bin/python pyproject.toml
+	$(PIP) --editable '.[bench]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml

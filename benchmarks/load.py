@@ -11,6 +11,7 @@ import json
 import resource
 import sys
 import time
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,21 +37,30 @@ class Result:
     generator_cpu_share: float
 
 
-class _Connection(asyncio.Protocol):
-    """Sends the next request as soon as the last is answered."""
+class _Client(asyncio.Protocol):
+    """Sends a request and reads its answer."""
 
-    def __init__(self, requests: Iterator[bytes], run: "_Run") -> None:
-        self._requests = requests
+    def __init__(self, run: "_Run") -> None:
         self._run = run
         self._buffer = b""
         self._sent = 0.0
         self._transport: asyncio.Transport | None = None
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are none of asyncio's classes.
         self._transport = cast("asyncio.Transport", transport)
-        self._send()
+
+    def send(self, request: bytes) -> None:
+        assert self._transport is not None
+        self._sent = time.perf_counter()
+        self._transport.write(request)
+
+    def close(self) -> None:
+        assert self._transport is not None
+        self._transport.close()
+
+    @abstractmethod
+    def answered(self) -> None: ...
 
     def data_received(self, data: bytes) -> None:
         self._buffer = self._buffer + data if self._buffer else data
@@ -66,20 +76,42 @@ class _Connection(asyncio.Protocol):
         ok = self._buffer.startswith(b"HTTP/1.1 200")
         self._buffer = b""
         self._run.count(time.perf_counter() - self._sent, ok=ok)
-        self._send()
+        self.answered()
+
+
+class _Connection(_Client):
+    """Sends the next request as soon as the last is answered."""
+
+    def __init__(self, requests: Iterator[bytes], run: "_Run") -> None:
+        super().__init__(run)
+        self._requests = requests
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.answered()
+
+    def answered(self) -> None:
+        if self._run.is_over:
+            self.close()
+        else:
+            self.send(next(self._requests))
 
     def connection_lost(self, _error: Exception | None) -> None:
         if not self.done.done():
             self._run.errors += not self._run.is_over
             self.done.set_result(None)
 
-    def _send(self) -> None:
-        assert self._transport is not None
-        if self._run.is_over:
-            self._transport.close()
-            return
-        self._sent = time.perf_counter()
-        self._transport.write(next(self._requests))
+
+class _Arrival(_Client):
+    """Waits for the next arrival once its answer is there."""
+
+    def __init__(self, run: "_Run", idle: "list[_Arrival]") -> None:
+        super().__init__(run)
+        self._idle = idle
+
+    def answered(self) -> None:
+        self._idle.append(self)
 
 
 class _Run:
@@ -130,6 +162,37 @@ async def run_load(url: str, *, connections: int, seconds: float, bodies: list[s
     return run.result(_cpu_s() - cpu, time.perf_counter() - began)
 
 
+async def run_arrivals(url: str, *, per_second: float, seconds: float, bodies: list[str]) -> Result:
+    """Send requests at an even pace, however many are under way, each over a connection of its own.
+
+    A connection serves again once its answer is there; there are as many as are under way.
+    """
+    parts = urlsplit(url)
+    run = _Run(seconds)
+    loop = asyncio.get_running_loop()
+    idle: list[_Arrival] = []
+    opened: list[_Arrival] = []
+    began, cpu = time.perf_counter(), _cpu_s()
+    for number in range(int(per_second * seconds)):
+        due = began + number / per_second
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        request = _request(parts.path, parts.netloc, bodies[number % len(bodies)])
+        if idle:
+            idle.pop().send(request)
+            continue
+        _, connection = await loop.create_connection(
+            lambda: _Arrival(run, idle), parts.hostname, parts.port
+        )
+        opened.append(connection)
+        connection.send(request)
+    async with asyncio.timeout(TIMEOUT_S):
+        while len(idle) < len(opened):  # noqa: ASYNC110 - nobody tells of the last answer
+            await asyncio.sleep(0.1)
+    for connection in opened:
+        connection.close()
+    return run.result(_cpu_s() - cpu, time.perf_counter() - began)
+
+
 def _request(path: str, host: str, body: str) -> bytes:
     content = body.encode()
     return (
@@ -148,7 +211,8 @@ def main() -> None:
     import uvloop  # noqa: PLC0415 - the generator is to be as fast as can be
 
     options = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    print(json.dumps(asdict(uvloop.run(run_load(**options)))))
+    run = run_arrivals if "per_second" in options else run_load
+    print(json.dumps(asdict(uvloop.run(run(**options)))))
 
 
 if __name__ == "__main__":

@@ -23,15 +23,13 @@ BATCH = 10_000
 def _message(number: int, chars: int) -> Message:
     role: Role = "assistant" if number % 2 else "user"
     tokens = 256 if number % 2 else None
-    return Message(
-        id=new_message_id(), role=role, content="x" * chars, model=MODEL, tokens=tokens
-    )
+    return Message(id=new_message_id(), role=role, content="x" * chars, model=MODEL, tokens=tokens)
 
 
 async def memory_per_message(socket: Path, chars: int) -> float:
     """Return the bytes that a message adds to the server, its session's overhead included."""
     async with Redis(unix_socket_path=str(socket), protocol=2) as redis:
-        await redis.flushall()
+        await redis.flushall(asynchronous=False)
         store = RedisChatService(redis, ttl_s=TTL_S, timeout_s=10)
         before = (await redis.info("memory"))["used_memory_dataset"]
         for session in range(WEIGHED_SESSIONS):
@@ -44,7 +42,7 @@ async def memory_per_message(socket: Path, chars: int) -> float:
 async def history_page_ms(socket: Path, length: int) -> float:
     """Return the median time of a page in the middle of a session of `length` messages."""
     async with Redis(unix_socket_path=str(socket), protocol=2) as redis:
-        await redis.flushall()
+        await redis.flushall(asynchronous=False)
         store = RedisChatService(redis, ttl_s=TTL_S, timeout_s=30)
         messages = [_message(number, 90) for number in range(length)]
         for start in range(0, length, BATCH):
@@ -58,7 +56,7 @@ async def history_page_ms(socket: Path, length: int) -> float:
 async def sessions_page_ms(socket: Path, count: int) -> float:
     """Return the median time of a page in the middle of a list of `count` sessions."""
     async with Redis(unix_socket_path=str(socket), protocol=2) as redis:
-        await redis.flushall()
+        await redis.flushall(asynchronous=False)
         now = time.time()
         for start in range(0, count, BATCH):
             names = [f"s{number:07}" for number in range(start, min(start + BATCH, count))]

@@ -44,6 +44,7 @@ class Peer:
     name: str
     command: Sequence[str]
     variables: Mapping[str, str]
+    pinned: bool = True
 
 
 def peers(socket: Path) -> list[Peer]:
@@ -62,9 +63,16 @@ def peers(socket: Path) -> list[Peer]:
     ]
 
 
+def groqchat_workers(socket: Path, count: int) -> Peer:
+    """Return groqchat with several workers, which share all cores with everything else."""
+    alone = peers(socket)[0]
+    variables = {**alone.variables, "WORKERS": str(count)}
+    return Peer(name=f"{count} workers", command=alone.command, variables=variables, pinned=False)
+
+
 @contextmanager
 def process(
-    command: Sequence[str], *, on_core: int, variables: Mapping[str, str] | None = None
+    command: Sequence[str], *, on_core: int | None, variables: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run `python -m command` on one core until the block ends."""
     running = subprocess.Popen(
@@ -85,10 +93,10 @@ def process(
             running.wait()
 
 
-def pin(pid: int, on_core: int) -> None:
-    """Keep a process on one core, where the system can."""
+def pin(pid: int, on_core: int | None) -> None:
+    """Keep a process on one core, where the system can; on None it runs anywhere."""
     with suppress(AttributeError, OSError):
-        os.sched_setaffinity(pid, {on_core})
+        os.sched_setaffinity(pid, CORES if on_core is None else {on_core})
 
 
 @contextmanager
@@ -123,18 +131,15 @@ def upstream(*, latency_ms: float = 0) -> Iterator[None]:
 @contextmanager
 def service(peer: Peer) -> Iterator[subprocess.Popen[bytes]]:
     """Run a peer until the block ends."""
-    with process(peer.command, on_core=SERVICE_CORE, variables=peer.variables) as running:
+    on_core = SERVICE_CORE if peer.pinned else None
+    with process(peer.command, on_core=on_core, variables=peer.variables) as running:
         _until(lambda: _get(f"http://127.0.0.1:{SERVICE_PORT}/healthz"))
         yield running
 
 
-def load(*, connections: int, seconds: float, bodies: Sequence[str]) -> Result:
+def load(*, bodies: Sequence[str], **how: float) -> Result:
     """Load the service from a process of its own and return what was measured."""
-    options = {
-        "url": f"http://127.0.0.1:{SERVICE_PORT}/api/groq-chat/chat",
-        "connections": connections,
-        "seconds": seconds,
-    }
+    options = {"url": f"http://127.0.0.1:{SERVICE_PORT}/api/groq-chat/chat", **how}
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump({**options, "bodies": list(bodies)}, file)
         file.flush()

@@ -1,4 +1,4 @@
-"""Messages saved a second by one process: the store, the usual pool, the server's own limit."""
+"""Messages saved a second by one process: the store, the usual pool, the bare protocol."""
 
 import asyncio
 import json
@@ -7,10 +7,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-import hiredis
 import orjson
 from redis.asyncio import BlockingConnectionPool, Redis
 
+from benchmarks.peers.floor import RawRedis
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.storage.messages import Message, new_message_id
 
@@ -18,9 +18,6 @@ WRITERS = 64
 SESSIONS = 64
 CONTENT = "x" * 90
 TTL_S = 86400
-# redis-benchmark's -P 16 -c 50: so many commands under way on each of so many connections.
-PIPELINE = 16
-LIMIT_CONNECTIONS = 50
 
 Save = Callable[[str, Message], Awaitable[object]]
 
@@ -45,30 +42,20 @@ async def by_pool(redis: Redis, count: int) -> float:
     return await _timed(save, count)
 
 
-async def at_limit(socket: str, count: int) -> float:
-    """Send ZADDs as `redis-benchmark -P 16` does, the commands made beforehand."""
-    share = count // LIMIT_CONNECTIONS // PIPELINE
-    batches = [_zadds(number) for number in range(LIMIT_CONNECTIONS)]
-    began = time.perf_counter()
-    await asyncio.gather(*(_hammer(socket, batch, share) for batch in batches))
-    return LIMIT_CONNECTIONS * PIPELINE * share / (time.perf_counter() - began)
+async def at_floor(socket: str, count: int) -> float:
+    """Save over one bare multiplexed connection, without any of a store's care."""
+    loop = asyncio.get_running_loop()
+    transport, raw = await loop.create_unix_connection(RawRedis, socket)
 
+    async def save(session_id: str, message: Message) -> None:
+        key = f"chat:session:{session_id}"
+        fields = {"id": message.id, "role": message.role, "content": message.content}
+        zadd = ("ZADD", key, repr(message.score), orjson.dumps(fields))
+        await raw.run(zadd, ("EXPIRE", key, TTL_S))
 
-def _zadds(number: int) -> bytes:
-    commands = [
-        ("ZADD", f"limit:{number}", repr(time.time() + at), f"{CONTENT}{at}")
-        for at in range(PIPELINE)
-    ]
-    return b"".join(map(hiredis.pack_command, commands))
-
-
-async def _hammer(socket: str, batch: bytes, times: int) -> None:
-    reader, writer = await asyncio.open_unix_connection(socket)
-    # Replies are `:0` or `:1`, four bytes each.
-    for _ in range(times):
-        writer.write(batch)
-        await reader.readexactly(4 * PIPELINE)
-    writer.close()
+    figure = await _timed(save, count)
+    transport.close()
+    return figure
 
 
 async def _timed(save: Save, count: int) -> float:
@@ -98,8 +85,8 @@ async def measure(kind: str, socket: Path, count: int) -> float:
     )
     async with Redis.from_pool(pool) as redis:
         await redis.flushall()
-        if kind == "limit":
-            return await at_limit(str(socket), count)
+        if kind == "floor":
+            return await at_floor(str(socket), count)
         return await (by_store if kind == "store" else by_pool)(redis, count)
 
 

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 
 import redis
 
@@ -22,7 +21,7 @@ TTL_S = 86400
 def fill(socket: Path, history: int) -> list[str]:
     """Write sessions of `history` messages and return the requests that go on with them."""
     with redis.Redis(unix_socket_path=str(socket)) as client, client.pipeline(False) as pipe:
-        client.flushdb()
+        client.flushall(asynchronous=False)
         for number in range(SESSIONS):
             key = f"chat:session:h{history}-{number}"
             members = {encode_member(each): each.score for each in _messages(history)}
@@ -56,9 +55,3 @@ def measure(
     bodies = fill(socket, history)
     with stage.service(peer):
         return stage.load(connections=connections, seconds=seconds, bodies=bodies)
-
-
-def middle(results: list[Result]) -> Result:
-    """Return the run with the median throughput."""
-    wanted = median(sorted(result.per_second for result in results)[: len(results) // 2 * 2 + 1])
-    return min(results, key=lambda result: abs(result.per_second - wanted))

@@ -19,6 +19,7 @@ MAX_FUNCTION_LINES = 50
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"workers"},
     {"server"},
     {"app"},
     {"routes"},

@@ -15,15 +15,18 @@ from groqchat.errors import ConfigurationError, GroqChatError
 from groqchat.logs import configure_logging
 from groqchat.offline.options import OfflineOptions, parse_options
 from groqchat.offline.server import serve_offline
-from groqchat.server import cannot_listen, new_event_loop, serve, stop_signal
+from groqchat.server import cannot_listen, collect_seldom, new_event_loop, serve, stop_signal
 from groqchat.services.completions import open_completions
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.settings import Settings, load_settings
 from groqchat.storage.connection import visit_redis
 from groqchat.storage.guard import guarded
 from groqchat.storage.reindex import SCAN_BATCH, reindex
+from groqchat.workers import serve_workers
 
 OFFLINE_PORT = 5001
+# As the setting WORKERS has it.
+MAX_WORKERS = 256
 # One step of a reindex looks at a thousand keys; a busy server may take its time.
 REINDEX_STEP_TIMEOUT_S = 30.0
 
@@ -59,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
             help="where nothing is configured, use an embedded Redis and offline answers",
         )
         added.set_defaults(command=command)
+        if command is _serve:
+            added.add_argument("--workers", type=_worker_count, help="processes; 0: one a CPU")
+            # How a process is started by serve_workers.
+            added.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     offline = commands.add_parser("offline", help="serve a stand-in for Groq's API alone")
     offline.add_argument("--host", default="127.0.0.1")
     offline.add_argument("--port", type=int, default=OFFLINE_PORT)
@@ -68,6 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _worker_count(text: str) -> int:
+    count = int(text)
+    if not 0 <= count <= MAX_WORKERS:
+        raise ValueError(text)
+    return count
+
+
 def _settings(options: argparse.Namespace) -> Settings:
     settings = load_settings()
     configure_logging(settings.log_level)
@@ -75,7 +89,13 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 async def _serve(options: argparse.Namespace) -> None:
-    await serve(_settings(options))
+    settings = _settings(options)
+    if options.workers is not None:
+        settings = settings.model_copy(update={"workers": options.workers})
+    if options.worker or settings.workers == 1:
+        await serve(settings, as_worker=options.worker)
+    else:
+        await serve_workers(settings)
 
 
 async def _check(options: argparse.Namespace) -> int:
@@ -146,6 +166,7 @@ async def _offline(options: argparse.Namespace) -> None:
     try:
         async with serve_offline(behaviour, host=options.host, port=options.port) as url:
             print(f"Groq's stand-in answers at {url}", flush=True)
+            collect_seldom()
             await stop.wait()
     except OSError as error:
         raise cannot_listen(options.host, options.port, error) from error

@@ -103,6 +103,9 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(5000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    workers: int = Field(
+        1, ge=0, le=256, description="Processes that serve the port; 0: one for each CPU."
+    )
     shutdown_grace_s: float = Field(
         20.0, ge=0, le=600, description="How long running turns may take to end after SIGTERM."
     )

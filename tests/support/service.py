@@ -84,6 +84,10 @@ class Service:
         self.signal(signal.SIGTERM)
         return self.wait()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 

@@ -35,7 +35,7 @@ MAX_TOKENS = 2**53
 OFFLINE_KEY = "offline"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Prompt:
     """What the model is asked: messages in order, and how to answer them."""
 
@@ -52,7 +52,7 @@ class Prompt:
         return orjson.dumps({"model": self.model, "messages": messages, **self.options})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Completion:
     """The model's answer; `tokens` counts prompt and answer, None where Groq did not say."""
 

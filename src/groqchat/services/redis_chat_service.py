@@ -86,17 +86,14 @@ class RedisChatService:
             commands.append(("ZRANGE", key, -context, -1))
         elif question:
             commands.append(("ZCOUNT", key, repr(question.score), repr(question.score)))
-        members = [encode_member(message) for message in messages]
-        scored = [
-            part
-            for message, member in zip(messages, members, strict=True)
-            for part in (repr(message.score), member)
-        ]
+        scored: list[str | bytes] = []
+        for message in messages:
+            scored += (repr(message.score), encode_member(message))
         commands.append(("ZADD", key, *scored))
         commands += keys.keep_alive(session_id, ttl_s=self._ttl_s, now_s=now_s)
         replies = await self._batcher.transact(commands)
         if question and not context and not replies[0]:
-            await self._take_back(session_id, members)
+            await self._take_back(session_id, messages)
         return decode_context(replies[0], session_id=session_id) if context else []
 
     async def get_session_history(
@@ -191,9 +188,10 @@ class RedisChatService:
         except Exception:  # noqa: BLE001 - whatever the reason, the answer is no
             return False
 
-    async def _take_back(self, session_id: str, members: Sequence[bytes]) -> None:
+    async def _take_back(self, session_id: str, messages: Sequence[Message]) -> None:
         """Remove an answer whose question was deleted while the model thought."""
         key = keys.session_key(session_id)
+        members = map(encode_member, messages)
         _, exists = await self._batcher.transact([("ZREM", key, *members), ("EXISTS", key)])
         if not exists:
             await self._batcher.transact(keys.forget(session_id))

@@ -185,13 +185,15 @@ def _settle(group: Sequence[_Call], replies: list[Any]) -> None:
         for call in group:
             _fail(call, storage_error(wrong))
         return
-    results = iter(executed)
+    begin = 0
     for call in group:
-        own = list(itertools.islice(results, call.commands))
-        errors = [result for result in own if isinstance(result, Exception)]
-        if errors:
-            _fail(call, storage_error(errors[0]))
-        elif not call.done.done():
+        end = begin + call.commands
+        own = executed[begin:end]
+        begin = end
+        for result in own:
+            if isinstance(result, Exception):
+                _fail(call, storage_error(result))
+        if not call.done.done():
             call.done.set_result(own)
 
 

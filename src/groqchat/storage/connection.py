@@ -23,11 +23,9 @@ RETRY_CAP_S = 0.2
 
 def visit_redis(settings: Settings) -> AbstractAsyncContextManager[Redis]:
     """Open a client as `open_redis` does, beside a service that may run over the same data."""
-    url = settings.redis_url.get_secret_value() if settings.redis_url else ""
-    if url.startswith("embedded:"):
-        server = EmbeddedServer(_directory(url))
-        if server.is_held:
-            return _open_server(f"unix://{quote(str(server.socket))}", settings)
+    server = embedded_server(settings)
+    if server is not None and server.is_held:
+        return _open_server(f"unix://{quote(str(server.socket))}", settings)
     return open_redis(settings)
 
 
@@ -55,6 +53,12 @@ async def _open_server(url: str, settings: Settings) -> AsyncIterator[Redis]:
     client: Redis = Redis.from_pool(pool)
     async with client:
         yield client
+
+
+def embedded_server(settings: Settings) -> EmbeddedServer | None:
+    """Return the embedded server that the settings ask for, not started; None for another."""
+    url = settings.redis_url.get_secret_value() if settings.redis_url else ""
+    return EmbeddedServer(_directory(url)) if url.startswith("embedded:") else None
 
 
 @asynccontextmanager

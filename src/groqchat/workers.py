@@ -1,0 +1,127 @@
+"""Several processes behind one port: started, replaced when they die, drained at the end."""
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from urllib.parse import quote
+
+from groqchat.errors import ConfigurationError
+from groqchat.server import CLOSE_TIMEOUT_S, cannot_listen, stop_signal
+from groqchat.settings import Settings
+from groqchat.storage.connection import embedded_server
+
+# Waits between restarts of a worker that dies again and again.
+RESTART_MIN_S = 0.2
+RESTART_MAX_S = 10.0
+# What a worker needs beyond its turns' grace time: to close its connections, twice over.
+STOP_MARGIN_S = 3 * CLOSE_TIMEOUT_S
+
+log = logging.getLogger("groqchat")
+
+
+async def serve_workers(settings: Settings) -> None:
+    """Serve from `WORKERS` processes until SIGINT or SIGTERM.
+
+    Each listens on the port by itself (SO_REUSEPORT), so the system spreads connections over
+    them. A worker ends by itself when this process does, however that ends.
+    """
+    stop = stop_signal()
+    count = settings.workers or available_cpus()
+    with _reserved_port(settings.host, settings.port) as port:
+        async with _shared_redis(settings) as redis_url:
+            variables = _variables(settings, redis_url, port)
+            log.info("%d workers answer at http://%s:%d", count, settings.host, port)
+            keepers = [
+                asyncio.create_task(_keep_running(number, variables, stop, settings))
+                for number in range(1, count + 1)
+            ]
+            await asyncio.gather(*keepers)
+
+
+def available_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+async def _keep_running(
+    number: int, variables: dict[str, str], stop: asyncio.Event, settings: Settings
+) -> None:
+    """Run one worker, and another in its place whenever it dies, until told to stop."""
+    wait_s = RESTART_MIN_S
+    while not stop.is_set():
+        started = time.monotonic()
+        worker = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "groqchat", "serve", "--worker"),
+            env=variables,
+            # Its end tells the worker that nobody watches it any more.
+            stdin=subprocess.PIPE,
+        )
+        died = asyncio.create_task(worker.wait())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([died, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if stop.is_set():
+            await _end(worker, settings.shutdown_grace_s + STOP_MARGIN_S)
+            return
+        wait_s = RESTART_MIN_S if time.monotonic() - started > RESTART_MAX_S else wait_s * 2
+        wait_s = min(wait_s, RESTART_MAX_S)
+        log.error("worker %d ended (%d); another starts in %.1f s", number, died.result(), wait_s)
+        await asyncio.wait([asyncio.create_task(stop.wait())], timeout=wait_s)
+
+
+async def _end(worker: asyncio.subprocess.Process, timeout_s: float) -> None:
+    if worker.returncode is None:
+        worker.terminate()
+    try:
+        await asyncio.wait_for(worker.wait(), timeout_s)
+    except TimeoutError:
+        log.error("a worker did not end in time; killing it")  # noqa: TRY400 - nothing to trace
+        worker.kill()
+        await worker.wait()
+
+
+@contextmanager
+def _reserved_port(host: str, port: int) -> Iterator[int]:
+    """Hold a port without listening on it, so that nobody else takes it between workers."""
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise ConfigurationError("this system cannot share a port: set WORKERS=1")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            holder.bind((host, port))
+        except OSError as error:
+            raise cannot_listen(host, port, error) from error
+        yield int(holder.getsockname()[1])
+
+
+@asynccontextmanager
+async def _shared_redis(settings: Settings) -> AsyncIterator[str | None]:
+    """Give the URL by which workers reach Redis, starting an embedded one for all of them."""
+    server = embedded_server(settings)
+    if server is None:
+        yield settings.redis_url.get_secret_value() if settings.redis_url else None
+        return
+    async with server:
+        yield f"unix://{quote(str(server.socket))}"
+
+
+def _variables(settings: Settings, redis_url: str | None, port: int) -> dict[str, str]:
+    changes = {
+        "PORT": str(port),
+        "WORKERS": "1",
+        "GROQ_BASE_URL": settings.groq_base_url,
+    }
+    if redis_url is not None:
+        changes["REDIS_URL"] = redis_url
+    return {**os.environ, **changes}
