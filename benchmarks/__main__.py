@@ -140,7 +140,8 @@ def store_lines(figures: Figures) -> list[Line]:
 
 def page_lines(socket: Path) -> list[Line]:
     """Return what pages cost and messages weigh."""
-    light, heavy = (pages.run(pages.memory_per_message(socket, chars)) for chars in (90, 200))
+    with stage.redis_server() as fresh:
+        light, heavy = (pages.run(pages.memory_per_message(fresh, chars)) for chars in (90, 200))
     short, long = (pages.run(pages.history_page_ms(socket, count)) for count in (100, 10_000))
     few, many = (pages.run(pages.sessions_page_ms(socket, count)) for count in (1000, 1_000_000))
     return [
@@ -214,8 +215,9 @@ def main() -> None:
         (
             f"Python {platform.python_version()}, {os.cpu_count()} cores, medians of {RUNS} "
             "interleaved runs. The floor is aiohttp with a raw connection to Redis and a plain "
-            "POST, with no validation, errors or limits; the usual way is FastAPI with redis.asyncio and "
-            "the SDK's `create()`. All on one core each, over the same server and stand-in."
+            "POST, with no validation, errors or limits; the usual way is FastAPI with "
+            "redis.asyncio and the SDK's `create()`. All on one core each, over the same server "
+            "and stand-in."
         )
     ]
     if busiest >= BUSY_SHARE or stage.SERVICE_CORE in (stage.LOAD_CORE, stage.UPSTREAM_CORE):

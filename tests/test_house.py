@@ -26,7 +26,7 @@ LAYERS = [
     {"http"},
     {"services"},
     {"storage", "offline"},
-    {"settings", "models", "logs", "limits"},
+    {"settings", "models", "logs", "limits", "garbage"},
     {"errors"},
     {"__init__"},
 ]

@@ -65,6 +65,15 @@ def test_workers_share_one_port_and_one_embedded_redis(directory: Path) -> None:
         assert contents(service.url)[1::2] == spoken
 
 
+def test_the_port_is_free_again_at_once(directory: Path) -> None:
+    with start(directory) as service:
+        chat(service.url, "Hello")
+        port = service.url.rpartition(":")[2]
+        assert service.terminate() == 0
+    with Service(directory, "--local", "--workers", "2", PORT=port) as service:
+        assert len(contents(service.url)) == 2
+
+
 def test_a_dead_worker_is_replaced(directory: Path) -> None:
     with start(directory) as service:
         service.wait_for(r"answers at(.|\n)*answers at")

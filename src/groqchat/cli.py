@@ -12,10 +12,11 @@ from tqdm import tqdm
 from groqchat import __version__
 from groqchat.app import groq_place
 from groqchat.errors import ConfigurationError, GroqChatError
+from groqchat.garbage import collected_when_quiet
 from groqchat.logs import configure_logging
 from groqchat.offline.options import OfflineOptions, parse_options
 from groqchat.offline.server import serve_offline
-from groqchat.server import cannot_listen, collect_seldom, new_event_loop, serve, stop_signal
+from groqchat.server import cannot_listen, new_event_loop, serve, stop_signal
 from groqchat.services.completions import open_completions
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.settings import Settings, load_settings
@@ -166,8 +167,8 @@ async def _offline(options: argparse.Namespace) -> None:
     try:
         async with serve_offline(behaviour, host=options.host, port=options.port) as url:
             print(f"Groq's stand-in answers at {url}", flush=True)
-            collect_seldom()
-            await stop.wait()
+            async with collected_when_quiet(lambda: 0):
+                await stop.wait()
     except OSError as error:
         raise cannot_listen(options.host, options.port, error) from error
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import gc
 import logging
 import os
 import signal
@@ -16,9 +15,11 @@ from aiohttp import web
 from groqchat import __version__
 from groqchat.app import BASE_PATH, create_app
 from groqchat.errors import ConfigurationError
+from groqchat.garbage import collected_when_quiet
 from groqchat.http.access_log import AccessLogger
 from groqchat.http.errors import http_error
 from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
+from groqchat.http.state import chat_of
 from groqchat.limits import raise_file_limit
 from groqchat.settings import Settings
 
@@ -31,10 +32,6 @@ OTHER_QUERY_BYTES = 8192
 CLOSE_TIMEOUT_S = 3.0
 # The event loop reports each of BACKLOG failed attempts to accept a client.
 QUIET_S = 10.0
-# New objects between two collections, then collections between those of older objects. What one
-# looks at stays below some milliseconds; all there is, a million objects with 5,000 turns in
-# flight, would hold up everybody for 0.3 s, and is looked at hardly ever.
-GC_THRESHOLDS = (10_000, 5, 1000)
 
 log = logging.getLogger("groqchat")
 
@@ -132,22 +129,12 @@ async def serve(settings: Settings, *, as_worker: bool = False) -> None:
     try:
         if await _finishes_before(runner.setup(), stop):
             await _listen(runner, settings, reuse_port=as_worker)
-            collect_seldom()
-            await stop.wait()
+            chat = chat_of(runner.app)
+            async with collected_when_quiet(lambda: chat.in_flight):
+                await stop.wait()
         log.info("groqchat is stopping")
     finally:
         await runner.cleanup()
-
-
-def collect_seldom() -> None:
-    """Leave what was made by now out of garbage collections, and hold fewer of them.
-
-    A turn makes hundreds of objects and hardly a cycle; at Python's own threshold of 700 new
-    objects collections take a tenth of the time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
 
 
 async def _finishes_before(start: Coroutine[None, None, None], stop: asyncio.Event) -> bool:

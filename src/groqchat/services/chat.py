@@ -62,6 +62,11 @@ class ChatService:
         """Whether there is a model to ask."""
         return self._completions.is_configured
 
+    @property
+    def in_flight(self) -> int:
+        """The number of turns under way."""
+        return len(self._tasks)
+
     async def answer(self, request: ChatRequest) -> ChatAnswer:
         """Answer a message and keep both, whether or not the caller waits for it."""
         if self._stopping:
