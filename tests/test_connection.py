@@ -104,7 +104,7 @@ async def test_memory_needs_no_server() -> None:
 
 
 async def test_a_connection_closed_while_idle_is_opened_again_unnoticed(redis_url: str) -> None:
-    settings = Settings(redis_url=redis_url, redis_max_connections=3)
+    settings = Settings(redis_url=redis_url, redis_max_connections=4)
     async with open_redis(settings) as redis, open_redis(settings) as other:
         await asyncio.gather(*(redis.ping() for _ in range(3)))
         for client in await other.client_list():

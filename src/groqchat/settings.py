@@ -51,7 +51,11 @@ class Settings(BaseSettings):
         2.0, gt=0, le=60, description="Deadline of one history operation, retries included."
     )
     redis_max_connections: int = Field(
-        64, ge=1, le=10_000, description="Connections to Redis; further operations wait for one."
+        64,
+        # Two are kept for batches of turns, the others serve lists, checks and housekeeping.
+        ge=4,
+        le=10_000,
+        description="Connections to Redis; further operations wait for one.",
     )
     chat_history_ttl: int = Field(
         86400,

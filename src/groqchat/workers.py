@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from urllib.parse import quote
 
 from groqchat.errors import ConfigurationError
@@ -59,13 +59,18 @@ async def _keep_running(
     wait_s = RESTART_MIN_S
     while not stop.is_set():
         started = time.monotonic()
-        worker = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "groqchat", "serve", "--worker"),
-            env=variables,
-            # Its end tells the worker that nobody watches it any more.
-            stdin=subprocess.PIPE,
-        )
+        try:
+            worker = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "groqchat", "serve", "--worker"),
+                env=variables,
+                # Its end tells the worker that nobody watches it any more.
+                stdin=subprocess.PIPE,
+            )
+        except OSError as error:
+            log.error("worker %d cannot be started: %s", number, error)  # noqa: TRY400 - no trace
+            await asyncio.sleep(RESTART_MAX_S)
+            continue
         died = asyncio.create_task(worker.wait())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([died, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -76,7 +81,8 @@ async def _keep_running(
         wait_s = RESTART_MIN_S if time.monotonic() - started > RESTART_MAX_S else wait_s * 2
         wait_s = min(wait_s, RESTART_MAX_S)
         log.error("worker %d ended (%d); another starts in %.1f s", number, died.result(), wait_s)
-        await asyncio.wait([asyncio.create_task(stop.wait())], timeout=wait_s)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), wait_s)
 
 
 async def _end(worker: asyncio.subprocess.Process, timeout_s: float) -> None:

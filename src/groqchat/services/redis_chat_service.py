@@ -132,11 +132,13 @@ class RedisChatService:
 
     async def clear_session(self, session_id: str) -> None:
         """Delete a session with all its messages; an unknown one is none to delete."""
-        await self._batcher.transact(keys.forget(session_id))
+        async with guarded(self._timeout_s):
+            await self._batcher.transact(keys.forget(session_id))
 
     async def get_session_size(self, session_id: str) -> int:
         """Return the number of messages in a session."""
-        (count,) = await self._batcher.transact([("ZCARD", keys.session_key(session_id))])
+        async with guarded(self._timeout_s):
+            (count,) = await self._batcher.transact([("ZCARD", keys.session_key(session_id))])
         return int(count)
 
     async def get_all_sessions(
@@ -159,14 +161,14 @@ class RedisChatService:
     async def get_session_info(self, session_id: str) -> SessionInfo | None:
         """Return counts and times of a session; None if it does not exist."""
         key = keys.session_key(session_id)
-        count, first, last, pttl_ms = await self._batcher.transact(
-            [
-                ("ZCARD", key),
-                ("ZRANGE", key, 0, 0, "WITHSCORES"),
-                ("ZRANGE", key, -1, -1, "WITHSCORES"),
-                ("PTTL", key),
-            ]
-        )
+        commands: list[Command] = [
+            ("ZCARD", key),
+            ("ZRANGE", key, 0, 0, "WITHSCORES"),
+            ("ZRANGE", key, -1, -1, "WITHSCORES"),
+            ("PTTL", key),
+        ]
+        async with guarded(self._timeout_s):
+            count, first, last, pttl_ms = await self._batcher.transact(commands)
         if not count:
             return None
         lasting = pttl_ms < 0
@@ -194,5 +196,8 @@ class RedisChatService:
         members = map(encode_member, messages)
         _, exists = await self._batcher.transact([("ZREM", key, *members), ("EXISTS", key)])
         if not exists:
-            await self._batcher.transact(keys.forget(session_id))
+            await self._batcher.transact(keys.unlist(session_id))
+            # Somebody may have spoken in the session in between: then it is listed again.
+            async with guarded(self._timeout_s):
+                await self._index.add_existing([session_id])
         raise SessionCleared(f"session {session_id} was cleared in mid-turn")

@@ -32,6 +32,11 @@ def keep_alive(session_id: str, *, ttl_s: int, now_s: float) -> tuple[Command, C
     )
 
 
+def unlist(session_id: str) -> tuple[Command]:
+    """Return the removal of a session's entry in the index, its messages left alone."""
+    return (("ZREM", SESSIONS_INDEX, session_id),)
+
+
 def forget(session_id: str) -> tuple[Command, Command]:
     """Return the removal of a session: its messages, its entry in the index."""
     return ("UNLINK", session_key(session_id)), ("ZREM", SESSIONS_INDEX, session_id)
