@@ -3,70 +3,32 @@
 import json
 import os
 import platform
-import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 
-from benchmarks import flight, pages, report, stage, turns
-from benchmarks.load import BUSY_SHARE, Result
+from benchmarks import flight, pages, report, stage, store, turns
+from benchmarks.figures import Figures
+from benchmarks.load import BUSY_SHARE
 from benchmarks.report import Line
 
 RUNS = 3
-SECONDS = 3.0
 WORKERS = 4
 WORKERS_CONNECTIONS = 256
 STORE_COUNTS = {"store": 60_000, "pool": 15_000, "floor": 60_000}
 
 
-@dataclass
-class Figures:
-    """What was measured, by peer, connections and length of history."""
-
-    turns: dict[tuple[str, int, int], list[Result]] = field(default_factory=dict)
-    store: dict[str, list[float]] = field(default_factory=dict)
-
-    def per_second(self, peer: str, connections: int = 64, history: int = 20) -> float:
-        return median(each.per_second for each in self.turns[peer, connections, history])
-
-    def p50_ms(self, peer: str, connections: int, history: int = 20) -> float:
-        return median(each.p50_ms for each in self.turns[peer, connections, history])
-
-    def ratios(self, peer: str, other: str) -> float:
-        """Return the median ratio of runs that followed each other."""
-        pairs = zip(self.turns[peer, 64, 20], self.turns[other, 64, 20], strict=True)
-        return median(one.per_second / two.per_second for one, two in pairs)
-
-
 def measure_turns(socket: Path, figures: Figures) -> None:
     """Measure all peers in turn, as often as medians need."""
-    everyone = {peer.name: peer for peer in stage.peers(socket)}
-    plan: Sequence[tuple[str, int, int]] = [
-        *((name, 64, 20) for name in everyone),
-        *((name, connections, 20) for connections in (1, 512) for name in ("groqchat", "floor")),
-        ("groqchat", 64, 2),
-        ("groqchat", 64, 50),
-    ]
     with stage.upstream():
         for _ in range(RUNS):
-            for name, connections, history in plan:
-                result = turns.measure(
-                    socket,
-                    everyone[name],
-                    connections=connections,
-                    history=history,
-                    seconds=SECONDS,
-                )
-                figures.turns.setdefault((name, connections, history), []).append(result)
-                print(f"  {name} x{connections} h{history}: {result.per_second:,.0f} turns/s")
+            for peer in stage.peers(socket):
+                for cell, result in turns.measure(socket, peer).items():
+                    figures.add(peer.name, cell, result)
+                print(f"  {peer.name}: {figures.last(peer.name).per_second:,.0f} turns/s")
             for count in (1, WORKERS):
                 peer = stage.groqchat_workers(socket, count)
-                result = turns.measure(
-                    socket, peer, connections=WORKERS_CONNECTIONS, history=20, seconds=SECONDS
-                )
-                figures.turns.setdefault((peer.name, 64, 20), []).append(result)
+                result = turns.measure_one(socket, peer, connections=WORKERS_CONNECTIONS)
+                figures.add(peer.name, turns.MAIN, result)
                 print(f"  {peer.name}: {result.per_second:,.0f} turns/s")
 
 
@@ -74,68 +36,14 @@ def measure_store(socket: Path, figures: Figures) -> None:
     """Measure the ways to save in turn."""
     for _ in range(RUNS):
         for kind, count in STORE_COUNTS.items():
-            running = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.store", kind, str(socket), str(count)],
-                stdout=subprocess.PIPE,
-            )
-            stage.pin(running.pid, stage.SERVICE_CORE)
-            output, _ = running.communicate(timeout=stage.LOAD_TIMEOUT_S)
-            figures.store.setdefault(kind, []).append(json.loads(output))
-            print(f"  {kind}: {figures.store[kind][-1]:,.0f} messages/s")
-
-
-def turn_lines(figures: Figures) -> list[Line]:
-    """Return what the turns amount to."""
-    ours, floor = figures.per_second("groqchat"), figures.per_second("floor")
-    of_floor = figures.ratios("groqchat", "floor")
-    of_usual = figures.ratios("groqchat", "usual")
-    one = figures.p50_ms("groqchat", 1) / figures.p50_ms("floor", 1)
-    growth = figures.per_second("groqchat", 64, 2) / figures.per_second("groqchat", 64, 50)
-    many = figures.per_second("groqchat", 512) / figures.per_second("floor", 512)
-    spread = figures.ratios(f"{WORKERS} workers", "1 workers")
-    p50 = f"{figures.p50_ms('groqchat', 1):.2f} ms, {one:.2f} times the floor's"
-    return [
-        Line(what="turns/s", figure=f"{ours:,.0f}", aim="", met=None),
-        Line(what="the floor's", figure=f"{floor:,.0f}", aim="", met=None),
-        Line(
-            what="share of the floor", figure=f"{of_floor:.2f}", aim=">= 0.65", met=of_floor >= 0.65
-        ),
-        Line(what="times the usual way", figure=f"{of_usual:.1f}", aim=">= 15", met=of_usual >= 15),
-        Line(what="share of the floor, 512 connections", figure=f"{many:.2f}", aim="", met=None),
-        Line(what="p50, 1 connection", figure=p50, aim="<= 1.6 times", met=one <= 1.6),
-        Line(
-            what="cost with 50 messages, in those with 2",
-            figure=f"{growth:.2f}",
-            aim="<= 1.5",
-            met=growth <= 1.5,
-        ),
-        Line(
-            what=f"{WORKERS} workers, times one",
-            figure=f"{spread:.2f}",
-            aim=">= 2.5 with cores to spare",
-            met=None if len(stage.CORES) < WORKERS + 3 else spread >= 2.5,
-        ),
-    ]
-
-
-def store_lines(figures: Figures) -> list[Line]:
-    """Return what the store amounts to."""
-    store, pool, floor = (median(figures.store[kind]) for kind in ("store", "pool", "floor"))
-    return [
-        Line(what="messages saved/s", figure=f"{store:,.0f}", aim="", met=None),
-        Line(
-            what="times a pool connection a message",
-            figure=f"{store / pool:.1f}",
-            aim=">= 4",
-            met=store / pool >= 4,
-        ),
-        Line(
-            what="share of the bare protocol",
-            figure=f"{store / floor:.2f}",
-            aim=">= 0.33",
-            met=store / floor >= 1 / 3,
-        ),
-    ]
+            command = [sys.executable, "-m", "benchmarks.store", kind, str(socket), str(count)]
+            found = json.loads(stage.run_on_core(command, stage.SERVICE_CORE))
+            figures.store.setdefault(kind, []).append(found)
+            print(f"  {kind}: {found:,.0f} messages/s")
+        yardstick = store.redis_benchmark(socket)
+        if yardstick is not None:
+            figures.store.setdefault("redis-benchmark", []).append(yardstick)
+            print(f"  redis-benchmark: {yardstick:,.0f} commands/s")
 
 
 def page_lines(socket: Path) -> list[Line]:
@@ -163,7 +71,7 @@ def page_lines(socket: Path) -> list[Line]:
             aim="<= 200",
             met=light <= 200,
         ),
-        Line(what="bytes a message of 200 characters", figure=f"{heavy:.0f}", aim="", met=None),
+        Line(what="bytes a message of 200 characters", figure=f"{heavy:.0f}"),
     ]
 
 
@@ -189,8 +97,6 @@ def flight_lines(socket: Path) -> list[Line]:
         Line(
             what=f"{count}: event loop's lag",
             figure=f"p99 {found.lag_p99_ms:.0f} ms",
-            aim="",
-            met=None,
         ),
     ]
 
@@ -204,13 +110,10 @@ def main() -> None:
         print("store")
         measure_store(socket, figures)
         print("pages and memory")
-        lines = [*turn_lines(figures), *store_lines(figures), *page_lines(socket)]
+        lines = [*figures.turn_lines(WORKERS), *figures.store_lines(), *page_lines(socket)]
         print("turns in flight")
         lines += flight_lines(socket)
     bars = [(name, figures.per_second(name)) for name in ("floor", "groqchat", "usual")]
-    busiest = max(
-        each.generator_cpu_share for results in figures.turns.values() for each in results
-    )
     notes = [
         (
             f"Python {platform.python_version()}, {os.cpu_count()} cores, medians of {RUNS} "
@@ -220,14 +123,17 @@ def main() -> None:
             "and stand-in."
         )
     ]
-    if busiest >= BUSY_SHARE or stage.SERVICE_CORE in (stage.LOAD_CORE, stage.UPSTREAM_CORE):
+    if figures.busiest >= BUSY_SHARE or stage.SERVICE_CORE in (
+        stage.LOAD_CORE,
+        stage.UPSTREAM_CORE,
+    ):
         notes.append("The load generator or a shared core limited these figures.")
     if len(stage.CORES) < WORKERS + 3:
         notes.append(
             f"With {len(stage.CORES)} cores, {WORKERS} workers share theirs with the stand-in, "
             "Redis and the load generator: what they show is a lower bound."
         )
-    print(report.write(lines, bars, notes))
+    print(report.write(lines, figures.matrix(), bars, notes))
 
 
 if __name__ == "__main__":

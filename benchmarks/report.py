@@ -1,6 +1,6 @@
 """The report: one table with ratios and what is aimed at, and a plot."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,8 @@ class Line:
 
     what: str
     figure: str
-    aim: str
-    met: bool | None
+    aim: str = ""
+    met: bool | None = None
 
     def row(self) -> str:
         """Return a row of a Markdown table."""
@@ -25,12 +25,17 @@ class Line:
         return f"| {self.what} | {self.figure} | {self.aim} | {verdict} |"
 
 
-def write(lines: Sequence[Line], bars: Sequence[tuple[str, float]], notes: Sequence[str]) -> str:
+def write(
+    lines: Sequence[Line],
+    matrix: Iterable[str],
+    bars: Sequence[tuple[str, float]],
+    notes: Sequence[str],
+) -> str:
     """Write latest.md and turns.svg and return the table."""
     table = "\n".join(["| what | figure | aim | met |", "|---|---|---|---|", *map(Line.row, lines)])
-    text = "\n".join(
-        ["# Benchmarks", "", *notes, "", table, "", "![Turns a second](turns.svg)", ""]
-    )
+    plot = "![Turns a second](turns.svg)"
+    every = "Turns a second by connections and length of history:"
+    text = "\n".join(["# Benchmarks", "", *notes, "", table, "", plot, "", every, "", *matrix, ""])
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "latest.md").write_text(text, encoding="utf-8")
     (RESULTS / "turns.svg").write_text(_svg(bars), encoding="utf-8")

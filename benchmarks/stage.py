@@ -143,12 +143,19 @@ def load(*, bodies: Sequence[str], **how: float) -> Result:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump({**options, "bodies": list(bodies)}, file)
         file.flush()
-        running = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.load", file.name], stdout=subprocess.PIPE
-        )
-        pin(running.pid, LOAD_CORE)
-        output, _ = running.communicate(timeout=LOAD_TIMEOUT_S)
-    return Result(**orjson.loads(output))
+        command = [sys.executable, "-m", "benchmarks.load", file.name]
+        return Result(**orjson.loads(run_on_core(command, LOAD_CORE)))
+
+
+def run_on_core(command: Sequence[str], on_core: int) -> bytes:
+    """Run a program to its end on one core and return what it printed."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as running:
+        pin(running.pid, on_core)
+        try:
+            return running.communicate(timeout=LOAD_TIMEOUT_S)[0]
+        except subprocess.TimeoutExpired:
+            running.kill()
+            raise
 
 
 def _get(url: str) -> bool:

@@ -1,7 +1,9 @@
 """Messages saved a second by one process: the store, the usual pool, the bare protocol."""
 
 import asyncio
+import csv
 import json
+import shutil
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 import orjson
 from redis.asyncio import BlockingConnectionPool, Redis
 
+from benchmarks import stage
 from benchmarks.peers.floor import RawRedis
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.storage.messages import Message, new_message_id
@@ -18,6 +21,7 @@ WRITERS = 64
 SESSIONS = 64
 CONTENT = "x" * 90
 TTL_S = 86400
+YARDSTICK_COMMANDS = 500_000
 
 Save = Callable[[str, Message], Awaitable[object]]
 
@@ -88,6 +92,18 @@ async def measure(kind: str, socket: Path, count: int) -> float:
         if kind == "floor":
             return await at_floor(str(socket), count)
         return await (by_store if kind == "store" else by_pool)(redis, count)
+
+
+def redis_benchmark(socket: Path) -> float | None:
+    """Return how many ZADD a second the server's own benchmark reaches; None without it."""
+    program = shutil.which("redis-benchmark") or shutil.which("valkey-benchmark")
+    if program is None:
+        return None
+    options = ("-s", str(socket), "-P", "16", "-n", str(YARDSTICK_COMMANDS), "-r", str(SESSIONS))
+    command = ("ZADD", "chat:session:bench-__rand_int__", "__rand_int__", CONTENT)
+    printed = stage.run_on_core([program, *options, "--csv", *command], stage.SERVICE_CORE)
+    rows = csv.reader(printed.decode().splitlines())
+    return float(list(rows)[-1][1])
 
 
 def main() -> None:

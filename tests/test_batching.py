@@ -1,15 +1,18 @@
 """Writers that share their round trips: bursts, bounds, one caller's fault."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 
 from groqchat.errors import HistoryFailed, HistoryUnavailable
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.settings import Settings
 from groqchat.storage import batching
 from groqchat.storage.batching import Batcher
+from groqchat.storage.bulk import exchange
 from groqchat.storage.connection import open_redis
 from tests.conftest import TTL_S
 from tests.test_store import saved
@@ -91,3 +94,22 @@ async def test_more_calls_than_may_wait_are_refused_at_once(
     monkeypatch.setattr(batching, "MAX_WAITING_CALLS", 3)
     results = await asyncio.gather(*(saved(store, 1) for _ in range(5)), return_exceptions=True)
     assert [type(result) for result in results] == [list] * 3 + [HistoryUnavailable] * 2
+
+
+async def test_calls_that_a_slow_server_leaves_waiting_past_the_deadline_fail(
+    any_redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow_exchange(connection: AbstractConnection, request: bytes, count: int) -> Any:
+        await asyncio.sleep(0.5)
+        return await exchange(connection, request, count)
+
+    monkeypatch.setattr(batching, "exchange", slow_exchange)
+    monkeypatch.setattr(batching, "MAX_BATCH_CALLS", 1)
+    monkeypatch.setattr(batching, "MAX_FLUSHES", 1)
+    batcher = Batcher(any_redis, timeout_s=0.9)
+    results = await asyncio.gather(
+        *(batcher.transact([("ECHO", number)]) for number in range(6)), return_exceptions=True
+    )
+    # The third has waited for a second when its turn comes.
+    assert results[:2] == [[b"0"], [b"1"]]
+    assert [type(result) for result in results[2:]] == [HistoryUnavailable] * 4

@@ -130,8 +130,28 @@ def test_the_access_log_holds_no_message(directory: Path) -> None:
     ) as service:
         url = f"{service.url}/api/groq-chat/simple-chat"
         requests.post(url, params={"message": "my-secret"}, timeout=30)
-        service.wait_for(r"127.0.0.1 POST /api/groq-chat/simple-chat 200 \d+ bytes \d")
+        found = service.wait_for(r"aiohttp.access \[[0-9a-f]{32}\] (\{.*\})")
         assert "my-secret" not in service.log
+    line = json.loads(found[1])
+    assert line.pop("ms") > 0
+    assert line.pop("bytes") > 100
+    assert line == {
+        "remote": "127.0.0.1",
+        "method": "POST",
+        "path": "/api/groq-chat/simple-chat",
+        "status": 200,
+    }
+
+
+def test_the_access_log_of_a_share_still_holds_every_failure(directory: Path) -> None:
+    with Service(
+        directory, REDIS_URL="memory:", GROQ_API_KEY="", ACCESS_LOG="true", ACCESS_LOG_SHARE="0"
+    ) as service:
+        requests.get(f"{service.url}/api/groq-chat/sessions", timeout=30)
+        requests.post(f"{service.url}/api/groq-chat/chat", json={"message": "Hello"}, timeout=30)
+        found = service.wait_for(r"aiohttp.access \[[0-9a-f]{32}\] (\{.*\})")
+    assert json.loads(found[1])["status"] == 503
+    assert service.log.count("aiohttp.access") == 1
 
 
 def test_settings_are_read_from_a_file_in_the_working_directory(directory: Path) -> None:

@@ -74,6 +74,21 @@ def test_the_port_is_free_again_at_once(directory: Path) -> None:
         assert len(contents(service.url)) == 2
 
 
+def test_a_port_that_another_service_shares_among_its_workers_is_taken(directory: Path) -> None:
+    with start(directory) as service:
+        service.wait_for(r"answers at(.|\n)*answers at")
+        port = service.url.rpartition(":")[2]
+        second = run_groqchat(
+            *("serve", "--workers", "2"),
+            cwd=directory,
+            PORT=port,
+            REDIS_URL="memory:",
+            GROQ_BASE_URL="offline:",
+        )
+    assert second.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in second.stderr
+
+
 def test_a_dead_worker_is_replaced(directory: Path) -> None:
     with start(directory) as service:
         service.wait_for(r"answers at(.|\n)*answers at")

@@ -16,7 +16,7 @@ from groqchat import __version__
 from groqchat.app import BASE_PATH, create_app
 from groqchat.errors import ConfigurationError
 from groqchat.garbage import collected_when_quiet
-from groqchat.http.access_log import AccessLogger
+from groqchat.http.access_log import access_logger
 from groqchat.http.errors import http_error
 from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
 from groqchat.http.state import chat_of
@@ -83,7 +83,7 @@ def create_runner(settings: Settings) -> web.AppRunner:
     return _Runner(
         create_app(settings),
         access_log=logging.getLogger("aiohttp.access") if settings.access_log else None,
-        access_log_class=AccessLogger,
+        access_log_class=access_logger(settings.access_log_share),
         handler_cancellation=False,
         max_line_size=2 * settings.chat_max_message_chars * ESCAPED_BYTES_PER_CHAR
         + OTHER_QUERY_BYTES,

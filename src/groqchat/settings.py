@@ -119,6 +119,12 @@ class Settings(BaseSettings):
     access_log: bool = Field(
         default=False, description="One log line for each request; costs throughput."
     )
+    access_log_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the requests that ACCESS_LOG logs; failures of the service always.",
+    )
     log_level: str = Field(
         "INFO",
         pattern="^(DEBUG|INFO|WARNING|ERROR)$",

@@ -37,11 +37,9 @@ async def serve_workers(settings: Settings) -> None:
         async with _shared_redis(settings) as redis_url:
             variables = _variables(settings, redis_url, port)
             log.info("%d workers answer at http://%s:%d", count, settings.host, port)
-            keepers = [
-                asyncio.create_task(_keep_running(number, variables, stop, settings))
-                for number in range(1, count + 1)
-            ]
-            await asyncio.gather(*keepers)
+            async with asyncio.TaskGroup() as keepers:
+                for number in range(1, count + 1):
+                    keepers.create_task(_keep_running(number, variables, stop, settings))
 
 
 def available_cpus() -> int:
@@ -107,10 +105,18 @@ def _reserved_port(host: str, port: int) -> Iterator[int]:
         # Connections of a service that has just ended linger for a minute.
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
+            _check_free(family, (host, port))
             holder.bind((host, port))
         except OSError as error:
             raise cannot_listen(host, port, error) from error
         yield int(holder.getsockname()[1])
+
+
+def _check_free(family: socket.AddressFamily, address: tuple[str, int]) -> None:
+    """Raise OSError where somebody listens who would share the port with a second service."""
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
 
 
 @asynccontextmanager

@@ -5,6 +5,8 @@ import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from groqchat.errors import (
     CompletionError,
@@ -46,7 +48,11 @@ class _Turn:
 
 
 class ChatService:
-    """Answers messages, each in a task of its own that a leaving client does not cancel."""
+    """Answers messages.
+
+    A turn runs in the task of its caller, which must not be cancelled when the client leaves:
+    aiohttp's server runs each request in a task of its own and keeps to that.
+    """
 
     def __init__(
         self, history: RedisChatService, completions: Completions, settings: Settings
@@ -54,7 +60,8 @@ class ChatService:
         self._history = history
         self._completions = completions
         self._settings = settings
-        self._tasks: set[asyncio.Task[ChatAnswer]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ended: set[asyncio.Task[Any]] = set()
         self._stopping = False
 
     @property
@@ -68,20 +75,23 @@ class ChatService:
         return len(self._tasks)
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
-        """Answer a message and keep both, whether or not the caller waits for it."""
+        """Answer a message and keep both, whether or not anybody still waits for it."""
         if self._stopping:
             raise ShuttingDown
         if len(self._tasks) >= self._settings.max_turns_in_flight:
             raise Overloaded(retry_after_s=OVERLOADED_RETRY_AFTER_S)
-        task = asyncio.create_task(self._answer(request))
+        task = self._current_task()
         self._tasks.add(task)
-        task.add_done_callback(self._end)
         try:
-            return await asyncio.shield(task)
+            return await self._answer(request)
         except asyncio.CancelledError:
-            if task.cancelled():
-                raise ShuttingDown from None
-            raise
+            if task not in self._ended:
+                raise
+            task.uncancel()
+            raise ShuttingDown from None
+        finally:
+            self._tasks.discard(task)
+            self._ended.discard(task)
 
     async def drain(self) -> None:
         """Take no further turn, let those under way end within the grace time, cancel the rest."""
@@ -95,15 +105,21 @@ class ChatService:
         for _ in range(CANCEL_ATTEMPTS):
             if not late:
                 return
-            for task in late:
+            for task in late & self._tasks:
+                self._ended.add(task)
                 task.cancel()
             _, late = await asyncio.wait(late, timeout=CANCEL_WAIT_S)
 
-    def _end(self, task: asyncio.Task[ChatAnswer]) -> None:
-        self._tasks.discard(task)
-        # The caller may have left; whoever stays sees the error by itself.
-        if not task.cancelled():
-            task.exception()
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """The loop; to ask which one runs is a system call in Python 3.11."""
+        return asyncio.get_running_loop()
+
+    def _current_task(self) -> asyncio.Task[Any]:
+        task = asyncio.current_task(self._loop)
+        if task is None:
+            raise RuntimeError("a turn runs in a task")
+        return task
 
     async def _answer(self, request: ChatRequest) -> ChatAnswer:
         turn = _Turn(
@@ -183,7 +199,7 @@ class ChatService:
         )
 
 
-def within_budget(earlier: Sequence[Spoken], tokens: int) -> list[Spoken]:
+def within_budget(earlier: Sequence[Spoken], tokens: int) -> Sequence[Spoken]:
     """Return the latest messages that fit an estimated number of tokens, in order."""
     kept: list[Spoken] = []
     for message in reversed(earlier):

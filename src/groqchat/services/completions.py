@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -113,9 +114,8 @@ class Completions:
     async def _ask(self, method: str, path: str, body: bytes | None) -> bytes:
         if self._client is None:
             raise CompletionNotConfigured("GROQ_API_KEY is not set")
-        deadline = asyncio.get_running_loop().time() + self._timeout_s
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout(self._timeout_s) as deadline:
                 return await self._attempt(self._client, method, path, body, deadline)
         except TimeoutError as error:
             raise CompletionTimeout(f"no answer within {self._timeout_s:g} s") from error
@@ -123,7 +123,12 @@ class Completions:
             raise completion_error(error) from error
 
     async def _attempt(
-        self, client: LeanGroq, method: str, path: str, body: bytes | None, deadline: float
+        self,
+        client: LeanGroq,
+        method: str,
+        path: str,
+        body: bytes | None,
+        deadline: asyncio.Timeout,
     ) -> bytes:
         """Send a request until it succeeds, fails for good, or may not be sent again in time."""
         for retries in range(self._max_retries):
@@ -131,10 +136,15 @@ class Completions:
                 return await client.exchange(method, path, body)
             except groq.GroqError as error:
                 wait_s = _wait_s(error, retries)
-                if wait_s is None or asyncio.get_running_loop().time() + wait_s >= deadline:
+                if wait_s is None or wait_s >= _left_s(deadline):
                     raise
             await asyncio.sleep(wait_s)
         return await client.exchange(method, path, body)
+
+
+def _left_s(deadline: asyncio.Timeout) -> float:
+    when = deadline.when()
+    return math.inf if when is None else when - asyncio.get_running_loop().time()
 
 
 def _wait_s(error: groq.GroqError, retries: int) -> float | None:

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import hiredis
@@ -71,17 +72,22 @@ class Batcher:
         self._active = 0
         self._flushes: set[asyncio.Task[None]] = set()
 
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """The loop; to ask which one runs is a system call in Python 3.11."""
+        return asyncio.get_running_loop()
+
     async def transact(self, commands: Sequence[Command]) -> list[Any]:
         """Return the replies to one transaction, raw, within twice the deadline of a flush."""
         packed = _pack(commands)
         if len(self._waiting) >= MAX_WAITING_CALLS or self._waiting_bytes > MAX_WAITING_BYTES:
             raise unavailable(f"{len(self._waiting)} calls wait already")
-        done: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[list[Any]] = self._loop.create_future()
         self._waiting.append(_Call(packed=packed, commands=len(commands), done=done))
         self._waiting_bytes += len(packed)
         if self._active < MAX_FLUSHES:
             self._active += 1
-            flush = asyncio.create_task(self._flush_all())
+            flush = self._loop.create_task(self._flush_all())
             self._flushes.add(flush)
             flush.add_done_callback(self._flushes.discard)
         return await done
@@ -91,6 +97,7 @@ class Batcher:
         try:
             while batch := self._next_batch():
                 await self._flush(batch)
+                self._give_up_on_late_calls()
         finally:
             self._active -= 1
 
@@ -102,14 +109,13 @@ class Batcher:
         except StorageError as error:
             for call in batch:
                 _fail(call, type(error)(error.detail, retry_after_s=error.retry_after_s))
-            self._give_up_on_late_calls()
         except Exception as error:
             log.exception("a flush failed")
             for call in batch:
                 _fail(call, HistoryFailed(type(error).__name__))
 
     def _give_up_on_late_calls(self) -> None:
-        """Fail those that have waited for as long as Redis does not answer."""
+        """Fail those that have waited for as long as one flush may take."""
         expired = time.monotonic() - self._timeout_s
         while self._waiting and self._waiting[0].since < expired:
             call = self._waiting.popleft()

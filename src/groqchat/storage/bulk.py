@@ -12,7 +12,7 @@ from redis.asyncio.connection import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-READ_BYTES = 64 * 1024
+READ_BYTES = 1024 * 1024
 # fakeredis' connection looks alike and has nothing behind it.
 REAL_CONNECTIONS = frozenset({Connection, SSLConnection, UnixDomainSocketConnection})
 

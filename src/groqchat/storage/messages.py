@@ -162,18 +162,24 @@ def decode_context(members: Sequence[bytes], *, session_id: str) -> list[Spoken]
     """
     try:
         parsed = orjson.loads(b"[%b]" % b",".join(members))
-    except orjson.JSONDecodeError:
-        parsed = [_loads(member) for member in members]
-    spoken = [
+        # Only text can be joined: this looks at the types of all contents at once.
+        "".join([fields["content"] for fields in parsed])
+        return [{"role": ROLES[fields["role"]], "content": fields["content"]} for fields in parsed]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return _decode_each(members, session_id)
+
+
+def _decode_each(members: Sequence[bytes], session_id: str) -> list[Spoken]:
+    """Return what was said in members of which not all are messages."""
+    spoken: list[Spoken] = [
         {"role": fields["role"], "content": fields["content"]}
-        for fields in parsed
+        for fields in map(_loads, members)
         if isinstance(fields, dict)
         and isinstance(fields.get("content"), str)
         and isinstance(fields.get("role"), str)
         and fields["role"] in ROLES
     ]
-    if len(spoken) < len(members):
-        warn_of_corrupt_members(len(members) - len(spoken), session_id)
+    warn_of_corrupt_members(len(members) - len(spoken), session_id)
     return spoken
 
 
