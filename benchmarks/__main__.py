@@ -95,6 +95,10 @@ def flight_lines(socket: Path) -> list[Line]:
             met=found.added_p99_ms <= 100,
         ),
         Line(
+            what=f"{count}: the load generator's share of its core",
+            figure=f"{found.generator_cpu_share:.2f}",
+        ),
+        Line(
             what=f"{count}: event loop's lag",
             figure=f"p99 {found.lag_p99_ms:.0f} ms",
         ),

@@ -10,8 +10,6 @@ from benchmarks.report import Line
 from benchmarks.turns import CONNECTIONS, HISTORIES, MAIN, Cell
 
 STORE_PER_S = 50_000
-# ZADD, EXPIRE, and ZADD for the index; MULTI and EXEC come once for many.
-COMMANDS_PER_MESSAGE = 3
 
 
 @dataclass
@@ -22,7 +20,9 @@ class Figures:
     store: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, peer: str, cell: Cell, result: Result) -> None:
-        """Keep the result of one run."""
+        """Keep the result of one run, in which nothing may have failed."""
+        if result.errors:
+            raise RuntimeError(f"{peer}, {cell}: {result.errors} errors")
         self.turns.setdefault((peer, cell), []).append(result)
 
     def last(self, peer: str) -> Result:
@@ -114,10 +114,15 @@ class Figures:
             ),
         ]
         if "redis-benchmark" in self.store:
-            yardstick = median(self.store["redis-benchmark"])
-            share = COMMANDS_PER_MESSAGE * store / yardstick
-            what = "commands/s of the store, in those of redis-benchmark -P 16"
-            lines.append(Line(what=what, figure=f"{share:.2f} of {yardstick:,.0f}"))
+            share = store / median(self.store["redis-benchmark"])
+            lines.append(
+                Line(
+                    what="share of redis-benchmark -P 16, messages in its ZADDs",
+                    figure=f"{share:.2f} of {median(self.store['redis-benchmark']):,.0f}",
+                    aim=">= 0.33",
+                    met=share >= 1 / 3,
+                )
+            )
         return lines
 
     def matrix(self) -> Iterator[str]:

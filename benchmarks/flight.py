@@ -41,11 +41,10 @@ def measure(socket: Path) -> Flight:
         watch.start()
         result = stage.load(bodies=bodies, per_second=PER_SECOND, seconds=SECONDS)
         watch.stop()
-    in_flight = PER_SECOND * UPSTREAM_MS // 1000
     return Flight(
-        in_flight=in_flight,
+        in_flight=result.peak,
         errors=result.errors,
-        kib_per_turn=(watch.peak_kib - before) / in_flight,
+        kib_per_turn=(watch.peak_kib - before) / result.peak,
         added_p50_ms=result.p50_ms - UPSTREAM_MS,
         added_p99_ms=result.p99_ms - UPSTREAM_MS,
         lag_p99_ms=watch.lag_p99_ms,

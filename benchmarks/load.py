@@ -23,6 +23,7 @@ WARM_UP_SHARE = 0.25
 TIMEOUT_S = 30.0
 # Above this share of its core the generator may be what limits the figure.
 BUSY_SHARE = 0.9
+NOT_SAVED = b'"history_saved":false'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class Result:
     p50_ms: float
     p99_ms: float
     generator_cpu_share: float
+    peak: int
 
 
 class _Client(asyncio.Protocol):
@@ -50,9 +52,9 @@ class _Client(asyncio.Protocol):
         # uvloop's transports are none of asyncio's classes.
         self._transport = cast("asyncio.Transport", transport)
 
-    def send(self, request: bytes) -> None:
+    def send(self, request: bytes, due: float | None = None) -> None:
         assert self._transport is not None
-        self._sent = time.perf_counter()
+        self._sent = due or time.perf_counter()
         self._transport.write(request)
 
     def close(self) -> None:
@@ -73,7 +75,8 @@ class _Client(asyncio.Protocol):
         length = int(head[at : end if end >= 0 else None])
         if len(self._buffer) < head_end + 4 + length:
             return
-        ok = self._buffer.startswith(b"HTTP/1.1 200")
+        # An answer that was not kept is none of those to be counted.
+        ok = self._buffer.startswith(b"HTTP/1.1 200") and NOT_SAVED not in self._buffer
         self._buffer = b""
         self._run.count(time.perf_counter() - self._sent, ok=ok)
         self.answered()
@@ -124,13 +127,15 @@ class _Run:
         self._seconds = seconds * (1 - WARM_UP_SHARE)
         self._latencies: list[float] = []
         self.errors = 0
+        # The most that were under way at once.
+        self.peak = 0
 
     @property
     def is_over(self) -> bool:
         return time.perf_counter() >= self._end
 
     def count(self, latency_s: float, *, ok: bool) -> None:
-        if self._counting_from <= time.perf_counter() < self._end:
+        if ok and self._counting_from <= time.perf_counter() < self._end:
             self._latencies.append(latency_s)
         self.errors += not ok
 
@@ -143,6 +148,7 @@ class _Run:
             p50_ms=found[len(found) // 2] * 1000,
             p99_ms=found[min(len(found) - 1, len(found) * 99 // 100)] * 1000,
             generator_cpu_share=cpu_s / wall_s,
+            peak=self.peak,
         )
 
 
@@ -178,13 +184,15 @@ async def run_arrivals(url: str, *, per_second: float, seconds: float, bodies: l
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         request = _request(parts.path, parts.netloc, bodies[number % len(bodies)])
         if idle:
-            idle.pop().send(request)
+            idle.pop().send(request, due)
+            run.peak = max(run.peak, len(opened) - len(idle))
             continue
         _, connection = await loop.create_connection(
             lambda: _Arrival(run, idle), parts.hostname, parts.port
         )
         opened.append(connection)
-        connection.send(request)
+        connection.send(request, due)
+        run.peak = max(run.peak, len(opened) - len(idle))
     async with asyncio.timeout(TIMEOUT_S):
         while len(idle) < len(opened):  # noqa: ASYNC110 - nobody tells of the last answer
             await asyncio.sleep(0.1)

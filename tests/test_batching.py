@@ -1,6 +1,8 @@
 """Writers that share their round trips: bursts, bounds, one caller's fault."""
 
 import asyncio
+import gc
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -113,3 +115,22 @@ async def test_calls_that_a_slow_server_leaves_waiting_past_the_deadline_fail(
     # The third has waited for a second when its turn comes.
     assert results[:2] == [[b"0"], [b"1"]]
     assert [type(result) for result in results[2:]] == [HistoryUnavailable] * 4
+
+
+async def test_calls_that_fail_leave_nothing_for_the_garbage_collector(redis_url: str) -> None:
+    async with open_redis(Settings(redis_url=redis_url)) as client:
+        batcher = Batcher(client, timeout_s=5)
+
+        async def fail() -> None:
+            with suppress(HistoryFailed):
+                await batcher.transact([("NO-SUCH-COMMAND",)])
+
+        await fail()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(50):
+                await fail()
+            assert gc.collect() < 50
+        finally:
+            gc.enable()

@@ -33,6 +33,7 @@ async def test_an_answer_has_every_field_of_the_specification(api: ClientSession
     answer = await chat(api, "What is Python?", model=MODEL, session_id="user-123-abc")
 
     message_id, timestamp = answer.pop("message_id"), answer.pop("timestamp")
+    assert answer.pop("turn_id") < message_id
     assert answer == {
         "message": 'This is the offline stand-in, not a model. You said: "What is Python?". '
         "Messages I was given: 1.",

@@ -179,3 +179,12 @@ async def test_the_detail_is_logged_with_the_request_id_and_without_prompt_or_ke
     assert "AuthenticationError 401: invalid_api_key" in caplog.text
     assert "my-secret" not in caplog.text
     assert "gsk_test" not in caplog.text
+
+
+async def test_a_header_of_groq_that_is_not_ascii_changes_nothing(
+    serve: Serve, groq: FakeGroq
+) -> None:
+    groq.options.fail = "429"
+    groq.response_headers = {"X-Note": "caf\u00e9"}
+    api = await serve(groq_max_retries=0)
+    await assert_error(await ask(api), 429, "rate_limited")

@@ -60,6 +60,7 @@ async def test_a_killed_redis_degrades_the_service_until_it_is_back(
     fragile: ClientSession, own_redis_server: RedisServer
 ) -> None:
     first = await chat(fragile, "before")
+    await asyncio.to_thread(own_redis_server.sync)
     own_redis_server.kill()
     await assert_degraded(fragile)
 

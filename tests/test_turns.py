@@ -1,7 +1,6 @@
 """A turn's own life: clients that leave, bursts, shutdown, its two round trips."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,11 +11,12 @@ from groqchat.errors import Overloaded, ShuttingDown
 from groqchat.models import ChatRequest
 from groqchat.offline.options import OfflineOptions
 from groqchat.offline.server import serve_offline
-from groqchat.services.chat import ChatService, within_budget
+from groqchat.services.chat import ChatService
 from groqchat.services.completions import open_completions
 from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.services.turns import Turns
 from groqchat.settings import Settings
-from groqchat.storage.messages import Spoken
+from groqchat.storage.turn_log import TurnLog
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.groq import FakeGroq
@@ -124,7 +124,7 @@ async def test_many_turns_of_many_sessions_keep_apart(api: ClientSession) -> Non
         assert (await contents(api, name))[::2] == [f"{name}-{number}" for number in range(3)]
 
 
-class Turns:
+class OwnService:
     """A chat service of its own, to be shut down in mid-turn."""
 
     def __init__(self, redis: Redis, latency_ms: float, grace_s: float) -> None:
@@ -140,7 +140,13 @@ class Turns:
         self.opened = open_completions(self.settings, base_url)
         completions = await self.opened.__aenter__()
         self.history = RedisChatService(self.redis, ttl_s=100, timeout_s=5)
-        return ChatService(self.history, completions, self.settings)
+        return ChatService(
+            self.history,
+            completions,
+            Turns(TurnLog(self.history.batcher)),
+            self.settings,
+            describe=lambda error: {"error": {"code": type(error).__name__}},
+        )
 
     async def __aexit__(self, *_: object) -> None:
         await self.opened.__aexit__(None, None, None)
@@ -148,7 +154,7 @@ class Turns:
 
 
 async def test_draining_lets_turns_end_and_takes_no_more(redis: Redis) -> None:
-    turns = Turns(redis, latency_ms=300, grace_s=20)
+    turns = OwnService(redis, latency_ms=300, grace_s=20)
     async with turns as chat:
         turn = asyncio.create_task(chat.answer(ChatRequest(message="Hello", session_id="s")))
         await asyncio.sleep(0)
@@ -165,7 +171,7 @@ async def test_draining_lets_turns_end_and_takes_no_more(redis: Redis) -> None:
 async def test_a_turn_that_outlasts_the_grace_time_is_ended_its_question_kept(
     redis: Redis,
 ) -> None:
-    turns = Turns(redis, latency_ms=60_000, grace_s=0.2)
+    turns = OwnService(redis, latency_ms=60_000, grace_s=0.2)
     async with turns as chat:
         turn = asyncio.create_task(chat.answer(ChatRequest(message="Hello", session_id="s")))
 
@@ -180,7 +186,7 @@ async def test_a_turn_that_outlasts_the_grace_time_is_ended_its_question_kept(
 
 
 async def test_a_refused_turn_leaves_no_trace(redis: Redis) -> None:
-    turns = Turns(redis, latency_ms=300, grace_s=20)
+    turns = OwnService(redis, latency_ms=300, grace_s=20)
     async with turns as chat:
         busy = [
             asyncio.create_task(chat.answer(ChatRequest(message="Hello", session_id="busy")))
@@ -191,23 +197,3 @@ async def test_a_refused_turn_leaves_no_trace(redis: Redis) -> None:
             await chat.answer(ChatRequest(message="Hello", session_id="refused"))
         await asyncio.gather(*busy)
         assert await turns.history.get_session_size("refused") == 0
-
-
-def conversation(*texts: str, role: str = "user") -> list[Spoken]:
-    return [{"role": role, "content": text} for text in texts]
-
-
-@pytest.mark.parametrize(
-    ("tokens", "kept"),
-    [(0, []), (103, []), (104, ["b"]), (108, ["b"]), (109, ["a", "b"]), (10_000, ["a", "b"])],
-)
-def test_the_latest_messages_fill_the_budget(tokens: int, kept: Sequence[str]) -> None:
-    # 400 bytes count 100 tokens, 4 bytes 1, and each message 4 more.
-    messages = conversation("a" * 4, "b" * 400)
-    assert [message["content"][0] for message in within_budget(messages, tokens)] == kept
-
-
-def test_messages_that_a_model_does_not_take_as_they_are_do_not_count() -> None:
-    user, empty = conversation("Hello", "")
-    tool = conversation("result", role="tool")
-    assert within_budget([*tool, user, empty], 100) == [user]

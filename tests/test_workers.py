@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import requests
 
+from groqchat import workers
+from groqchat.errors import ConfigurationError
+from groqchat.workers import reserved_port
 from tests.support.service import Service, run_groqchat
 from tests.test_cli import chat, contents
 
@@ -82,11 +85,52 @@ def test_a_port_that_another_service_shares_among_its_workers_is_taken(directory
             *("serve", "--workers", "2"),
             cwd=directory,
             PORT=port,
-            REDIS_URL="memory:",
+            REDIS_URL=f"embedded:{directory}/other",
             GROQ_BASE_URL="offline:",
         )
     assert second.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in second.stderr
+
+
+def test_a_port_is_taken_before_anybody_listens_on_it() -> None:
+    with (
+        reserved_port("127.0.0.1", 0) as port,
+        pytest.raises(ConfigurationError, match=f"cannot listen on 127.0.0.1:{port}"),
+        reserved_port("127.0.0.1", port),
+    ):
+        pass
+
+
+def test_workers_that_cannot_start_as_they_are_set_up_end_the_service(directory: Path) -> None:
+    result = run_groqchat(
+        *("serve", "--local", "--workers", "2"),
+        cwd=directory,
+        PORT="0",
+        GROQ_BASE_URL="offline:?latency=1",
+    )
+    assert result.returncode == 1
+    assert "--latency: Extra inputs are not permitted" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_workers_do_not_share_what_is_in_memory(directory: Path) -> None:
+    result = run_groqchat(
+        *("serve", "--workers", "2"), cwd=directory, PORT="0", REDIS_URL="memory:"
+    )
+    assert result.returncode == 1
+    assert "REDIS_URL=memory: is one for each process" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("limit", "cpus"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 64), ("?", 64)]
+)
+def test_the_limit_of_a_container_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, cpus: int
+) -> None:
+    (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    monkeypatch.setattr(workers, "CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    assert workers.available_cpus() == cpus
 
 
 def test_a_dead_worker_is_replaced(directory: Path) -> None:
@@ -103,10 +147,10 @@ def test_a_dead_worker_is_replaced(directory: Path) -> None:
 def test_workers_end_when_whoever_watches_them_is_killed(directory: Path) -> None:
     with start(directory) as service:
         service.wait_for(r"answers at(.|\n)*answers at")
-        workers = children(service.pid)
+        before = children(service.pid)
         service.signal(signal.SIGKILL)
         service.wait()
-        until(lambda: not any(alive(pid) for pid in workers))
+        until(lambda: not any(alive(pid) for pid in before))
     with start(directory) as service:
         assert chat(service.url, "again")["history_saved"] is True
 

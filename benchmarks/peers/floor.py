@@ -16,6 +16,8 @@ import orjson
 import uvloop
 from aiohttp import ClientSession, TCPConnector, web
 
+from groqchat.garbage import relax
+
 TTL_S = 86400
 BACKLOG = 4096
 
@@ -114,7 +116,8 @@ async def resources(app: web.Application) -> AsyncIterator[None]:
 
 
 def main() -> None:
-    """Serve on PORT."""
+    """Serve on PORT, with the garbage collector as groqchat has it."""
+    relax()
     app = web.Application()
     app.router.add_post("/api/groq-chat/chat", chat)
     app.cleanup_ctx.append(resources)

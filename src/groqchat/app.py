@@ -10,19 +10,31 @@ from redis.asyncio import Redis
 from groqchat.errors import StorageError
 from groqchat.http import middlewares, state
 from groqchat.http.cors import setup_cors
+from groqchat.http.errors import event_error
+from groqchat.http.event_stream import EventStreams
 from groqchat.offline.options import parse_options
 from groqchat.offline.server import serve_offline
 from groqchat.routes import groq_chat, health, history, sessions
+from groqchat.routes import turns as turn_routes
 from groqchat.services.chat import ChatService
 from groqchat.services.completions import open_completions
+from groqchat.services.idempotency import Idempotency
 from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.services.turns import Turns
 from groqchat.settings import Settings
 from groqchat.storage.connection import open_redis
 from groqchat.storage.guard import guarded
 from groqchat.storage.housekeeping import housekeeping
+from groqchat.storage.turn_log import TurnLog
 
 BASE_PATH = "/api/groq-chat"
-ROUTE_TABLES = (groq_chat.routes, history.routes, sessions.routes, health.routes)
+ROUTE_TABLES = (
+    groq_chat.routes,
+    turn_routes.routes,
+    history.routes,
+    sessions.routes,
+    health.routes,
+)
 
 log = logging.getLogger("groqchat")
 
@@ -47,11 +59,29 @@ async def _resources(app: web.Application) -> AsyncIterator[None]:
         history_service = RedisChatService(
             redis, ttl_s=settings.chat_history_ttl, timeout_s=settings.redis_timeout_s
         )
+        stack.push_async_callback(history_service.close)
         await _report_redis(settings, redis)
         base_url = await stack.enter_async_context(groq_place(settings))
         completions = await stack.enter_async_context(open_completions(settings, base_url))
-        chat = ChatService(history_service, completions, settings)
-        state.set_services(app, history_service, chat)
+        turns = Turns(TurnLog(history_service.batcher))
+        await stack.enter_async_context(turns.published())
+        event_streams = EventStreams(stall_s=settings.stream_stall_s)
+        await stack.enter_async_context(event_streams.looked_after())
+        chat = ChatService(
+            history_service,
+            completions,
+            turns,
+            settings,
+            describe=event_error,
+        )
+        services = state.Services(
+            history=history_service,
+            chat=chat,
+            turns=turns,
+            idempotency=Idempotency(history_service.batcher, chat, turns),
+            event_streams=event_streams,
+        )
+        state.set_services(app, services)
         await stack.enter_async_context(housekeeping(redis, settings.redis_timeout_s))
         yield
 

@@ -23,7 +23,7 @@ from groqchat.settings import Settings, load_settings
 from groqchat.storage.connection import visit_redis
 from groqchat.storage.guard import guarded
 from groqchat.storage.reindex import SCAN_BATCH, reindex
-from groqchat.workers import serve_workers
+from groqchat.workers import CONFIGURATION_STATUS, serve_workers
 
 OFFLINE_PORT = 5001
 # As the setting WORKERS has it.
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return runner.run(options.command(options)) or 0
     except ConfigurationError as error:
         print(f"groqchat: {error}", file=sys.stderr)
+        if getattr(options, "worker", False):
+            return CONFIGURATION_STATUS
     except GroqChatError as error:
         print(f"groqchat: {error.message} ({error.detail})", file=sys.stderr)
     except KeyboardInterrupt:
@@ -134,7 +136,7 @@ async def _check_groq(settings: Settings) -> str:
         groq_place(settings) as base_url,
         open_completions(settings, base_url) as completions,
     ):
-        await completions.check()
+        await completions.models()
     return f"ok at {settings.groq_base_url}"
 
 

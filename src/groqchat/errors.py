@@ -4,6 +4,9 @@ GroqChatError
 ├── ConfigurationError           the service cannot start as it is set up
 ├── InvalidField                 a value in the request is not acceptable
 ├── SessionNotFound
+├── IdempotencyKeyReused         for another message
+├── TurnNotFound                 it never was, or is over for a while
+├── TurnLost                     whoever ran the turn is gone
 ├── Overloaded                   too many turns in flight
 ├── ShuttingDown
 ├── StorageError
@@ -59,6 +62,21 @@ class InvalidField(GroqChatError):
 class SessionNotFound(GroqChatError):
     code = "session_not_found"
     default_message = "There is no such session."
+
+
+class IdempotencyKeyReused(GroqChatError):
+    code = "idempotency_key_reused"
+    default_message = "This Idempotency-Key stands for another message already."
+
+
+class TurnNotFound(GroqChatError):
+    code = "turn_not_found"
+    default_message = "There is no such turn, or it has been over for a while."
+
+
+class TurnLost(GroqChatError):
+    code = "turn_lost"
+    default_message = "The turn ended before its answer did."
 
 
 class Overloaded(GroqChatError):

@@ -1,11 +1,15 @@
-"""When Python's garbage collector runs: in quiet moments, not amid thousands of turns."""
+"""When Python's garbage collector runs: less often, and over everything in quiet moments only."""
 
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
-# A turn makes hundreds of objects and hardly ever a cycle: a minute's cycles weigh little.
+# At Python's own thresholds (700, 10, 10) collections take a tenth of the time. A turn makes some
+# hundred objects that count and hardly ever a cycle, one that fails a few cycles: the young ones
+# are looked at every few hundred turns, which takes a millisecond or two.
+THRESHOLDS = (50_000, 20, 1000)
+# What has grown old is looked at so often.
 INTERVAL_S = 60.0
 # With so few turns in flight a collection takes some ten milliseconds; with 5,000, 0.3 s.
 QUIET_TURNS = 100
@@ -15,14 +19,13 @@ MAX_PUT_OFF = 10
 
 @asynccontextmanager
 async def collected_when_quiet(in_flight: Callable[[], int]) -> AsyncIterator[None]:
-    """Take collections into our own hands for as long as the block runs.
+    """Collect what is young less often, and all in quiet moments, for as long as the block runs.
 
-    At Python's own thresholds they take a tenth of the time and hold up everybody for up to
-    0.3 s. What was made by now is left out of them.
+    A collection of everything holds up everybody for up to 0.3 s. What was made by now is left
+    out of all of them.
     """
-    gc.collect()
-    gc.freeze()
-    gc.disable()
+    before = gc.get_threshold()
+    relax()
     stop = asyncio.Event()
     task = asyncio.create_task(_collect(in_flight, stop))
     try:
@@ -30,8 +33,15 @@ async def collected_when_quiet(in_flight: Callable[[], int]) -> AsyncIterator[No
     finally:
         stop.set()
         await task
-        gc.enable()
+        gc.set_threshold(*before)
         gc.unfreeze()
+
+
+def relax() -> None:
+    """Leave out of collections what was made by now, and collect less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*THRESHOLDS)
 
 
 async def _collect(in_flight: Callable[[], int], stop: asyncio.Event) -> None:

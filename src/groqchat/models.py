@@ -23,6 +23,8 @@ MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
 MAX_PAGE = 1000
 # The largest answer of any model that Groq lists.
 MAX_COMPLETION_TOKENS = 131_072
+# More events than any turn has.
+MAX_EVENTS = 10_000_000
 # Context for validation: the longest text, in characters.
 MAX_CHARS = "max_chars"
 
@@ -49,6 +51,8 @@ SessionId = Annotated[str, StringConstraints(pattern=SESSION_ID_PATTERN)]
 MessageId = Annotated[str, StringConstraints(pattern=MESSAGE_ID_PATTERN)]
 SessionCursor = Annotated[str, StringConstraints(pattern=SESSION_CURSOR_PATTERN)]
 ModelName = Annotated[str, StringConstraints(pattern=MODEL_PATTERN)]
+# Printable ASCII; quotes, as some clients add them, are part of it.
+IdempotencyKey = Annotated[str, StringConstraints(pattern=r"^[ -~]{1,255}$")]
 Text = Annotated[
     str,
     # Only a constrained string is checked for lone surrogates.
@@ -56,6 +60,10 @@ Text = Annotated[
     AfterValidator(_has_text),
     AfterValidator(_is_not_too_long),
 ]
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class _Request(BaseModel):
@@ -71,7 +79,11 @@ class _Answer(BaseModel):
 
 
 class ChatRequest(_Request):
-    """One message to answer; `context` is how many earlier messages the model sees."""
+    """One message to answer; `context` is how many earlier messages the model sees.
+
+    With `stream` the answer comes as server-sent events. `on_disconnect` says what becomes of a
+    stream's turn when its client leaves: it goes on and is kept, or is cut there.
+    """
 
     message: Text
     model: ModelName | None = None
@@ -81,10 +93,22 @@ class ChatRequest(_Request):
     top_p: float | None = Field(None, ge=0, le=1)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_COMPLETION_TOKENS)
     context: int | None = Field(None, ge=0, le=MAX_PAGE)
+    stream: bool = False
+    on_disconnect: Literal["continue", "cancel"] = "continue"
+
+    @model_validator(mode="after")
+    def _only_a_stream_is_cancelled(self) -> Self:
+        if self.on_disconnect == "cancel" and not self.stream:
+            raise ValueError("on_disconnect: cancel needs stream: true")
+        return self
 
 
 class ChatAnswer(_Answer):
-    """The model's answer; `history_saved` tells whether both messages are kept."""
+    """The model's answer; `history_saved` tells whether both messages are kept.
+
+    `turn_id` is the id of the message that was answered; `status` is `incomplete` where the
+    answer was cut short.
+    """
 
     message: str
     model: str
@@ -93,7 +117,34 @@ class ChatAnswer(_Answer):
     finish_reason: str
     session_id: str
     message_id: str
+    turn_id: str
     history_saved: bool
+    status: str | None = Field(None, exclude_if=_is_none)
+
+
+class TurnPath(_Request):
+    """The turn that a path names, by the id of its user's message."""
+
+    turn_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{17}$")]
+
+
+class ChatHeaders(BaseModel):
+    """With a key, a request that is sent again gets the answer of the first."""
+
+    idempotency_key: IdempotencyKey | None = Field(None, alias="Idempotency-Key")
+
+
+class LastEventId(BaseModel):
+    """How far a client has come with a turn's events."""
+
+    last_event_id: int = Field(0, alias="Last-Event-ID", ge=0, le=MAX_EVENTS)
+
+
+class StopAnswer(_Answer):
+    """What became of a turn: ended by this, over before, or still to be ended by its worker."""
+
+    turn_id: str
+    status: Literal["stopped", "finished", "stopping"]
 
 
 class SessionPath(_Request):
@@ -136,10 +187,6 @@ def _refuse_both(after: str | None, before: str | None) -> None:
         raise ValueError("after and before exclude each other")
 
 
-def _is_none(value: object) -> bool:
-    return value is None
-
-
 class HistoryMessage(_Answer):
     """One message; `tokens` and `finish_reason` where a completion gave them."""
 
@@ -150,6 +197,7 @@ class HistoryMessage(_Answer):
     timestamp: str
     tokens: int | None = Field(None, exclude_if=_is_none)
     finish_reason: str | None = Field(None, exclude_if=_is_none)
+    status: str | None = Field(None, exclude_if=_is_none)
 
 
 class HistoryAnswer(_Answer):

@@ -167,6 +167,11 @@ def _quieter_exception_handler() -> Callable[[asyncio.AbstractEventLoop, dict[st
     return handle
 
 
+def http_address(host: str, port: int) -> str:
+    """Return the URL of a host, which may be an IPv6 address, and a port."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def cannot_listen(host: str, port: int, error: OSError) -> ConfigurationError:
     """Return the error for an address that is taken, or not ours to take."""
     reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error
@@ -188,5 +193,4 @@ async def _listen(runner: web.AppRunner, settings: Settings, *, reuse_port: bool
     except OSError as error:
         raise cannot_listen(settings.host, settings.port, error) from error
     host, port = runner.addresses[0][:2]
-    shown = f"[{host}]" if ":" in host else host
-    log.info("groqchat answers at http://%s:%d%s", shown, port, BASE_PATH)
+    log.info("groqchat answers at %s%s", http_address(host, port), BASE_PATH)

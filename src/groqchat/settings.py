@@ -110,6 +110,12 @@ class Settings(BaseSettings):
     workers: int = Field(
         1, ge=0, le=256, description="Processes that serve the port; 0: one for each CPU."
     )
+    stream_stall_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="A client that does not read its stream for so long is dropped.",
+    )
     shutdown_grace_s: float = Field(
         20.0, ge=0, le=600, description="How long running turns may take to end after SIGTERM."
     )

@@ -19,6 +19,7 @@ class FakeGroq:
     options: OfflineOptions = field(default_factory=OfflineOptions)
     asked: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    response_headers: dict[str, str] = field(default_factory=dict)
     url: str = ""
     before: Callable[[], Awaitable[None]] | None = None
 
@@ -42,4 +43,6 @@ class FakeGroq:
             self.headers.append(dict(request.headers))
         if self.before is not None:
             await self.before()
-        return await handler(request)
+        response = await handler(request)
+        response.headers.update(self.response_headers)
+        return response

@@ -55,6 +55,11 @@ class RedisServer:
     def client(self, database: int = 0) -> redis.Redis:
         return redis.Redis(unix_socket_path=str(self.socket), db=database, protocol=2)
 
+    def sync(self) -> None:
+        """Wait until what was written is on the disk; the server sees to it once a second."""
+        with self.client() as client:
+            client.execute_command("WAITAOF", 1, 0, 10_000)
+
     def start(self) -> None:
         options = {
             **SERVER_OPTIONS,

@@ -2,9 +2,10 @@
 
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar, get_type_hints
+from functools import cache
+from typing import NoReturn, TypeVar, get_args, get_type_hints
 from urllib.parse import parse_qsl
 
 from aiohttp import hdrs, web
@@ -17,12 +18,13 @@ from groqchat.http.state import settings_of
 from groqchat.models import MAX_CHARS, NoQuery
 from groqchat.settings import Settings
 
-Handler = Callable[..., Awaitable[BaseModel]]
+Handler = Callable[..., Awaitable[BaseModel | web.StreamResponse]]
 AnyHandler = TypeVar("AnyHandler", bound=Handler)
 
 JSON = "application/json"
 # More parameters than any route has; what is behind them is not worth reading.
 MAX_QUERY_FIELDS = 100
+PARAMETERS = frozenset({"request", "path", "query", "headers", "body"})
 # What aiohttp unpacks by itself.
 ENCODINGS = frozenset({"identity", "gzip", "deflate"})
 
@@ -35,11 +37,18 @@ class Endpoint:
     path: str
     path_model: type[BaseModel] | None
     query_model: type[BaseModel] | None
+    headers_model: type[BaseModel] | None
     body_model: type[BaseModel] | None
-    answer_model: type[BaseModel]
+    answer_model: type[BaseModel] | None
+    streams: bool
     handler: Handler
 
-    async def respond(self, request: web.Request) -> web.Response:
+    def _parse_headers(self, model: type[BaseModel], request: web.Request) -> BaseModel:
+        headers = request.headers
+        given = {name: headers[name] for name in _aliases(model) if name in headers}
+        return _parse_strings(model, given, request) if given else _without_headers(model)
+
+    async def respond(self, request: web.Request) -> web.StreamResponse:
         """Validate the request, call the handler, send its answer."""
         arguments: dict[str, BaseModel] = {}
         if self.path_model is not None:
@@ -48,20 +57,28 @@ class Endpoint:
             arguments["query"] = _parse_strings(self.query_model, _query_of(request), request)
         elif request.query_string:
             _parse_strings(NoQuery, _query_of(request), request)
+        if self.headers_model is not None:
+            arguments["headers"] = self._parse_headers(self.headers_model, request)
         if self.body_model is not None:
             arguments["body"] = await _parse_body(self.body_model, request)
         answer = await self.handler(request, **arguments)
+        if isinstance(answer, web.StreamResponse):
+            return answer
         return web.Response(body=answer.model_dump_json().encode(), content_type=JSON)
 
 
 def endpoint(
     routes: web.RouteTableDef, method: str, path: str
 ) -> Callable[[AnyHandler], AnyHandler]:
-    """Add a handler to `routes`; its parameters `path`, `query` and `body` are validated."""
+    """Add a handler to `routes`; its `path`, `query`, `headers` and `body` are validated.
+
+    It returns a model to be sent as JSON, or has sent a stream.
+    """
 
     def declare(handler: AnyHandler) -> AnyHandler:
         hints = get_type_hints(handler)
-        unknown = set(inspect.signature(handler).parameters) - {"request", "path", "query", "body"}
+        unknown = set(inspect.signature(handler).parameters) - PARAMETERS
+        answers = get_args(hints["return"]) or (hints["return"],)
         if unknown:
             raise TypeError(f"{handler.__name__}: an endpoint has no parameter {unknown}")
         declared = Endpoint(
@@ -69,12 +86,14 @@ def endpoint(
             path=path,
             path_model=hints.get("path"),
             query_model=hints.get("query"),
+            headers_model=hints.get("headers"),
             body_model=hints.get("body"),
-            answer_model=hints["return"],
+            answer_model=next((kind for kind in answers if issubclass(kind, BaseModel)), None),
+            streams=web.StreamResponse in answers,
             handler=handler,
         )
         # aiohttp's own GET answers HEAD too, as balancers and monitors like to ask.
-        if method == hdrs.METH_GET:
+        if method == hdrs.METH_GET and not declared.streams:
             add = routes.get(path, expect_handler=answer_expectation)
         else:
             add = routes.route(method, path, expect_handler=answer_expectation)
@@ -82,6 +101,16 @@ def endpoint(
         return handler
 
     return declare
+
+
+@cache
+def _aliases(model: type[BaseModel]) -> Sequence[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+@cache
+def _without_headers(model: type[BaseModel]) -> BaseModel:
+    return model()
 
 
 def _context(settings: Settings) -> dict[str, int]:

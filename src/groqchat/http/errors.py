@@ -16,6 +16,9 @@ from groqchat import errors, logs
 STATUS: dict[type[errors.GroqChatError], int] = {
     errors.InvalidField: 422,
     errors.SessionNotFound: 404,
+    errors.IdempotencyKeyReused: 422,
+    errors.TurnNotFound: 404,
+    errors.TurnLost: 502,
     errors.Overloaded: 503,
     errors.ShuttingDown: 503,
     errors.HistoryUnavailable: 503,
@@ -137,6 +140,25 @@ def wire_error(error: Exception) -> WireError:
         status=500,
         code=errors.GroqChatError.code,
         message=errors.GroqChatError.default_message,
+    )
+
+
+def event_error(error: Exception) -> dict[str, Any]:
+    """Return the data of an error event: the error and the status that would go with it."""
+    wire = wire_error(error)
+    return {**wire.body(), "status": wire.status}
+
+
+def error_of_event(data: dict[str, Any]) -> RequestError:
+    """Return the error that the data of an error event stands for."""
+    error = data["error"]
+    return RequestError(
+        WireError(
+            status=data["status"],
+            code=error["code"],
+            message=error["message"],
+            param=error["param"],
+        )
     )
 
 

@@ -1,14 +1,30 @@
 """What the application holds for its requests, behind typed getters."""
 
+from dataclasses import dataclass
+
 from aiohttp import web
 
+from groqchat.http.event_stream import EventStreams
 from groqchat.services.chat import ChatService
+from groqchat.services.idempotency import Idempotency
 from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.services.turns import Turns
 from groqchat.settings import Settings
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What there is while the application runs."""
+
+    history: RedisChatService
+    chat: ChatService
+    turns: Turns
+    idempotency: Idempotency
+    event_streams: EventStreams
+
+
 _SETTINGS = web.AppKey("settings", Settings)
-_HISTORY = web.AppKey("history", RedisChatService)
-_CHAT = web.AppKey("chat", ChatService)
+_SERVICES = web.AppKey("services", Services)
 
 
 def set_settings(app: web.Application, settings: Settings) -> None:
@@ -16,10 +32,9 @@ def set_settings(app: web.Application, settings: Settings) -> None:
     app[_SETTINGS] = settings
 
 
-def set_services(app: web.Application, history: RedisChatService, chat: ChatService) -> None:
+def set_services(app: web.Application, services: Services) -> None:
     """Give the application its services, while it starts."""
-    app[_HISTORY] = history
-    app[_CHAT] = chat
+    app[_SERVICES] = services
 
 
 def settings_of(app: web.Application) -> Settings:
@@ -29,9 +44,24 @@ def settings_of(app: web.Application) -> Settings:
 
 def history_of(app: web.Application) -> RedisChatService:
     """Return the history store."""
-    return app[_HISTORY]
+    return app[_SERVICES].history
 
 
 def chat_of(app: web.Application) -> ChatService:
     """Return the chat service."""
-    return app[_CHAT]
+    return app[_SERVICES].chat
+
+
+def turns_of(app: web.Application) -> Turns:
+    """Return the turns that can be followed and stopped."""
+    return app[_SERVICES].turns
+
+
+def idempotency_of(app: web.Application) -> Idempotency:
+    """Return what runs a turn once for its Idempotency-Key."""
+    return app[_SERVICES].idempotency
+
+
+def event_streams_of(app: web.Application) -> EventStreams:
+    """Return what sends server-sent events."""
+    return app[_SERVICES].event_streams

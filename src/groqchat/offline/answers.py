@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any
 from zlib import crc32
 
@@ -39,10 +40,14 @@ class OfflineAnswer:
         }
 
 
-def answer_to(messages: Sequence[dict[str, Any]], max_tokens: int | None) -> OfflineAnswer:
-    """Return the answer to a conversation, cut at `max_tokens`."""
+def answer_to(
+    messages: Sequence[dict[str, Any]], max_tokens: int | None, *, pieces: int | None = None
+) -> OfflineAnswer:
+    """Return the answer to a conversation, of so many pieces, cut at `max_tokens`."""
     asked = [_text(message) for message in messages if message["role"] == "user"]
     words = [f"{word} " for word in _sentence(asked, len(messages)).split(" ")]
+    if pieces is not None:
+        words = list(islice(cycle(words), pieces))
     chunks = [*words[:-1], words[-1].rstrip()]
     cut = max_tokens is not None and len(chunks) > max_tokens
     if cut:

@@ -16,6 +16,8 @@ Failure: TypeAlias = Literal[
 HEADER_PREFIX = "X-Offline-"
 # The stand-in holds no request for longer than this.
 MAX_WAIT_MS = 600_000
+# Longer than what any model answers.
+MAX_CHUNKS = 1_000_000
 
 
 class OfflineOptions(BaseModel):
@@ -30,6 +32,9 @@ class OfflineOptions(BaseModel):
 
     latency_ms: float = Field(0, ge=0, le=MAX_WAIT_MS, description="wait before an answer")
     chunk_ms: float = Field(0, ge=0, le=MAX_WAIT_MS, description="wait before a streamed piece")
+    chunks: int | None = Field(
+        None, ge=1, le=MAX_CHUNKS, description="pieces of an answer, whatever it says"
+    )
     fail: Failure | None = Field(None, description=", ".join(get_args(Failure)))
     fail_times: int | None = Field(None, ge=0, description="how many requests fail; default all")
     fail_after_chunks: int | None = Field(

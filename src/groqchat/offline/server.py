@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import orjson
 from aiohttp import hdrs, web
@@ -67,7 +67,8 @@ async def _complete(request: web.Request) -> web.StreamResponse:
     if asked.model not in wire.OWNERS:
         text = f"The model `{asked.model}` does not exist or you do not have access to it."
         return _json(wire.error(404, text), status=404)
-    answer = answer_to([message.model_dump() for message in asked.messages], asked.token_limit)
+    messages = [message.model_dump() for message in asked.messages]
+    answer = answer_to(messages, asked.token_limit, pieces=options.chunks)
     if options.fail is not None and not (asked.stream and options.fail_after_chunks is not None):
         return await _fail(request, options)
     if asked.stream:
@@ -82,13 +83,15 @@ async def _stream(
         headers={hdrs.CONTENT_TYPE: "text/event-stream", **wire.RATE_LIMIT_HEADERS}
     )
     await response.prepare(request)
-    for index, chunk in enumerate(wire.chunks(answer, model)):
-        if options.fail is not None and index == options.fail_after_chunks:
-            return await _fail_in_stream(request, response, options)
-        if index:
-            await asyncio.sleep(options.chunk_ms / 1000)
-        await response.write(b"data: " + orjson.dumps(chunk) + b"\n\n")
-    await response.write(b"data: [DONE]\n\n")
+    # A client may leave in mid-answer, as one does that stops it.
+    with suppress(ConnectionError):
+        for index, chunk in enumerate(wire.chunks(answer, model)):
+            if options.fail is not None and index == options.fail_after_chunks:
+                return await _fail_in_stream(request, response, options)
+            if index and options.chunk_ms:
+                await asyncio.sleep(options.chunk_ms / 1000)
+            await response.write(b"data: " + orjson.dumps(chunk) + b"\n\n")
+        await response.write(b"data: [DONE]\n\n")
     return response
 
 

@@ -42,6 +42,7 @@ def _answer(session_id: str, page: HistoryPage) -> HistoryAnswer:
             timestamp=message.timestamp,
             tokens=message.tokens,
             finish_reason=message.finish_reason,
+            status=message.status,
         )
         for message in page.messages
     ]

@@ -3,66 +3,77 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 from groqchat.errors import (
     CompletionError,
+    CompletionUnavailable,
+    GroqChatError,
     HistoryUnavailable,
-    Overloaded,
     ShuttingDown,
     StorageError,
 )
 from groqchat.models import ChatAnswer, ChatRequest
+from groqchat.services.admission import Admission
 from groqchat.services.completions import Completion, Completions, Prompt
+from groqchat.services.context import BYTES_PER_TOKEN, context_messages, prompt_for
 from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.services.stream_parser import StreamParser
+from groqchat.services.turn import Turn
+from groqchat.services.turns import Turns
 from groqchat.settings import Settings
-from groqchat.storage.messages import Message, Spoken, new_message_id
+from groqchat.storage.messages import BROKEN, INCOMPLETE, STOPPED, Message, Spoken, new_message_id
 
-# Groq's tokenizers make a token of about four bytes of English, and of fewer elsewhere.
-BYTES_PER_TOKEN = 4
-# Role and separators around each message.
-TOKENS_PER_MESSAGE = 4
-# What a model takes as a conversation without further fields; a tool's answer needs its call.
-CONTEXT_ROLES = frozenset({"system", "user", "assistant"})
-# A turn that is full up is retried by whoever sent it; by then some of the others are done.
-OVERLOADED_RETRY_AFTER_S = 1.0
 # An answer is paid for: it gets a second chance, after the deadline of the first.
 SAVE_ATTEMPTS = 2
-# redis-py swallows a cancellation that meets a finished send, so one may not be enough.
-CANCEL_ATTEMPTS = 5
-CANCEL_WAIT_S = 0.5
+# Before the grace time is over, streams are told that it is; what is left of it is to save.
+END_STREAMS_S = 2.0
+# Longer than the longest answer of any model that Groq lists.
+MAX_ANSWER_CHARS = 2_000_000
+
+Complete: TypeAlias = Callable[[Prompt], Awaitable[Completion]]
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Turn:
-    """A turn under way: what was asked, and whether Redis has it."""
+class _Exchange:
+    """A question and its session, and whether Redis has it."""
 
     session_id: str
     question: Message
+    may_be_a_repetition: bool = False
     saved: bool = False
 
 
 class ChatService:
-    """Answers messages.
+    """Answers messages, whole or as they come.
 
-    A turn runs in the task of its caller, which must not be cancelled when the client leaves:
-    aiohttp's server runs each request in a task of its own and keeps to that.
+    A turn that is answered whole runs in the task of its caller, which must not be cancelled when
+    the client leaves: aiohttp's server runs each request in a task of its own and keeps to that.
     """
 
     def __init__(
-        self, history: RedisChatService, completions: Completions, settings: Settings
+        self,
+        history: RedisChatService,
+        completions: Completions,
+        turns: Turns,
+        settings: Settings,
+        *,
+        describe: Callable[[Exception], dict[str, Any]],
     ) -> None:
         self._history = history
         self._completions = completions
+        self._turns = turns
         self._settings = settings
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._ended: set[asyncio.Task[Any]] = set()
-        self._stopping = False
+        # Gives the JSON that an error event holds.
+        self._describe = describe
+        self._admission = Admission(settings.max_turns_in_flight)
+        self._streaming: set[asyncio.Task[None]] = set()
 
     @property
     def is_configured(self) -> bool:
@@ -72,146 +83,187 @@ class ChatService:
     @property
     def in_flight(self) -> int:
         """The number of turns under way."""
-        return len(self._tasks)
+        return len(self._admission)
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
         """Answer a message and keep both, whether or not anybody still waits for it."""
-        if self._stopping:
-            raise ShuttingDown
-        if len(self._tasks) >= self._settings.max_turns_in_flight:
-            raise Overloaded(retry_after_s=OVERLOADED_RETRY_AFTER_S)
-        task = self._current_task()
-        self._tasks.add(task)
-        try:
-            return await self._answer(request)
-        except asyncio.CancelledError:
-            if task not in self._ended:
-                raise
-            task.uncancel()
-            raise ShuttingDown from None
-        finally:
-            self._tasks.discard(task)
-            self._ended.discard(task)
+        with self._admission:
+            return await self._run(request, self._exchange(request), self._completions.complete)
+
+    def start(
+        self, request: ChatRequest, *, turn_id: str | None = None, session_id: str | None = None
+    ) -> Turn:
+        """Begin a turn in a task of its own and return it, to be followed.
+
+        One that is given its id may have been begun before, and others may follow it.
+        """
+        self._admission.check()
+        exchange = self._exchange(request, turn_id=turn_id, session_id=session_id)
+        turn = Turn(
+            exchange.question.id, exchange.session_id, is_shared=exchange.may_be_a_repetition
+        )
+        task = asyncio.create_task(self._stream(request, exchange, turn))
+        self._admission.add(task)
+        self._streaming.add(task)
+        task.add_done_callback(self._streaming.discard)
+        self._turns.add(turn)
+        return turn
 
     async def drain(self) -> None:
-        """Take no further turn, let those under way end within the grace time, cancel the rest."""
-        self._stopping = True
-        if not self._tasks:
-            return
-        log.info("waiting for %d turn(s) to end", len(self._tasks))
-        _, late = await asyncio.wait(self._tasks, timeout=self._settings.shutdown_grace_s)
-        if late:
-            log.warning("ending %d turn(s) that outlasted the grace time", len(late))
-        for _ in range(CANCEL_ATTEMPTS):
-            if not late:
-                return
-            for task in late & self._tasks:
-                self._ended.add(task)
-                task.cancel()
-            _, late = await asyncio.wait(late, timeout=CANCEL_WAIT_S)
+        """Take no further turn, let those under way end within the grace time, end the rest."""
+        grace_s = self._settings.shutdown_grace_s
+        end_s = min(END_STREAMS_S, grace_s / 4)
+        late = await self._admission.close(grace_s - end_s)
+        self._turns.stop_all("shutdown")
+        if streaming := late & self._streaming:
+            await asyncio.wait(streaming, timeout=END_STREAMS_S)
+        await self._admission.end(task for task in late if not task.done())
 
-    @cached_property
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        """The loop; to ask which one runs is a system call in Python 3.11."""
-        return asyncio.get_running_loop()
+    async def _stream(self, request: ChatRequest, exchange: _Exchange, turn: Turn) -> None:
+        """Run a turn and tell everything of it by events."""
+        question = exchange.question
+        try:
+            turn.add(
+                "start",
+                {
+                    "turn_id": turn.id,
+                    "session_id": turn.session_id,
+                    "model": question.model,
+                    "timestamp": question.timestamp,
+                },
+            )
+            answer = await self._run(request, exchange, partial(self._relay, turn))
+            if turn.error is None:
+                turn.add("done", answer.model_dump_json().encode())
+            else:
+                self._fail(turn, turn.error)
+        except GroqChatError as error:
+            self._fail(turn, error)
+        except Exception as error:
+            log.exception("turn %s failed", turn.id)
+            turn.add("error", self._describe(error))
+        finally:
+            turn.end()
 
-    def _current_task(self) -> asyncio.Task[Any]:
-        task = asyncio.current_task(self._loop)
-        if task is None:
-            raise RuntimeError("a turn runs in a task")
-        return task
+    def _fail(self, turn: Turn, error: GroqChatError) -> None:
+        log.warning("turn %s: %s (%s)", turn.id, error.code, error.detail)
+        turn.add("error", self._describe(error))
 
-    async def _answer(self, request: ChatRequest) -> ChatAnswer:
-        turn = _Turn(
-            session_id=request.session_id or str(uuid.uuid4()),
+    async def _relay(self, turn: Turn, prompt: Prompt) -> Completion:
+        """Pass on the model's answer as it comes, and return what came of it."""
+        parser = StreamParser(prompt.model)
+        texts: list[str] = []
+        size = 0
+        try:
+            async with turn.stoppable(), aclosing(self._completions.stream(prompt, parser)) as it:
+                async for text in it:
+                    size += len(text)
+                    if size > MAX_ANSWER_CHARS:
+                        raise CompletionUnavailable(f"more than {MAX_ANSWER_CHARS} characters")
+                    texts.append(text)
+                    turn.add("delta", {"text": text})
+        except CompletionError as error:
+            turn.error = error
+        else:
+            turn.error = turn.failure()
+        if turn.error is not None and not texts:
+            raise turn.error
+        is_whole = turn.error is None and turn.stop_reason is None
+        return Completion(
+            text="".join(texts),
+            model=parser.model,
+            tokens=parser.tokens,
+            finish_reason=_finish_reason(turn, parser),
+            is_whole=is_whole,
+        )
+
+    def _exchange(
+        self, request: ChatRequest, *, turn_id: str | None = None, session_id: str | None = None
+    ) -> _Exchange:
+        return _Exchange(
+            session_id=session_id or request.session_id or str(uuid.uuid4()),
+            may_be_a_repetition=turn_id is not None,
             question=Message(
-                id=new_message_id(),
+                id=turn_id or new_message_id(),
                 role="user",
                 content=request.message,
                 model=request.model or self._settings.groq_default_model,
             ),
         )
-        earlier = await self._save_question(turn, self._context_of(request))
+
+    async def _run(
+        self, request: ChatRequest, exchange: _Exchange, complete: Complete
+    ) -> ChatAnswer:
+        """Save the question, complete it, save what came of it."""
+        question = exchange.question
+        context = context_messages(request, self._settings)
+        earlier = await self._save_question(exchange, context)
+        prompt = prompt_for(request, question, earlier, self._settings)
         try:
-            completion = await self._completions.complete(self._prompt(request, turn, earlier))
-        except CompletionError:
-            if not turn.saved:
-                await self._save(turn, turn.question)
+            completion = await complete(prompt)
+        except (CompletionError, ShuttingDown):
+            if not exchange.saved:
+                await self._save(exchange, question)
             raise
         answer = _answer_message(completion)
-        unsaved = [answer] if turn.saved else [turn.question, answer]
-        saved = await self._save(turn, *unsaved, question=turn.question if turn.saved else None)
+        saved = await self._save_answer(exchange, answer)
         return ChatAnswer(
             message=answer.content,
             model=completion.model,
             timestamp=answer.timestamp,
             tokens_used=answer.tokens,
             finish_reason=completion.finish_reason,
-            session_id=turn.session_id,
+            session_id=exchange.session_id,
             message_id=answer.id,
+            turn_id=question.id,
             history_saved=saved,
+            status=answer.status,
         )
 
-    def _context_of(self, request: ChatRequest) -> int:
-        asked = request.context
-        # A session that is only now given its name has no earlier messages.
-        if request.session_id is None:
-            return 0
-        return self._settings.chat_context_messages if asked is None else asked
-
-    async def _save_question(self, turn: _Turn, context: int) -> list[Spoken]:
+    async def _save_question(self, exchange: _Exchange, context: int) -> list[Spoken]:
         try:
             earlier = await self._history.save_message(
-                turn.session_id, turn.question, context=context
+                exchange.session_id,
+                exchange.question,
+                context=context,
+                context_bytes=self._settings.chat_context_tokens * BYTES_PER_TOKEN,
             )
         except StorageError as error:
             log.warning("answering without history: %s", error)
             return []
-        turn.saved = True
+        exchange.saved = True
         return earlier
 
-    async def _save(self, turn: _Turn, *messages: Message, question: Message | None = None) -> bool:
+    async def _save_answer(self, exchange: _Exchange, answer: Message) -> bool:
+        """Save an answer, its question too where that is missing.
+
+        An answer that was cut before it began is none.
+        """
+        answers = [answer] if answer.content or not answer.status else []
+        if not exchange.saved:
+            return await self._save(exchange, exchange.question, *answers)
+        return not answers or await self._save(exchange, *answers, question=exchange.question)
+
+    async def _save(
+        self, exchange: _Exchange, *messages: Message, question: Message | None = None
+    ) -> bool:
+        session_id = exchange.session_id
         for attempt in range(1, SAVE_ATTEMPTS + 1):
             try:
-                await self._history.save_message(turn.session_id, *messages, question=question)
+                await self._history.save_message(session_id, *messages, question=question)
             except StorageError as error:
-                log.warning("save %d of session %s failed: %s", attempt, turn.session_id, error)
+                log.warning("save %d of session %s failed: %s", attempt, session_id, error)
                 if not isinstance(error, HistoryUnavailable):
                     return False
             else:
                 return True
         return False
 
-    def _prompt(self, request: ChatRequest, turn: _Turn, earlier: Sequence[Spoken]) -> Prompt:
-        options = {
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "max_completion_tokens": request.max_completion_tokens,
-        }
-        return Prompt(
-            model=turn.question.model or self._settings.groq_default_model,
-            messages=[
-                *within_budget(earlier, self._settings.chat_context_tokens),
-                {"role": "user", "content": turn.question.content},
-            ],
-            system_prompt=request.system_prompt,
-            options={name: value for name, value in options.items() if value is not None},
-        )
 
-
-def within_budget(earlier: Sequence[Spoken], tokens: int) -> Sequence[Spoken]:
-    """Return the latest messages that fit an estimated number of tokens, in order."""
-    kept: list[Spoken] = []
-    for message in reversed(earlier):
-        content = message["content"]
-        if not content or message["role"] not in CONTEXT_ROLES:
-            continue
-        size = len(content) if content.isascii() else len(content.encode())
-        tokens -= size // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE
-        if tokens < 0:
-            break
-        kept.append(message)
-    return kept[::-1]
+def _finish_reason(turn: Turn, parser: StreamParser) -> str:
+    if turn.error is not None:
+        return BROKEN
+    return STOPPED if turn.stop_reason else parser.finish_reason or "stop"
 
 
 def _answer_message(completion: Completion) -> Message:
@@ -222,4 +274,5 @@ def _answer_message(completion: Completion) -> Message:
         model=completion.model,
         tokens=completion.tokens,
         finish_reason=completion.finish_reason,
+        status=None if completion.is_whole else INCOMPLETE,
     )

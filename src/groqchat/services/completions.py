@@ -1,18 +1,17 @@
 """Completions through AsyncGroq, within one deadline, with errors of our own."""
 
 import asyncio
-import json
 import math
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TypeVar
 
+import aiohttp
 import groq
 import httpx
 import orjson
-from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from groqchat.errors import (
     CompletionNotConfigured,
@@ -21,6 +20,7 @@ from groqchat.errors import (
 )
 from groqchat.services.groq_errors import completion_error, is_passing, retry_after_s
 from groqchat.services.lean_groq import LeanGroq, open_session
+from groqchat.services.stream_parser import StreamParser, loads, plausible_tokens
 from groqchat.settings import Settings
 from groqchat.storage.messages import Spoken
 
@@ -30,10 +30,10 @@ MODELS_PATH = "/openai/v1/models"
 MAX_RETRY_WAIT_S = 5.0
 RETRY_BASE_S = 0.25
 RETRY_CAP_S = 4.0
-# More than any conversation can use, and what JSON numbers carry exactly.
-MAX_TOKENS = 2**53
 # The stand-in asks for some key, and the SDK will not start without.
 OFFLINE_KEY = "offline"
+
+Got = TypeVar("Got")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,12 +45,12 @@ class Prompt:
     system_prompt: str | None = None
     options: dict[str, float | int] = field(default_factory=dict)
 
-    def body(self) -> bytes:
-        """Return the request in Groq's wire format."""
+    def body(self, **fields: bool) -> bytes:
+        """Return the request in Groq's wire format, with further fields of it."""
         messages = self.messages
         if self.system_prompt is not None:
             messages = [{"role": "system", "content": self.system_prompt}, *messages]
-        return orjson.dumps({"model": self.model, "messages": messages, **self.options})
+        return orjson.dumps({"model": self.model, "messages": messages, **self.options, **fields})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,32 +61,7 @@ class Completion:
     model: str
     tokens: int | None
     finish_reason: str
-
-
-class _ReplyMessage(BaseModel):
-    content: str | None = None
-
-
-class _Choice(BaseModel):
-    message: _ReplyMessage
-    finish_reason: str | None = None
-
-
-class _Usage(BaseModel):
-    total_tokens: int | None = None
-
-    @field_validator("total_tokens")
-    @classmethod
-    def _absurd_is_unknown(cls, tokens: int | None) -> int | None:
-        return tokens if tokens is not None and 0 <= tokens <= MAX_TOKENS else None
-
-
-class _Reply(BaseModel):
-    """The part of Groq's answer that we use."""
-
-    model: str | None = None
-    choices: Annotated[list[_Choice], Field(min_length=1)]
-    usage: _Usage | None = None
+    is_whole: bool = True
 
 
 class Completions:
@@ -104,19 +79,42 @@ class Completions:
 
     async def complete(self, prompt: Prompt) -> Completion:
         """Return the model's answer within the deadline, or raise CompletionError."""
-        content = await self._ask("POST", COMPLETIONS_PATH, prompt.body())
+        body = prompt.body()
+        content = await self._ask(lambda client: client.exchange("POST", COMPLETIONS_PATH, body))
         return _completion(content, asked_model=prompt.model)
 
-    async def check(self) -> None:
-        """Ask for the list of models, which needs a good key and nothing else."""
-        await self._ask("GET", MODELS_PATH, None)
+    async def stream(self, prompt: Prompt, parser: StreamParser) -> AsyncGenerator[str, None]:
+        """Yield the model's answer piece by piece, or raise CompletionError.
 
-    async def _ask(self, method: str, path: str, body: bytes | None) -> bytes:
+        The deadline is one for the first byte, and for each pause after it.
+        """
+        body = prompt.body(stream=True)
+        response = await self._ask(lambda client: client.open_stream(COMPLETIONS_PATH, body))
+        try:
+            async with response:
+                while not parser.is_done and (data := await response.content.readany()):
+                    text = parser.feed(data)
+                    if text:
+                        yield text
+                    if parser.error is not None:
+                        raise parser.error
+        except TimeoutError as error:
+            raise CompletionTimeout(f"nothing for {self._timeout_s:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise CompletionUnavailable(f"in mid-stream: {type(error).__name__}") from error
+        if not parser.is_done and parser.finish_reason is None:
+            raise CompletionUnavailable("Groq's stream ended before its answer")
+
+    async def models(self) -> bytes:
+        """Return Groq's list of models, which needs a good key and nothing else."""
+        return await self._ask(lambda client: client.exchange("GET", MODELS_PATH))
+
+    async def _ask(self, send: Callable[[LeanGroq], Awaitable[Got]]) -> Got:
         if self._client is None:
             raise CompletionNotConfigured("GROQ_API_KEY is not set")
         try:
             async with asyncio.timeout(self._timeout_s) as deadline:
-                return await self._attempt(self._client, method, path, body, deadline)
+                return await self._attempt(self._client, send, deadline)
         except TimeoutError as error:
             raise CompletionTimeout(f"no answer within {self._timeout_s:g} s") from error
         except groq.GroqError as error:
@@ -125,21 +123,19 @@ class Completions:
     async def _attempt(
         self,
         client: LeanGroq,
-        method: str,
-        path: str,
-        body: bytes | None,
+        send: Callable[[LeanGroq], Awaitable[Got]],
         deadline: asyncio.Timeout,
-    ) -> bytes:
+    ) -> Got:
         """Send a request until it succeeds, fails for good, or may not be sent again in time."""
         for retries in range(self._max_retries):
             try:
-                return await client.exchange(method, path, body)
+                return await send(client)
             except groq.GroqError as error:
                 wait_s = _wait_s(error, retries)
                 if wait_s is None or wait_s >= _left_s(deadline):
                     raise
             await asyncio.sleep(wait_s)
-        return await client.exchange(method, path, body)
+        return await send(client)
 
 
 def _left_s(deadline: asyncio.Timeout) -> float:
@@ -160,30 +156,20 @@ def _wait_s(error: groq.GroqError, retries: int) -> float | None:
 
 
 def _completion(content: bytes, *, asked_model: str) -> Completion:
+    """Return what of Groq's answer we use; the types are looked at, the rest is not."""
+    reply = loads(content)
     try:
-        reply = _parse(content)
-    except ValidationError as error:
-        problems = ", ".join(problem["type"] for problem in error.errors(include_input=False))
-        raise CompletionUnavailable(f"Groq's answer is not one: {problems}") from None
-    choice = reply.choices[0]
-    return Completion(
-        text=choice.message.content or "",
-        model=reply.model or asked_model,
-        tokens=reply.usage.total_tokens if reply.usage else None,
-        finish_reason=choice.finish_reason or "stop",
-    )
-
-
-def _parse(body: bytes) -> _Reply:
-    """Parse Groq's answer; half a surrogate pair, which models do produce, becomes a `?`."""
-    try:
-        return _Reply.model_validate_json(body)
-    except ValidationError:
-        try:
-            text = json.dumps(json.loads(body), ensure_ascii=False)
-        except (ValueError, RecursionError):
-            text = ""
-        return _Reply.model_validate_json(text.encode(errors="replace"))
+        choice = reply["choices"][0]
+        text = choice["message"].get("content") or ""
+        model = reply.get("model") or asked_model
+        finish_reason = choice.get("finish_reason") or "stop"
+        usage = reply.get("usage") or {}
+        tokens = plausible_tokens(usage.get("total_tokens"))
+    except (AttributeError, IndexError, KeyError, TypeError):
+        raise CompletionUnavailable("Groq's answer is not one") from None
+    if not (isinstance(text, str) and isinstance(model, str) and isinstance(finish_reason, str)):
+        raise CompletionUnavailable("Groq's answer has no text")
+    return Completion(text=text, model=model, tokens=tokens, finish_reason=finish_reason)
 
 
 @asynccontextmanager

@@ -40,36 +40,52 @@ class LeanGroq(AsyncGroq):
             {name: value for name, value in self.default_headers.items() if isinstance(value, str)}
         )
         self._limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout.connect)
+        self._stream_limits = aiohttp.ClientTimeout(
+            total=None, sock_connect=timeout.connect, sock_read=timeout.read
+        )
 
     async def exchange(self, method: str, path: str, body: bytes | None = None) -> bytes:
         """Return the body of a 2xx response; raise the SDK's exception for anything else."""
+        async with await self._open(method, path, body, self._limits) as response:
+            return await self._read(response)
+
+    async def open_stream(self, path: str, body: bytes) -> aiohttp.ClientResponse:
+        """Return a 2xx response to read from and to close; raise as `exchange` does."""
+        return await self._open("POST", path, body, self._stream_limits)
+
+    async def _open(
+        self, method: str, path: str, body: bytes | None, limits: aiohttp.ClientTimeout
+    ) -> aiohttp.ClientResponse:
         url = self._url(path)
         try:
-            async with self._session.request(
-                method,
-                url,
-                data=body,
-                timeout=self._limits,
-                allow_redirects=False,
-            ) as response:
-                content = await response.read()
-        except TimeoutError as error:
-            raise groq.APITimeoutError(request=httpx.Request(method, str(url))) from error
+            response = await self._session.request(
+                method, url, data=body, timeout=limits, allow_redirects=False
+            )
         except (aiohttp.ClientError, OSError) as error:
-            raise groq.APIConnectionError(request=httpx.Request(method, str(url))) from error
+            raise _broken(method, url, error) from error
         if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
-            return content
-        raise self._make_status_error_from_response(
+            return response
+        async with response:
+            raise self._status_error(response, await self._read(response))
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        try:
+            return await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise _broken(response.method, response.url, error) from error
+
+    def _status_error(self, response: aiohttp.ClientResponse, content: bytes) -> groq.APIError:
+        return self._make_status_error_from_response(
             httpx.Response(
                 response.status,
                 # What aiohttp has unpacked is not to be unpacked again.
-                headers={
-                    name: value
-                    for name, value in response.headers.items()
-                    if name.lower() not in {"content-encoding", "transfer-encoding"}
-                },
+                headers=[
+                    (name, value)
+                    for name, value in response.raw_headers
+                    if name.lower() not in {b"content-encoding", b"transfer-encoding"}
+                ],
                 content=content,
-                request=httpx.Request(method, str(url)),
+                request=httpx.Request(response.method, str(response.url)),
             )
         )
 
@@ -78,6 +94,14 @@ class LeanGroq(AsyncGroq):
         if path not in self._urls:
             self._urls[path] = URL(self._origin + path)
         return self._urls[path]
+
+
+def _broken(method: str, url: URL, error: Exception) -> groq.APIConnectionError:
+    """Return the SDK's exception for a request without a whole response."""
+    request = httpx.Request(method, str(url))
+    if isinstance(error, TimeoutError):
+        return groq.APITimeoutError(request=request)
+    return groq.APIConnectionError(request=request)
 
 
 def open_session(max_connections: int) -> aiohttp.ClientSession:

@@ -10,7 +10,7 @@ from groqchat.errors import SessionCleared
 from groqchat.storage import keys
 from groqchat.storage.batching import Batcher, Command
 from groqchat.storage.guard import guarded
-from groqchat.storage.history_reader import HistoryReader
+from groqchat.storage.history_reader import MAX_PAGE_BYTES, HistoryReader
 from groqchat.storage.messages import (
     Message,
     Spoken,
@@ -25,6 +25,9 @@ from groqchat.storage.messages import (
 from groqchat.storage.session_index import SessionIndex, SessionPage
 
 MAX_PAGE = 1000
+# What a turn reads along with its first write. Even of the longest messages this is a few MB;
+# all that a model could be given may be a hundred times that.
+FIRST_CONTEXT = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,38 +66,58 @@ class RedisChatService:
         self._redis = redis
         self._ttl_s = ttl_s
         self._timeout_s = timeout_s
-        self._batcher = Batcher(redis, timeout_s=timeout_s)
+        self.batcher = Batcher(redis, timeout_s=timeout_s)
         self._index = SessionIndex(redis)
+
+    async def close(self) -> None:
+        """Let what is under way end, before the client is closed."""
+        await self.batcher.close()
 
     async def save_message(
         self,
         session_id: str,
         *messages: Message,
         context: int = 0,
+        context_bytes: int | None = None,
         question: Message | None = None,
     ) -> list[Spoken]:
         """Store messages in one round trip and let the session live for another TTL.
 
-        Returns role and content of up to `context` messages that stood before. Saving a message
-        again changes nothing, so a failed save may be repeated. With `question`, raises
-        SessionCleared and stores nothing if that message is no longer there.
+        Returns role and content of up to `context` messages that stood before; those behind the
+        latest FIRST_CONTEXT are read in further round trips, while less than `context_bytes` have
+        come. Saving a message again changes nothing, so a failed save may be repeated. With
+        `question`, raises SessionCleared and stores nothing if that message is no longer there.
         """
         key = keys.session_key(session_id)
         now_s = time.time()
         commands: list[Command] = []
         if context:
-            commands.append(("ZRANGE", key, -context, -1))
+            commands.append(("ZRANGE", key, -min(context, FIRST_CONTEXT), -1))
         elif question:
             commands.append(("ZCOUNT", key, repr(question.score), repr(question.score)))
+        members = [encode_member(message) for message in messages]
         scored: list[str | bytes] = []
-        for message in messages:
-            scored += (repr(message.score), encode_member(message))
+        for message, member in zip(messages, members, strict=True):
+            scored += (repr(message.score), member)
         commands.append(("ZADD", key, *scored))
         commands += keys.keep_alive(session_id, ttl_s=self._ttl_s, now_s=now_s)
-        replies = await self._batcher.transact(commands)
+        replies = await self.batcher.transact(commands)
         if question and not context and not replies[0]:
             await self._take_back(session_id, messages)
-        return decode_context(replies[0], session_id=session_id) if context else []
+        if not context:
+            return []
+        before = replies[0]
+        left = context - len(before)
+        # Where a save is repeated, what it stores may stand there already.
+        if members[0] in before:
+            before = [member for member in before if member not in members]
+        earlier = decode_context(before, session_id=session_id)
+        if left and len(replies[0]) == FIRST_CONTEXT:
+            read = sum(len(spoken["content"]) for spoken in earlier)
+            size = MAX_PAGE_BYTES if context_bytes is None else context_bytes
+            if read < size:
+                return [*await self._older(key, replies[0][0], left, size - read), *earlier]
+        return earlier
 
     async def get_session_history(
         self,
@@ -112,7 +135,7 @@ class RedisChatService:
         """
         forward = after is not None or (oldest_first and before is None)
         key = keys.session_key(session_id)
-        reader = HistoryReader(self._batcher.transact, key, forward=forward)
+        reader = HistoryReader(self.batcher.transact, key, forward=forward)
         async with guarded(self._timeout_s):
             entries = await reader.read(after or before, limit=limit)
         if not forward:
@@ -133,12 +156,12 @@ class RedisChatService:
     async def clear_session(self, session_id: str) -> None:
         """Delete a session with all its messages; an unknown one is none to delete."""
         async with guarded(self._timeout_s):
-            await self._batcher.transact(keys.forget(session_id))
+            await self.batcher.transact(keys.forget(session_id))
 
     async def get_session_size(self, session_id: str) -> int:
         """Return the number of messages in a session."""
         async with guarded(self._timeout_s):
-            (count,) = await self._batcher.transact([("ZCARD", keys.session_key(session_id))])
+            (count,) = await self.batcher.transact([("ZCARD", keys.session_key(session_id))])
         return int(count)
 
     async def get_all_sessions(
@@ -168,7 +191,7 @@ class RedisChatService:
             ("PTTL", key),
         ]
         async with guarded(self._timeout_s):
-            count, first, last, pttl_ms = await self._batcher.transact(commands)
+            count, first, last, pttl_ms = await self.batcher.transact(commands)
         if not count:
             return None
         lasting = pttl_ms < 0
@@ -190,13 +213,27 @@ class RedisChatService:
         except Exception:  # noqa: BLE001 - whatever the reason, the answer is no
             return False
 
+    async def _older(self, key: str, member: bytes, count: int, size: int) -> list[Spoken]:
+        """Return up to `count` messages before a member, and little more than `size` bytes."""
+        async with guarded(self._timeout_s):
+            (score,) = await self.batcher.transact([("ZSCORE", key, member)])
+            if score is None:
+                return []
+            reader = HistoryReader(self.batcher.transact, key, forward=False)
+            entries = await reader.read((member, float(score)), limit=count, max_bytes=size)
+        return [
+            {"role": message.role, "content": message.content}
+            for _, message in reversed(entries)
+            if message is not None
+        ]
+
     async def _take_back(self, session_id: str, messages: Sequence[Message]) -> None:
         """Remove an answer whose question was deleted while the model thought."""
         key = keys.session_key(session_id)
         members = map(encode_member, messages)
-        _, exists = await self._batcher.transact([("ZREM", key, *members), ("EXISTS", key)])
+        _, exists = await self.batcher.transact([("ZREM", key, *members), ("EXISTS", key)])
         if not exists:
-            await self._batcher.transact(keys.unlist(session_id))
+            await self.batcher.transact(keys.unlist(session_id))
             # Somebody may have spoken in the session in between: then it is listed again.
             async with guarded(self._timeout_s):
                 await self._index.add_existing([session_id])

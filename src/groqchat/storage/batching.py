@@ -33,8 +33,9 @@ MAX_GROUP_CALLS = 64
 MAX_WAITING_CALLS = 50_000
 MAX_WAITING_BYTES = 256 * 1024 * 1024
 # A connection that the server closed while idle is noticed at once; a server that restarts
-# takes a moment. The deadline of the flush bounds both.
-RETRY_WAITS_S = (0.0, 0.1)
+# takes a moment. The deadline of the flush bounds both. Once all of them were in vain, no time is
+# lost on waiting until the server answers again.
+RETRY_WAITS_S = (0.0, 0.1, 0.2, 0.4)
 
 MULTI = hiredis.pack_command(("MULTI",))
 EXEC = hiredis.pack_command(("EXEC",))
@@ -70,6 +71,7 @@ class Batcher:
         self._waiting_bytes = 0
         # Counted apart from the tasks: one that has ended is in their set for a moment longer.
         self._active = 0
+        self._is_away = False
         self._flushes: set[asyncio.Task[None]] = set()
 
     @cached_property
@@ -90,7 +92,16 @@ class Batcher:
             flush = self._loop.create_task(self._flush_all())
             self._flushes.add(flush)
             flush.add_done_callback(self._flushes.discard)
-        return await done
+        try:
+            return await done
+        finally:
+            # An error's traceback holds this frame, which must not hold the error in turn.
+            del done
+
+    async def close(self) -> None:
+        """Wait for what was sent, each within its deadline; nothing may be asked any more."""
+        while self._flushes:
+            await asyncio.wait(self._flushes)
 
     async def _flush_all(self) -> None:
         """Send what waits, batch by batch, until nothing does."""
@@ -106,7 +117,9 @@ class Batcher:
         try:
             async with guarded(self._timeout_s):
                 await self._transact(batch)
+            self._is_away = False
         except StorageError as error:
+            self._is_away = True
             for call in batch:
                 _fail(call, type(error)(error.detail, retry_after_s=error.retry_after_s))
         except Exception as error:
@@ -149,7 +162,7 @@ class Batcher:
 
     async def _send(self, groups: Sequence[Sequence[_Call]]) -> list[list[Any]]:
         """Return all replies to each group, sending anew what a broken connection took along."""
-        for wait_s in RETRY_WAITS_S:
+        for wait_s in () if self._is_away else RETRY_WAITS_S:
             try:
                 return await self._round_trip(groups)
             except (RedisConnectionError, OSError):

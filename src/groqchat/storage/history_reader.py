@@ -41,9 +41,13 @@ class HistoryReader:
         self.last: Sequence[Row] = ()
         self.has_more = False
 
-    async def read(self, cursor: str | None, *, limit: int) -> list[Entry]:
-        """Return the entries up to the `limit`-th message beyond a message id, in reading order.
+    async def read(
+        self, cursor: Row | str | None, *, limit: int, max_bytes: int | None = None
+    ) -> list[Entry]:
+        """Return the entries up to the `limit`-th message beyond a place, in reading order.
 
+        The place is a message id or a row. Reading ends with the part that reaches `max_bytes`,
+        or a page's greatest size.
         Entries without a message are corrupt. `has_more` tells whether anything lies beyond.
         """
         entries: list[Entry] = []
@@ -63,7 +67,7 @@ class HistoryReader:
                 entries.append((row, message))
             if len(rows) < want:
                 return entries
-            if size >= MAX_PAGE_BYTES or len(entries) >= MAX_ROWS:
+            if size >= (max_bytes or MAX_PAGE_BYTES) or len(entries) >= MAX_ROWS:
                 self.has_more = True
                 return entries
             place = rows[-1]

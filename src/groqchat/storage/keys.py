@@ -4,6 +4,21 @@ from groqchat.storage.batching import Command
 
 SESSION_PREFIX = "chat:session:"
 SESSIONS_INDEX = "chat:sessions"
+TURN_PREFIX = "chat:turn:"
+CLAIM_PREFIX = "chat:claim:"
+IDEMPOTENCY_PREFIX = "chat:idempotency:"
+STOPS = "chat:stops"
+
+# A running turn's events live on while its worker does, which renews this every third of it.
+TURN_LEASE_S = 30
+# Events of a turn that is over: time enough to come back from a lost network.
+TURN_KEPT_S = 300
+# The same where others wait for its outcome under one Idempotency-Key: an answer for as long as a
+# client may come back for it, a failure only for those who wait already.
+IDEMPOTENCY_TTL_S = 3600
+FAILURE_KEPT_S = 1
+# Requests to stop are obeyed within a second.
+STOPS_TTL_S = 60
 
 # The score of a session whose key has no TTL, as another program may have left it.
 NEVER_EXPIRES = float("inf")
@@ -40,3 +55,23 @@ def unlist(session_id: str) -> tuple[Command]:
 def forget(session_id: str) -> tuple[Command, Command]:
     """Return the removal of a session: its messages, its entry in the index."""
     return ("UNLINK", session_key(session_id)), ("ZREM", SESSIONS_INDEX, session_id)
+
+
+def turn_key(turn_id: str) -> str:
+    """Return the key of a turn's stream of events."""
+    return TURN_PREFIX + turn_id
+
+
+def claim_key(turn_id: str) -> str:
+    """Return the key that says who runs a turn that several ask for."""
+    return CLAIM_PREFIX + turn_id
+
+
+def idempotency_key(digest: str) -> str:
+    """Return the key of what an Idempotency-Key stands for."""
+    return IDEMPOTENCY_PREFIX + digest
+
+
+def keep_turn(turn_id: str, ttl_s: int) -> tuple[Command, Command]:
+    """Return what lets a turn's events, and the claim to it, live for another `ttl_s` seconds."""
+    return ("EXPIRE", turn_key(turn_id), ttl_s), ("EXPIRE", claim_key(turn_id), ttl_s)

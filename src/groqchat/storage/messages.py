@@ -35,6 +35,11 @@ MICROS_PER_S = 1_000_000
 UNSTORED_MODEL = "openai/gpt-oss-20b"
 UNSTORED_FINISH_REASON = "stop"
 
+# The status of an answer that was cut short, and the reason: it was stopped, or something failed.
+INCOMPLETE = "incomplete"
+STOPPED = "stopped"
+BROKEN = "error"
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The last second that 13 hexadecimal digits of microseconds can tell, in the year 2112.
 MAX_SCORE_S = 4_503_599_627.0
@@ -66,6 +71,7 @@ class Message:
     model: str | None = None
     tokens: int | None = None
     finish_reason: str | None = None
+    status: str | None = None
 
     @property
     def score(self) -> float:
@@ -113,6 +119,8 @@ def encode_member(message: Message) -> bytes:
         fields["tokens"] = message.tokens
     if message.finish_reason not in {None, UNSTORED_FINISH_REASON}:
         fields["finish_reason"] = message.finish_reason
+    if message.status is not None:
+        fields["status"] = message.status
     return orjson.dumps(fields)
 
 
@@ -130,6 +138,7 @@ def decode_member(member: bytes, score: float) -> Message | None:
     model = fields.get("model", UNSTORED_MODEL if ours else None)
     tokens = fields.get("tokens")
     finish_reason = fields.get("finish_reason")
+    status = fields.get("status")
     if ours and finish_reason is None and role == "assistant":
         finish_reason = UNSTORED_FINISH_REASON
     return Message(
@@ -139,6 +148,7 @@ def decode_member(member: bytes, score: float) -> Message | None:
         model=model if isinstance(model, str) else None,
         tokens=tokens if type(tokens) is int else None,
         finish_reason=finish_reason if isinstance(finish_reason, str) else None,
+        status=status if isinstance(status, str) else None,
     )
 
 
@@ -162,6 +172,9 @@ def decode_context(members: Sequence[bytes], *, session_id: str) -> list[Spoken]
     """
     try:
         parsed = orjson.loads(b"[%b]" % b",".join(members))
+        if len(parsed) != len(members):
+            # Joined, two halves of nonsense may make sense.
+            return _decode_each(members, session_id)
         # Only text can be joined: this looks at the types of all contents at once.
         "".join([fields["content"] for fields in parsed])
         return [{"role": ROLES[fields["role"]], "content": fields["content"]} for fields in parsed]
@@ -179,7 +192,8 @@ def _decode_each(members: Sequence[bytes], session_id: str) -> list[Spoken]:
         and isinstance(fields.get("role"), str)
         and fields["role"] in ROLES
     ]
-    warn_of_corrupt_members(len(members) - len(spoken), session_id)
+    if len(spoken) < len(members):
+        warn_of_corrupt_members(len(members) - len(spoken), session_id)
     return spoken
 
 

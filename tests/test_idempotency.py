@@ -1,0 +1,133 @@
+"""Requests that are sent again under one Idempotency-Key."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+from redis.asyncio import Redis
+
+from groqchat.storage import keys
+from tests.conftest import Serve
+from tests.support.api import BASE, assert_error
+from tests.support.events import all_events, text_of
+from tests.support.groq import FakeGroq
+from tests.support.redis_servers import RedisServer
+from tests.support.streams import history
+
+KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
+BODY = {"message": "Hello", "session_id": "s"}
+
+
+async def ask(api: ClientSession, **fields: Any) -> dict[str, Any]:
+    response = await api.post(f"{BASE}/chat", json={**BODY, **fields}, headers=KEY)
+    body: dict[str, Any] = await response.json()
+    assert response.status == 200, body
+    return body
+
+
+async def test_fifty_at_once_are_one_turn(serve: Serve, groq: FakeGroq) -> None:
+    groq.options.latency_ms = 300
+    workers = [await serve(), await serve()]
+    answers = await asyncio.gather(*(ask(workers[number % 2]) for number in range(50)))
+
+    assert len(groq.asked) == 1
+    assert answers == [answers[0]] * 50
+    assert [message["role"] for message in await history(workers[0])] == ["user", "assistant"]
+    assert await ask(workers[1]) == answers[0]
+    assert len(groq.asked) == 1
+
+
+async def test_a_session_that_is_only_now_named_has_one_name(
+    api: ClientSession, groq: FakeGroq
+) -> None:
+    answers = await asyncio.gather(*(ask(api, session_id=None) for _ in range(5)))
+    assert {answer["session_id"] for answer in answers} == {answers[0]["session_id"]}
+    assert len(groq.asked) == 1
+
+
+async def test_a_stream_and_a_plain_request_share_a_turn(
+    api: ClientSession, groq: FakeGroq
+) -> None:
+    groq.options.chunk_ms = 20
+    response = await api.post(f"{BASE}/chat", json={**BODY, "stream": True}, headers=KEY)
+    plain = await ask(api)
+    events = await all_events(response)
+    again = await api.post(f"{BASE}/chat", json={**BODY, "stream": True}, headers=KEY)
+
+    assert events[-1].data == plain
+    assert text_of(events) == plain["message"]
+    assert await all_events(again) == events
+    assert len(groq.asked) == 1
+
+
+async def test_a_key_is_for_one_message(api: ClientSession) -> None:
+    await ask(api)
+    other = {**BODY, "message": "Something else"}
+    response = await api.post(f"{BASE}/chat", json=other, headers=KEY)
+    await assert_error(response, 422, "idempotency_key_reused", param="Idempotency-Key")
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "caf\u00e9"])
+async def test_a_key_that_makes_no_sense_is_refused(api: ClientSession, key: str) -> None:
+    response = await api.post(f"{BASE}/chat", json=BODY, headers={"Idempotency-Key": key})
+    await assert_error(response, 422, "invalid_field", param="Idempotency-Key")
+
+
+async def test_a_failure_is_shared_by_those_who_wait_and_then_tried_anew(
+    serve: Serve, groq: FakeGroq
+) -> None:
+    api = await serve(groq_max_retries=0)
+    groq.options.fail = "429"
+    groq.options.latency_ms = 200
+
+    async def fail() -> None:
+        response = await api.post(f"{BASE}/chat", json=BODY, headers=KEY)
+        await assert_error(response, 429, "rate_limited")
+
+    await asyncio.gather(*(fail() for _ in range(5)))
+    assert len(groq.asked) == 1
+    groq.options.fail = None
+    async with asyncio.timeout(20):
+        while (response := await api.post(f"{BASE}/chat", json=BODY, headers=KEY)).status == 429:
+            await asyncio.sleep(0.1)
+    assert response.status == 200
+    # The question of the attempt that failed is the same, and neither stored nor asked twice.
+    assert groq.conversations == [[("user", "Hello")]] * 2
+    assert [message["role"] for message in await history(api)] == ["user", "assistant"]
+
+
+async def test_the_turn_of_a_worker_that_is_gone_is_run_by_the_next_who_asks(
+    api: ClientSession, groq: FakeGroq, redis: Redis
+) -> None:
+    groq.options.latency_ms = 60_000
+    lost = asyncio.create_task(ask(api))
+    async with asyncio.timeout(20):
+        while not groq.asked:
+            await asyncio.sleep(0.01)
+    lost.cancel()
+    async with asyncio.timeout(20):
+        while not await redis.keys(f"{keys.TURN_PREFIX}*"):
+            await asyncio.sleep(0.01)
+    # As they expire when nobody renews them.
+    (claim,) = await redis.keys(f"{keys.CLAIM_PREFIX}*")
+    (events,) = await redis.keys(f"{keys.TURN_PREFIX}*")
+    await redis.delete(claim, events)
+    groq.options.latency_ms = 0
+
+    answer = await ask(api)
+    assert len(groq.asked) == 2
+    assert [message["id"] for message in await history(api)] == [
+        answer["turn_id"],
+        answer["message_id"],
+    ]
+
+
+async def test_without_redis_nothing_is_promised(
+    serve: Serve, own_redis_server: RedisServer, groq: FakeGroq
+) -> None:
+    api = await serve(redis_url=own_redis_server.url(0), redis_timeout_s=0.5)
+    own_redis_server.kill()
+    response = await api.post(f"{BASE}/chat", json=BODY, headers=KEY)
+    await assert_error(response, 503, "history_unavailable")
+    assert groq.asked == []

@@ -1,0 +1,253 @@
+"""Streamed turns: events as they come, clients that leave or stall, stop and resume anywhere."""
+
+import asyncio
+import socket
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from groqchat.http import event_stream
+from groqchat.offline import answers
+from groqchat.services import chat
+from tests.conftest import Serve
+from tests.support.api import BASE, assert_error
+from tests.support.events import all_events, read_events, text_of
+from tests.support.groq import FakeGroq
+from tests.support.redis_servers import RedisServer
+from tests.support.streams import ASK, begin, history, until
+
+
+async def test_a_stream_tells_of_a_turn_from_start_to_done(
+    api: ClientSession, groq: FakeGroq
+) -> None:
+    response = await api.post(
+        f"{BASE}/chat", json={**ASK, "temperature": 0.5, "system_prompt": "Be brief."}
+    )
+    events = await all_events(response)
+
+    assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["Cache-Control"] == "no-cache"
+    assert response.headers["X-Accel-Buffering"] == "no"
+    assert len(response.headers["X-Request-ID"]) == 32
+    assert [event.id for event in events] == list(range(1, len(events) + 1))
+    names = [event.name for event in events]
+    assert names == ["start", *["delta"] * (len(events) - 2), "done"]
+    question, answer = await history(api)
+    assert events[0].data == {
+        "turn_id": question["id"],
+        "session_id": "s",
+        "model": "openai/gpt-oss-20b",
+        "timestamp": question["timestamp"],
+    }
+    assert events[-1].data == {
+        "message": text_of(events),
+        "model": "openai/gpt-oss-20b",
+        "timestamp": answer["timestamp"],
+        "tokens_used": answer["tokens"],
+        "finish_reason": "stop",
+        "session_id": "s",
+        "message_id": answer["id"],
+        "turn_id": question["id"],
+        "history_saved": True,
+    }
+    assert answer["content"] == text_of(events)
+    assert "status" not in answer
+    assert groq.asked[0]["stream"] is True
+    assert groq.asked[0]["temperature"] == 0.5
+    assert groq.asked[0]["messages"][0] == {"role": "system", "content": "Be brief."}
+
+
+async def test_events_arrive_while_the_model_still_speaks(
+    api: ClientSession, groq: FakeGroq
+) -> None:
+    groq.options.chunk_ms = 50
+    response, _ = await begin(api)
+    first = await anext(read_events(response))
+    assert (first.name, first.data) == ("delta", {"text": "This "})
+    assert len(await history(api)) == 1
+    response.close()
+
+
+async def test_a_simple_chat_streams_as_well(api: ClientSession) -> None:
+    query = {"message": "Hello", "session_id": "s", "stream": "true"}
+    events = await all_events(await api.post(f"{BASE}/simple-chat", params=query))
+    assert events[-1].data["message"] == text_of(events) == (await history(api))[1]["content"]
+
+
+async def test_a_client_that_leaves_loses_nothing(api: ClientSession, groq: FakeGroq) -> None:
+    groq.options.chunk_ms = 20
+    response, _ = await begin(api)
+    response.close()
+
+    async def answered() -> bool:
+        return len(await history(api)) == 2
+
+    await until(answered)
+    answer = (await history(api))[1]
+    assert answer["content"].endswith("Messages I was given: 1.")
+    assert "status" not in answer
+
+
+async def test_a_client_that_leaves_may_cancel_its_turn(api: ClientSession, groq: FakeGroq) -> None:
+    groq.options.chunk_ms = 200
+    response, _ = await begin(api, on_disconnect="cancel")
+    delta = await anext(read_events(response))
+    response.close()
+
+    async def answered() -> bool:
+        return len(await history(api)) == 2
+
+    await until(answered)
+    answer = (await history(api))[1]
+    assert answer["status"] == "incomplete"
+    assert answer["finish_reason"] == "stopped"
+    assert answer["content"].startswith(delta.data["text"])
+    assert not answer["content"].endswith("given: 1.")
+
+
+async def test_only_a_stream_can_be_cancelled_by_leaving(api: ClientSession) -> None:
+    body = {"message": "Hello", "on_disconnect": "cancel"}
+    response = await api.post(f"{BASE}/chat", json=body)
+    await assert_error(response, 422, "invalid_field")
+
+
+@pytest.mark.parametrize(
+    ("fail", "code"),
+    [("429", "rate_limited"), ("400", "completion_rejected"), ("500", "completion_unavailable")],
+)
+async def test_a_failure_before_the_first_word_is_an_event(
+    serve: Serve, groq: FakeGroq, fail: Any, code: str
+) -> None:
+    api = await serve(groq_max_retries=0)
+    groq.options.fail = fail
+    response, start = await begin(api)
+    (error,) = await all_events(response)
+
+    assert (error.name, error.id) == ("error", 2)
+    assert error.data["error"]["code"] == code
+    assert error.data["error"]["request_id"] == response.headers["X-Request-ID"]
+    assert [message["id"] for message in await history(api)] == [start.data["turn_id"]]
+
+
+async def test_a_failure_that_passes_is_tried_again_before_the_first_word(
+    api: ClientSession, groq: FakeGroq
+) -> None:
+    groq.options.fail = "503"
+    groq.options.fail_times = 1
+    response, _ = await begin(api)
+    assert (await all_events(response))[-1].name == "done"
+    assert len(groq.asked) == 2
+
+
+@pytest.mark.parametrize("fail", ["500", "drop"])
+async def test_what_came_before_a_failure_in_mid_stream_is_kept(
+    api: ClientSession, groq: FakeGroq, fail: Any
+) -> None:
+    groq.options.fail = fail
+    groq.options.fail_after_chunks = 4
+    response, _ = await begin(api)
+    events = await all_events(response)
+
+    assert events[-1].name == "error"
+    assert events[-1].data["error"]["code"] == "completion_unavailable"
+    answer = (await history(api))[1]
+    assert answer["content"] == text_of(events) == "This is the "
+    assert (answer["status"], answer["finish_reason"]) == ("incomplete", "error")
+    assert len(groq.asked) == 1
+
+
+async def test_a_model_that_falls_silent_in_mid_stream_is_given_up(
+    serve: Serve, groq: FakeGroq
+) -> None:
+    api = await serve(groq_timeout_s=0.3)
+    groq.options.fail = "hang"
+    groq.options.fail_after_chunks = 2
+    response, _ = await begin(api)
+    events = await all_events(response)
+    assert events[-1].data["error"]["code"] == "completion_timeout"
+    assert (await history(api))[1]["content"] == text_of(events) == "This "
+
+
+async def test_a_stream_without_redis_goes_on_and_says_so(
+    serve: Serve, own_redis_server: RedisServer
+) -> None:
+    api = await serve(redis_url=own_redis_server.url(0), redis_timeout_s=0.5)
+    own_redis_server.kill()
+    response, start = await begin(api)
+    events = await all_events(response)
+    assert events[-1].data["history_saved"] is False
+    again = await api.get(f"{BASE}/chat/{start.data['turn_id']}/events")
+    assert text_of(await all_events(again)) == text_of(events)
+
+
+async def test_a_quiet_stream_is_pinged(
+    api: ClientSession, groq: FakeGroq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "PING_S", 1)
+    groq.options.latency_ms = 3000
+    response, _ = await begin(api)
+    assert await response.content.readline() == b": ping\n"
+    response.close()
+
+
+async def test_a_client_that_does_not_read_is_dropped_and_hurts_nobody(
+    serve: Serve,
+    groq: FakeGroq,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    # More than the system's own buffers take.
+    monkeypatch.setattr(chat, "MAX_ANSWER_CHARS", 20_000_000)
+    monkeypatch.setattr(answers, "_sentence", lambda *_: " ".join(["x" * 9_999] * 1500))
+    api = await serve(stream_stall_s=1)
+    port = (await api.get("/healthz")).url.port
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        client.sendall(
+            b"POST /api/groq-chat/chat HTTP/1.1\r\nHost: x\r\nContent-Length: 55\r\n"
+            b"Content-Type: application/json\r\n\r\n"
+            b'{"message": "Hello", "session_id": "s", "stream": true}'
+        )
+
+        async def answered() -> bool:
+            return len(await history(api)) == 2
+
+        # The whole answer is kept while the client takes none of it.
+        await until(answered)
+        assert len((await history(api))[1]["content"]) == 14_999_999
+
+        async def dropped() -> bool:
+            return "dropping a client that does not read" in caplog.text
+
+        await until(dropped)
+        assert await asyncio.to_thread(received, client) < 15_000_000
+    monkeypatch.undo()
+    response, _ = await begin(api, session_id="other")
+    assert (await all_events(response))[-1].name == "done"
+
+
+def received(client: socket.socket) -> int:
+    """Return how much still comes over a connection before its end."""
+    client.settimeout(20)
+    size = 0
+    with suppress(ConnectionResetError):
+        while data := client.recv(1 << 20):
+            size += len(data)
+    return size
+
+
+async def test_many_streams_at_once_keep_apart(api: ClientSession, groq: FakeGroq) -> None:
+    groq.options.chunk_ms = 10
+
+    async def talk(number: int) -> None:
+        fields = {"message": f"message {number}", "session_id": f"s{number}"}
+        response, start = await begin(api, **fields)
+        events = await all_events(response)
+        assert f'"message {number}"' in text_of(events)
+        assert events[-1].data["turn_id"] == start.data["turn_id"]
+
+    await asyncio.gather(*(talk(number) for number in range(100)))
