@@ -1,6 +1,7 @@
 """Groq's failures as clients see them, retries, deadlines, redaction."""
 
 import asyncio
+import gc
 import inspect
 import time
 from collections.abc import Iterator
@@ -10,10 +11,13 @@ import groq as groq_sdk
 import httpx
 import pytest
 from aiohttp import ClientResponse, ClientSession
+from pydantic import SecretStr
 
 from groqchat.errors import CompletionError, CompletionUnavailable
 from groqchat.offline.options import Failure
+from groqchat.services.completions import open_completions
 from groqchat.services.groq_errors import BY_CLASS, completion_error
+from groqchat.settings import Settings
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.groq import FakeGroq
@@ -188,3 +192,24 @@ async def test_a_header_of_groq_that_is_not_ascii_changes_nothing(
     groq.response_headers = {"X-Note": "caf\u00e9"}
     api = await serve(groq_max_retries=0)
     await assert_error(await ask(api), 429, "rate_limited")
+
+
+async def test_a_groq_that_is_away_leaves_nothing_for_the_garbage_collector() -> None:
+    settings = Settings(
+        groq_api_key=SecretStr("k"), groq_base_url="http://127.0.0.1:9", groq_max_retries=0
+    )
+    async with open_completions(settings, settings.groq_base_url) as completions:
+
+        async def fail() -> None:
+            with pytest.raises(CompletionUnavailable):
+                await completions.models()
+
+        await fail()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                await fail()
+            assert gc.collect() < 20
+        finally:
+            gc.enable()

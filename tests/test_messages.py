@@ -36,6 +36,7 @@ MESSAGES = st.builds(
 
 @given(MESSAGES)
 def test_a_message_comes_back_from_its_member_as_it_was(message: Message) -> None:
+    assert float(message.score_text) == message.score
     decoded = decode_member(encode_member(message), message.score)
     finish_reason = message.finish_reason
     if message.role != "assistant" and finish_reason == "stop":

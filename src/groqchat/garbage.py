@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager, suppress
 
 # At Python's own thresholds (700, 10, 10) collections take a tenth of the time. A turn makes some
 # hundred objects that count and hardly ever a cycle, one that fails a few cycles: the young ones
-# are looked at every few hundred turns, which takes a millisecond or two.
-THRESHOLDS = (50_000, 20, 1000)
+# are looked at every few hundred turns, which takes milliseconds. Those that were alive then, as
+# with thousands of turns in flight many are, wait for a quiet moment.
+THRESHOLDS = (5_000, 1000, 1000)
 # What has grown old is looked at so often.
 INTERVAL_S = 60.0
 # With so few turns in flight a collection takes some ten milliseconds; with 5,000, 0.3 s.

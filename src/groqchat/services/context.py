@@ -45,6 +45,15 @@ def prompt_for(
 
 def within_budget(earlier: Sequence[Spoken], tokens: int) -> Sequence[Spoken]:
     """Return the latest messages that fit an estimated number of tokens, in order."""
+    contents = [message["content"] for message in earlier]
+    # No character makes more than a token: what fits by that needs no closer look.
+    most = sum(map(len, contents)) + TOKENS_PER_MESSAGE * len(contents)
+    if (
+        most <= tokens
+        and all(contents)
+        and CONTEXT_ROLES.issuperset([message["role"] for message in earlier])
+    ):
+        return earlier
     kept: list[Spoken] = []
     for message in reversed(earlier):
         content = message["content"]

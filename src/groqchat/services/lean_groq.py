@@ -62,7 +62,7 @@ class LeanGroq(AsyncGroq):
                 method, url, data=body, timeout=limits, allow_redirects=False
             )
         except (aiohttp.ClientError, OSError) as error:
-            raise _broken(method, url, error) from error
+            raise _broken(method, url, error) from untraced(error)
         if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
             return response
         async with response:
@@ -72,7 +72,7 @@ class LeanGroq(AsyncGroq):
         try:
             return await response.read()
         except (aiohttp.ClientError, OSError) as error:
-            raise _broken(response.method, response.url, error) from error
+            raise _broken(response.method, response.url, error) from untraced(error)
 
     def _status_error(self, response: aiohttp.ClientResponse, content: bytes) -> groq.APIError:
         return self._make_status_error_from_response(
@@ -102,6 +102,19 @@ def _broken(method: str, url: URL, error: Exception) -> groq.APIConnectionError:
     if isinstance(error, TimeoutError):
         return groq.APITimeoutError(request=request)
     return groq.APIConnectionError(request=request)
+
+
+def untraced(error: BaseException) -> BaseException:
+    """Return an error without the frames that it went through.
+
+    Some of those below us hold the error in turn: a circle that only the garbage collector would
+    find, with the request's body in it, once for each request that fails.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        seen.__traceback__ = None
+        seen = seen.__context__
+    return error
 
 
 def open_session(max_connections: int) -> aiohttp.ClientSession:

@@ -94,11 +94,12 @@ class RedisChatService:
         if context:
             commands.append(("ZRANGE", key, -min(context, FIRST_CONTEXT), -1))
         elif question:
-            commands.append(("ZCOUNT", key, repr(question.score), repr(question.score)))
+            asked_at = question.score_text
+            commands.append(("ZCOUNT", key, asked_at, asked_at))
         members = [encode_member(message) for message in messages]
         scored: list[str | bytes] = []
         for message, member in zip(messages, members, strict=True):
-            scored += (repr(message.score), member)
+            scored += (message.score_text, member)
         commands.append(("ZADD", key, *scored))
         commands += keys.keep_alive(session_id, ttl_s=self._ttl_s, now_s=now_s)
         replies = await self.batcher.transact(commands)

@@ -79,6 +79,12 @@ class Message:
         return micros_of(self.id) / MICROS_PER_S
 
     @property
+    def score_text(self) -> str:
+        """The score as Redis is given it: the same number, in half the time of repr()."""
+        micros = f"{micros_of(self.id):07d}"
+        return f"{micros[:-6]}.{micros[-6:]}"
+
+    @property
     def timestamp(self) -> str:
         """ISO 8601 with microseconds and offset."""
         return iso_time(micros_of(self.id))
