@@ -57,6 +57,9 @@ def table(heading: str) -> dict[str, list[str]]:
     return {row[0].strip("`"): row[1:] for row in rows}
 
 
+PYTHON_EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
 def with_a_default(settings: type[BaseModel]) -> set[str]:
     """Return the names of those settings that are something without being set."""
     return {
@@ -216,7 +219,7 @@ async def test_the_examples_answer_as_the_readme_shows(url: str) -> None:
 
 
 async def test_the_python_example_chats_and_lists(url: str) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    example, _ = PYTHON_EXAMPLES
     printed = await output(sys.executable, "-c", example.replace(SERVICE_URL, url))
     answer, *history, sessions = printed.splitlines()
     spoken = (
@@ -234,6 +237,14 @@ async def test_the_python_example_chats_and_lists(url: str) -> None:
         "last_id": "user-demo-001",
         "next": None,
     }
+
+
+async def test_the_example_for_other_clients_keeps_its_conversation(url: str) -> None:
+    _, example = PYTHON_EXAMPLES
+    printed = await output(sys.executable, "-c", example.replace(SERVICE_URL, url))
+    assert printed.strip().endswith("Messages I was given: 1.")
+    printed = await output(sys.executable, "-c", example.replace(SERVICE_URL, url))
+    assert "You said:" in printed
 
 
 def test_the_compose_file_gives_a_stopping_service_its_time() -> None:

@@ -26,6 +26,7 @@ LAYERS = [
     {"http"},
     {"services"},
     {"storage", "offline"},
+    {"error_models", "relay_models"},
     {"settings", "models", "logs", "limits", "garbage"},
     {"errors"},
     {"__init__"},

@@ -65,7 +65,7 @@ async def test_a_key_is_for_one_message(api: ClientSession) -> None:
     await ask(api)
     other = {**BODY, "message": "Something else"}
     response = await api.post(f"{BASE}/chat", json=other, headers=KEY)
-    await assert_error(response, 422, "idempotency_key_reused", param="Idempotency-Key")
+    await assert_error(response, 409, "idempotency_key_reused", param="Idempotency-Key")
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "caf\u00e9"])

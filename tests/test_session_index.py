@@ -5,7 +5,7 @@ import time
 import pytest
 from redis.asyncio import Redis
 
-from groqchat.errors import InvalidField
+from groqchat.errors import SessionNotFound
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.storage import session_index
 from groqchat.storage.messages import Message, new_message_id
@@ -116,9 +116,21 @@ async def test_an_expired_session_is_neither_listed_nor_counted(
 
 async def test_a_page_from_an_unknown_session_is_refused(store: RedisChatService) -> None:
     for cursor in ("nobody", "a@warm", "a@nan"):
-        with pytest.raises(InvalidField) as refused:
+        with pytest.raises(SessionNotFound) as refused:
             await store.get_all_sessions(before=cursor)
         assert refused.value.param == "before"
+
+
+async def test_a_page_may_lie_between_two_sessions(store: RedisChatService) -> None:
+    await speak(store, *"abcdef")
+    page = await store.get_all_sessions(after="e", before="b")
+    assert page == SessionPage(sessions=["d", "c"], total_sessions=6, cursor=None)
+    page = await store.get_all_sessions(after="b", before="e", oldest_first=True)
+    assert page == SessionPage(sessions=["c", "d"], total_sessions=6, cursor=None)
+    page = await store.get_all_sessions(after="e", before="a", limit=2)
+    assert page.sessions == ["d", "c"]
+    assert page.cursor is not None
+    assert (await store.get_all_sessions(after="a", before="b")).sessions == []
 
 
 async def test_pruning_removes_expired_entries_in_bounded_batches(

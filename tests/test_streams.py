@@ -12,7 +12,7 @@ from groqchat.http import event_stream
 from groqchat.offline import answers
 from groqchat.services import chat
 from tests.conftest import Serve
-from tests.support.api import BASE, assert_error
+from tests.support.api import BASE
 from tests.support.events import all_events, read_events, text_of
 from tests.support.groq import FakeGroq
 from tests.support.redis_servers import RedisServer
@@ -107,10 +107,22 @@ async def test_a_client_that_leaves_may_cancel_its_turn(api: ClientSession, groq
     assert not answer["content"].endswith("given: 1.")
 
 
-async def test_only_a_stream_can_be_cancelled_by_leaving(api: ClientSession) -> None:
-    body = {"message": "Hello", "on_disconnect": "cancel"}
-    response = await api.post(f"{BASE}/chat", json=body)
-    await assert_error(response, 422, "invalid_field")
+async def test_a_client_that_leaves_may_cancel_a_plain_turn_too(
+    api: ClientSession, groq: FakeGroq
+) -> None:
+    groq.options.chunk_ms = 300
+    body = {"message": "Hello", "session_id": "s", "on_disconnect": "cancel"}
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(api.post(f"{BASE}/chat", json=body), 1)
+
+    async def answered() -> bool:
+        return len(await history(api)) == 2
+
+    await until(answered)
+    assert (await history(api))[1]["status"] == "incomplete"
+    groq.options.chunk_ms = 0
+    whole = await (await api.post(f"{BASE}/chat", json=body)).json()
+    assert (whole["finish_reason"], "status" in whole) == ("stop", False)
 
 
 @pytest.mark.parametrize(

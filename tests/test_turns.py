@@ -1,6 +1,7 @@
 """A turn's own life: clients that leave, bursts, shutdown, its two round trips."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,9 +9,11 @@ from aiohttp import ClientSession
 from redis.asyncio import Redis
 
 from groqchat.errors import Overloaded, ShuttingDown
+from groqchat.http.errors import event_error
 from groqchat.models import ChatRequest
 from groqchat.offline.options import OfflineOptions
 from groqchat.offline.server import serve_offline
+from groqchat.services.admission import Admission
 from groqchat.services.chat import ChatService
 from groqchat.services.completions import open_completions
 from groqchat.services.redis_chat_service import RedisChatService
@@ -140,13 +143,19 @@ class OwnService:
         self.opened = open_completions(self.settings, base_url)
         completions = await self.opened.__aenter__()
         self.history = RedisChatService(self.redis, ttl_s=100, timeout_s=5)
+        self.admission = Admission(self.settings.max_turns_in_flight)
+        self.turns = Turns(TurnLog(self.history.batcher), event_error)
         return ChatService(
             self.history,
             completions,
-            Turns(TurnLog(self.history.batcher)),
+            self.turns,
+            self.admission,
             self.settings,
-            describe=lambda error: {"error": {"code": type(error).__name__}},
         )
+
+    async def drain(self) -> None:
+        stop = partial(self.turns.stop_all, "shutdown")
+        await self.admission.drain(self.settings.shutdown_grace_s, stop)
 
     async def __aexit__(self, *_: object) -> None:
         await self.opened.__aexit__(None, None, None)
@@ -158,7 +167,7 @@ async def test_draining_lets_turns_end_and_takes_no_more(redis: Redis) -> None:
     async with turns as chat:
         turn = asyncio.create_task(chat.answer(ChatRequest(message="Hello", session_id="s")))
         await asyncio.sleep(0)
-        draining = asyncio.create_task(chat.drain())
+        draining = asyncio.create_task(turns.drain())
         await asyncio.sleep(0)
         with pytest.raises(ShuttingDown):
             await chat.answer(ChatRequest(message="Too late"))
@@ -179,7 +188,7 @@ async def test_a_turn_that_outlasts_the_grace_time_is_ended_its_question_kept(
             return await turns.history.get_session_size("s") == 1
 
         await until(saved)
-        await chat.drain()
+        await turns.drain()
         with pytest.raises(ShuttingDown):
             await turn
         assert await turns.history.get_session_size("s") == 1

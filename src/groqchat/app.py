@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from aiohttp import web
 from redis.asyncio import Redis
@@ -14,11 +15,15 @@ from groqchat.http.errors import event_error
 from groqchat.http.event_stream import EventStreams
 from groqchat.offline.options import parse_options
 from groqchat.offline.server import serve_offline
-from groqchat.routes import groq_chat, health, history, sessions
+from groqchat.routes import documents, groq_chat, health, history, models, openai, sessions
 from groqchat.routes import turns as turn_routes
+from groqchat.services.admission import Admission
 from groqchat.services.chat import ChatService
+from groqchat.services.compatible_chat import CompatibleChat
 from groqchat.services.completions import open_completions
+from groqchat.services.conversations import Conversations
 from groqchat.services.idempotency import Idempotency
+from groqchat.services.model_catalog import ModelCatalog
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.services.turns import Turns
 from groqchat.settings import Settings
@@ -31,9 +36,12 @@ BASE_PATH = "/api/groq-chat"
 ROUTE_TABLES = (
     groq_chat.routes,
     turn_routes.routes,
+    models.routes,
+    openai.routes,
     history.routes,
     sessions.routes,
     health.routes,
+    documents.routes,
 )
 
 log = logging.getLogger("groqchat")
@@ -63,22 +71,26 @@ async def _resources(app: web.Application) -> AsyncIterator[None]:
         await _report_redis(settings, redis)
         base_url = await stack.enter_async_context(groq_place(settings))
         completions = await stack.enter_async_context(open_completions(settings, base_url))
-        turns = Turns(TurnLog(history_service.batcher))
+        turns = Turns(TurnLog(history_service.batcher), event_error)
         await stack.enter_async_context(turns.published())
-        event_streams = EventStreams(stall_s=settings.stream_stall_s)
-        await stack.enter_async_context(event_streams.looked_after())
-        chat = ChatService(
-            history_service,
-            completions,
-            turns,
-            settings,
-            describe=event_error,
+        event_streams = EventStreams(
+            stall_s=settings.stream_stall_s, limit=settings.max_turns_in_flight
         )
+        await stack.enter_async_context(event_streams.looked_after())
+        admission = Admission(settings.max_turns_in_flight)
+        chat = ChatService(history_service, completions, turns, admission, settings)
+        conversations = Conversations(history_service, settings)
+        compatible = CompatibleChat(completions, conversations, turns, admission, settings)
+        catalog = ModelCatalog(completions, settings.groq_allowed_models)
+        await stack.enter_async_context(catalog.kept_fresh())
         services = state.Services(
             history=history_service,
             chat=chat,
             turns=turns,
             idempotency=Idempotency(history_service.batcher, chat, turns),
+            catalog=catalog,
+            compatible=compatible,
+            admission=admission,
             event_streams=event_streams,
         )
         state.set_services(app, services)
@@ -88,7 +100,9 @@ async def _resources(app: web.Application) -> AsyncIterator[None]:
 
 async def _drain(app: web.Application) -> None:
     """Let turns end while their clients can still be answered."""
-    await state.chat_of(app).drain()
+    grace_s = state.settings_of(app).shutdown_grace_s
+    turns = state.turns_of(app)
+    await state.admission_of(app).drain(grace_s, partial(turns.stop_all, "shutdown"))
 
 
 @asynccontextmanager

@@ -1,23 +1,24 @@
 """What crosses the wire, as pydantic models."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
     ValidationInfo,
-    model_validator,
+    WithJsonSchema,
 )
 
 SESSION_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 # Those of messages that another program wrote are longer.
 MESSAGE_ID_PATTERN = r"^[0-9a-f]{17}([0-9a-f]{12})?$"
 # A session id, with or without the place that an earlier page gave.
-SESSION_CURSOR_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(@[0-9a-z.+]{1,40})?$"
+SESSION_CURSOR_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(@(inf|[0-9][0-9.e+]{0,39}))?$"
 # Provider, slash and version are all part of Groq's model names.
 MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
 MAX_PAGE = 1000
@@ -25,8 +26,10 @@ MAX_PAGE = 1000
 MAX_COMPLETION_TOKENS = 131_072
 # More events than any turn has.
 MAX_EVENTS = 10_000_000
+# In the description of the API: where the names of the models that may be used stand.
+MODELS = "GROQ_ALLOWED_MODELS"
 # Context for validation: the longest text, in characters.
-MAX_CHARS = "max_chars"
+MAX_CHARS = "CHAT_MAX_MESSAGE_CHARS"
 
 
 def is_session_id(text: str) -> bool:
@@ -47,10 +50,20 @@ def _is_not_too_long(text: str, info: ValidationInfo) -> str:
     return text
 
 
+def _as_whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 SessionId = Annotated[str, StringConstraints(pattern=SESSION_ID_PATTERN)]
 MessageId = Annotated[str, StringConstraints(pattern=MESSAGE_ID_PATTERN)]
 SessionCursor = Annotated[str, StringConstraints(pattern=SESSION_CURSOR_PATTERN)]
-ModelName = Annotated[str, StringConstraints(pattern=MODEL_PATTERN)]
+ModelName = Annotated[
+    str,
+    StringConstraints(pattern=MODEL_PATTERN),
+    WithJsonSchema({"type": "string", "pattern": MODEL_PATTERN, "enum": MODELS}),
+]
+# As JSON has it: 5.0 is as whole a number as 5.
+Whole = Annotated[int, BeforeValidator(_as_whole)]
 # Printable ASCII; quotes, as some clients add them, are part of it.
 IdempotencyKey = Annotated[str, StringConstraints(pattern=r"^[ -~]{1,255}$")]
 Text = Annotated[
@@ -59,31 +72,44 @@ Text = Annotated[
     StringConstraints(min_length=1),
     AfterValidator(_has_text),
     AfterValidator(_is_not_too_long),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_CHARS, "pattern": r"\S"}),
 ]
 
 
-def _is_none(value: object) -> bool:
+def is_none(value: object) -> bool:
+    """Tell whether a field has nothing to say."""
     return value is None
 
 
-class _Request(BaseModel):
+def example(**fields: Any) -> ConfigDict:
+    """Return a configuration with an example for the description of the API."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
+class Request(BaseModel):
+    """What a client sends; a field that is not known is an error."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class NoQuery(_Request):
+class NoQuery(Request):
     """The query of a route that takes none."""
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """What a client is sent."""
+
     model_config = ConfigDict(frozen=True)
 
 
-class ChatRequest(_Request):
+class ChatRequest(Request):
     """One message to answer; `context` is how many earlier messages the model sees.
 
-    With `stream` the answer comes as server-sent events. `on_disconnect` says what becomes of a
-    stream's turn when its client leaves: it goes on and is kept, or is cut there.
+    With `stream` the answer comes as server-sent events. `on_disconnect` says what becomes of the
+    turn when its client leaves: it goes on and is kept, or is cut there.
     """
+
+    model_config = example(message="What is Python?", session_id="user-123-abc")
 
     message: Text
     model: ModelName | None = None
@@ -91,24 +117,30 @@ class ChatRequest(_Request):
     system_prompt: Text | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
-    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_COMPLETION_TOKENS)
-    context: int | None = Field(None, ge=0, le=MAX_PAGE)
+    max_completion_tokens: Whole | None = Field(None, ge=1, le=MAX_COMPLETION_TOKENS)
+    context: Whole | None = Field(None, ge=0, le=MAX_PAGE)
     stream: bool = False
     on_disconnect: Literal["continue", "cancel"] = "continue"
 
-    @model_validator(mode="after")
-    def _only_a_stream_is_cancelled(self) -> Self:
-        if self.on_disconnect == "cancel" and not self.stream:
-            raise ValueError("on_disconnect: cancel needs stream: true")
-        return self
 
-
-class ChatAnswer(_Answer):
+class ChatAnswer(Answer):
     """The model's answer; `history_saved` tells whether both messages are kept.
 
     `turn_id` is the id of the message that was answered; `status` is `incomplete` where the
     answer was cut short.
     """
+
+    model_config = example(
+        message="A programming language.",
+        model="openai/gpt-oss-20b",
+        timestamp="2026-11-22T16:30:16.392466+00:00",
+        tokens_used=22,
+        finish_reason="stop",
+        session_id="user-123-abc",
+        message_id="660dffe0b531216d6",
+        turn_id="660dffe0b39799a87",
+        history_saved=True,
+    )
 
     message: str
     model: str
@@ -119,10 +151,10 @@ class ChatAnswer(_Answer):
     message_id: str
     turn_id: str
     history_saved: bool
-    status: str | None = Field(None, exclude_if=_is_none)
+    status: str | None = Field(None, exclude_if=is_none)
 
 
-class TurnPath(_Request):
+class TurnPath(Request):
     """The turn that a path names, by the id of its user's message."""
 
     turn_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{17}$")]
@@ -134,40 +166,66 @@ class ChatHeaders(BaseModel):
     idempotency_key: IdempotencyKey | None = Field(None, alias="Idempotency-Key")
 
 
+class ModelInfo(Answer):
+    """A model as Groq describes it; sizes in tokens."""
+
+    id: str
+    owned_by: str | None = None
+    active: bool | None = None
+    context_window: int | None = None
+    max_completion_tokens: int | None = None
+
+
+class ModelsAnswer(Answer):
+    """The models that may be used, and when Groq listed them."""
+
+    models: list[ModelInfo]
+    default_model: str
+    refreshed_at: str | None
+
+
 class LastEventId(BaseModel):
     """How far a client has come with a turn's events."""
 
     last_event_id: int = Field(0, alias="Last-Event-ID", ge=0, le=MAX_EVENTS)
 
 
-class StopAnswer(_Answer):
+class StopAnswer(Answer):
     """What became of a turn: ended by this, over before, or still to be ended by its worker."""
 
     turn_id: str
     status: Literal["stopped", "finished", "stopping"]
 
 
-class SessionPath(_Request):
+class HealthAnswer(Answer):
+    """That the process lives."""
+
+    status: Literal["ok"] = "ok"
+
+
+class ReadyAnswer(Answer):
+    """That what the service needs is there."""
+
+    status: Literal["ok"] = "ok"
+    checks: dict[str, str]
+
+
+class SessionPath(Request):
     """The session that a path names."""
 
     session_id: SessionId
 
 
-class _PageQuery(_Request):
+class _PageQuery(Request):
     limit: int = Field(MAX_PAGE, ge=1, le=MAX_PAGE)
     order: Literal["asc", "desc"] = "desc"
 
 
 class HistoryQuery(_PageQuery):
-    """A page of messages: those after or before one; with neither the newest, or the first."""
+    """A page of messages: those after one, before one, or between two; else an end's."""
 
     after: MessageId | None = None
     before: MessageId | None = None
-
-    @model_validator(mode="after")
-    def _one_direction(self) -> Self:
-        _refuse_both(self.after, self.before)
-        return self
 
 
 class SessionsQuery(_PageQuery):
@@ -176,31 +234,25 @@ class SessionsQuery(_PageQuery):
     after: SessionCursor | None = None
     before: SessionCursor | None = None
 
-    @model_validator(mode="after")
-    def _one_direction(self) -> Self:
-        _refuse_both(self.after, self.before)
-        return self
 
+class HistoryMessage(Answer):
+    """One message; `tokens` and `finish_reason` where a completion gave them.
 
-def _refuse_both(after: str | None, before: str | None) -> None:
-    if after is not None and before is not None:
-        raise ValueError("after and before exclude each other")
-
-
-class HistoryMessage(_Answer):
-    """One message; `tokens` and `finish_reason` where a completion gave them."""
+    `extra` holds what else a client of the OpenAI-compatible endpoint sent with it.
+    """
 
     id: str
     role: str
     content: str
     model: str | None
     timestamp: str
-    tokens: int | None = Field(None, exclude_if=_is_none)
-    finish_reason: str | None = Field(None, exclude_if=_is_none)
-    status: str | None = Field(None, exclude_if=_is_none)
+    tokens: int | None = Field(None, exclude_if=is_none)
+    finish_reason: str | None = Field(None, exclude_if=is_none)
+    status: str | None = Field(None, exclude_if=is_none)
+    extra: dict[str, Any] | None = Field(None, exclude_if=is_none)
 
 
-class HistoryAnswer(_Answer):
+class HistoryAnswer(Answer):
     """A page of messages in time order; counts are of the whole session."""
 
     session_id: str
@@ -212,14 +264,14 @@ class HistoryAnswer(_Answer):
     last_id: str | None
 
 
-class ClearAnswer(_Answer):
+class ClearAnswer(Answer):
     """That a session is gone."""
 
     status: Literal["success"] = "success"
     message: str
 
 
-class SessionsAnswer(_Answer):
+class SessionsAnswer(Answer):
     """A page of sessions; `next` goes on behind it where there are more."""
 
     sessions: list[str]
@@ -230,7 +282,7 @@ class SessionsAnswer(_Answer):
     next: str | None
 
 
-class SessionAnswer(_Answer):
+class SessionAnswer(Answer):
     """What is known of one session; no expiry where another program left its key without."""
 
     session_id: str

@@ -19,7 +19,7 @@ from groqchat.garbage import collected_when_quiet
 from groqchat.http.access_log import access_logger
 from groqchat.http.errors import http_error
 from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
-from groqchat.http.state import chat_of
+from groqchat.http.state import admission_of
 from groqchat.limits import raise_file_limit
 from groqchat.settings import Settings
 
@@ -129,8 +129,8 @@ async def serve(settings: Settings, *, as_worker: bool = False) -> None:
     try:
         if await _finishes_before(runner.setup(), stop):
             await _listen(runner, settings, reuse_port=as_worker)
-            chat = chat_of(runner.app)
-            async with collected_when_quiet(lambda: chat.in_flight):
+            admission = admission_of(runner.app)
+            async with collected_when_quiet(lambda: len(admission)):
                 await stop.wait()
         log.info("groqchat is stopping")
     finally:
@@ -146,6 +146,9 @@ async def _finishes_before(start: Coroutine[None, None, None], stop: asyncio.Eve
     if not starting.done():
         starting.cancel()
         await asyncio.wait([starting])
+    if stop.is_set():
+        # Whether it has failed as well is of no interest any more.
+        starting.cancelled() or starting.exception()
         return False
     starting.result()
     return True

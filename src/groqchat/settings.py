@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Annotated, Any, Self
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from groqchat.errors import ConfigurationError
@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     )
     groq_default_model: str = Field(
         "openai/gpt-oss-20b", min_length=1, description="The model where a request names none."
+    )
+    groq_allowed_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Models that may be used, comma-separated; none: all that Groq has."
     )
     groq_timeout_s: float = Field(
         60.0, gt=0, le=3600, description="Deadline of one completion, retries included."
@@ -173,11 +176,11 @@ class Settings(BaseSettings):
     def _level_in_capitals(cls, level: object) -> object:
         return level.upper() if isinstance(level, str) else level
 
-    @field_validator("cors_allowed_origins", mode="before")
+    @field_validator("cors_allowed_origins", "groq_allowed_models", mode="before")
     @classmethod
-    def _split_origins(cls, value: object) -> object:
+    def _split_list(cls, value: object) -> object:
         if isinstance(value, str):
-            return tuple(origin.strip() for origin in value.split(",") if origin.strip())
+            return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
     @field_validator("cors_allowed_origins")
@@ -187,6 +190,13 @@ class Settings(BaseSettings):
             if not ORIGIN.fullmatch(origin):
                 raise ValueError(f"{origin!r} is no origin such as https://example.org")
         return origins
+
+    @model_validator(mode="after")
+    def _default_model_is_allowed(self) -> Self:
+        allowed = self.groq_allowed_models
+        if allowed and self.groq_default_model not in allowed:
+            raise ValueError("GROQ_DEFAULT_MODEL is not one of GROQ_ALLOWED_MODELS")
+        return self
 
     @field_validator("redis_password", "groq_api_key", mode="before")
     @classmethod

@@ -41,8 +41,8 @@ class FakeGroq:
         if request.method == "POST":
             self.asked.append(orjson.loads(await request.read()))
             self.headers.append(dict(request.headers))
-        if self.before is not None:
-            await self.before()
+            if self.before is not None:
+                await self.before()
         response = await handler(request)
         response.headers.update(self.response_headers)
         return response

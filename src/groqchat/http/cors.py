@@ -5,7 +5,13 @@ from collections.abc import Sequence
 import aiohttp_cors
 from aiohttp import hdrs, web
 
-ALLOWED_HEADERS = ("Content-Type", "X-Request-ID")
+ALLOWED_HEADERS = (
+    "Content-Type",
+    "X-Request-ID",
+    "Idempotency-Key",
+    "Last-Event-ID",
+    "X-Session-Id",
+)
 EXPOSED_HEADERS = ("X-Request-ID", "Retry-After")
 # Browsers keep a preflight's answer this long; Chromium keeps none longer than two hours.
 PREFLIGHT_MAX_AGE_S = 7200

@@ -12,6 +12,8 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import ContentEncodingError, TransferEncodingError
 from pydantic import BaseModel, ValidationError
 
+from groqchat.error_models import ErrorAnswer
+from groqchat.errors import GroqChatError
 from groqchat.http.errors import RequestError, WireError, http_error, validation_error
 from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
 from groqchat.http.state import settings_of
@@ -24,9 +26,30 @@ AnyHandler = TypeVar("AnyHandler", bound=Handler)
 JSON = "application/json"
 # More parameters than any route has; what is behind them is not worth reading.
 MAX_QUERY_FIELDS = 100
-PARAMETERS = frozenset({"request", "path", "query", "headers", "body"})
+PARAMETERS = frozenset({"path", "query", "headers", "body"})
 # What aiohttp unpacks by itself.
 ENCODINGS = frozenset({"identity", "gzip", "deflate"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notes:
+    """What the description of a route needs beside its declaration.
+
+    `errors` are those that it raises, each with all of its kind, `error_model` what they look
+    like, `media_type` that of a response of its own, `stream` what its events are, `no_content`
+    when there is nothing to answer. One that passes errors on has those of Groq's too, whatever
+    their status.
+    """
+
+    errors: Sequence[type[GroqChatError]] = ()
+    error_model: type[BaseModel] = ErrorAnswer
+    media_type: str | None = None
+    stream: str = ""
+    no_content: str = ""
+    passes_errors_on: bool = False
+
+
+NO_NOTES = Notes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +64,23 @@ class Endpoint:
     body_model: type[BaseModel] | None
     answer_model: type[BaseModel] | None
     streams: bool
+    notes: Notes
     handler: Handler
+
+    @property
+    def tag(self) -> str:
+        """The module that the handler stands in."""
+        return self.handler.__module__.rpartition(".")[2]
+
+    @property
+    def name(self) -> str:
+        """What a client generated from the description calls it."""
+        return f"{self.tag}_{self.handler.__name__}"
+
+    @property
+    def summary(self) -> str:
+        """What it does, in a sentence."""
+        return (inspect.getdoc(self.handler) or "").partition("\n")[0]
 
     def _parse_headers(self, model: type[BaseModel], request: web.Request) -> BaseModel:
         headers = request.headers
@@ -68,16 +107,22 @@ class Endpoint:
 
 
 def endpoint(
-    routes: web.RouteTableDef, method: str, path: str
+    routes: web.RouteTableDef,
+    method: str,
+    path: str,
+    *,
+    notes: Notes = NO_NOTES,
 ) -> Callable[[AnyHandler], AnyHandler]:
     """Add a handler to `routes`; its `path`, `query`, `headers` and `body` are validated.
 
-    It returns a model to be sent as JSON, or has sent a stream.
+    It returns a model to be sent as JSON, a response of its own, or has sent a stream; `notes`
+    say what its annotations do not.
     """
 
     def declare(handler: AnyHandler) -> AnyHandler:
         hints = get_type_hints(handler)
-        unknown = set(inspect.signature(handler).parameters) - PARAMETERS
+        # The request is given by place, whatever it is called.
+        unknown = set(list(inspect.signature(handler).parameters)[1:]) - PARAMETERS
         answers = get_args(hints["return"]) or (hints["return"],)
         if unknown:
             raise TypeError(f"{handler.__name__}: an endpoint has no parameter {unknown}")
@@ -90,11 +135,14 @@ def endpoint(
             body_model=hints.get("body"),
             answer_model=next((kind for kind in answers if issubclass(kind, BaseModel)), None),
             streams=web.StreamResponse in answers,
+            notes=notes,
             handler=handler,
         )
         # aiohttp's own GET answers HEAD too, as balancers and monitors like to ask.
         if method == hdrs.METH_GET and not declared.streams:
             add = routes.get(path, expect_handler=answer_expectation)
+        elif method == hdrs.METH_GET:
+            add = routes.get(path, allow_head=False, expect_handler=answer_expectation)
         else:
             add = routes.route(method, path, expect_handler=answer_expectation)
         add(declared.respond)

@@ -11,12 +11,13 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from groqchat import errors, logs
+from groqchat.error_models import ErrorAnswer, ErrorDetail, ErrorInfo
 
 # Looked up along the class hierarchy; anything else is a 500.
 STATUS: dict[type[errors.GroqChatError], int] = {
     errors.InvalidField: 422,
     errors.SessionNotFound: 404,
-    errors.IdempotencyKeyReused: 422,
+    errors.IdempotencyKeyReused: 409,
     errors.TurnNotFound: 404,
     errors.TurnLost: 502,
     errors.Overloaded: 503,
@@ -73,7 +74,7 @@ class WireError:
     code: str
     message: str
     param: str | None = None
-    details: Sequence[dict[str, str | None]] = ()
+    details: Sequence[ErrorDetail] = ()
     retry_after_s: float | None = None
     closes: bool = False
 
@@ -90,16 +91,15 @@ class WireError:
 
     def body(self) -> dict[str, Any]:
         """Return the JSON object, with the id of the request at hand."""
-        error: dict[str, Any] = {
-            "message": self.message,
-            "type": self.type,
-            "code": self.code,
-            "param": self.param,
-            "request_id": logs.request_id.get(),
-        }
-        if self.details:
-            error["details"] = list(self.details)
-        return {"error": error}
+        error = ErrorInfo(
+            message=self.message,
+            type=self.type,
+            code=self.code,
+            param=self.param,
+            request_id=logs.request_id.get(),
+            details=list(self.details) or None,
+        )
+        return ErrorAnswer(error=error).model_dump()
 
     def headers(self) -> dict[str, str]:
         """Return the headers that go with the status."""
@@ -146,7 +146,7 @@ def wire_error(error: Exception) -> WireError:
 def event_error(error: Exception) -> dict[str, Any]:
     """Return the data of an error event: the error and the status that would go with it."""
     wire = wire_error(error)
-    return {**wire.body(), "status": wire.status}
+    return {**wire.body(), "status": wire.status, "retry_after_s": wire.retry_after_s}
 
 
 def error_of_event(data: dict[str, Any]) -> RequestError:
@@ -158,6 +158,7 @@ def error_of_event(data: dict[str, Any]) -> RequestError:
             code=error["code"],
             message=error["message"],
             param=error["param"],
+            retry_after_s=data["retry_after_s"],
         )
     )
 
@@ -180,21 +181,21 @@ def validation_error(error: ValidationError) -> WireError:
             code=errors.InvalidField.code,
             message=f"More than {MAX_DETAILS} fields are wrong.",
         )
-    details: list[dict[str, str | None]] = [
-        {
-            "param": _printable(".".join(str(part) for part in problem["loc"])) or None,
-            "message": problem["msg"].removeprefix("Value error, "),
-            "type": problem["type"],
-        }
+    details = [
+        ErrorDetail(
+            param=_printable(".".join(str(part) for part in problem["loc"])) or None,
+            message=problem["msg"].removeprefix("Value error, "),
+            type=problem["type"],
+        )
         for problem in error.errors(include_url=False, include_input=False, include_context=False)
     ]
     first = details[0]
-    message = ": ".join(text for text in (first["param"], first["message"]) if text)
+    message = ": ".join(text for text in (first.param, first.message) if text)
     return WireError(
         status=422,
         code=errors.InvalidField.code,
         message=message,
-        param=first["param"],
+        param=first.param,
         details=details,
     )
 

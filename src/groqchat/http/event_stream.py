@@ -2,17 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import orjson
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from groqchat import logs
-from groqchat.errors import GroqChatError
+from groqchat.errors import GroqChatError, Overloaded
 from groqchat.http.errors import event_error
 from groqchat.http.request_id import REQUEST_ID_HEADER
+from groqchat.services.turn import Turn
 
 HEADERS = {
     hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
@@ -20,6 +21,12 @@ HEADERS = {
     # Else nginx would hold events back until it has a bufferful.
     "X-Accel-Buffering": "no",
 }
+# For the description of the API.
+STREAM_NOTE = (
+    "Events, numbered by `id`: `start`, any number of `delta` with a `text` each, then `done` with "
+    "what a plain answer holds, or `error` with the error and its `status`."
+)
+NO_HEADERS: Mapping[str, str] = {}
 # Balancers close what says nothing for a minute, some sooner.
 PING_S = 15
 PING = b": ping\n\n"
@@ -45,8 +52,9 @@ class _Open:
 class EventStreams:
     """Sends streams, and looks after all of them with one timer instead of one each."""
 
-    def __init__(self, *, stall_s: float) -> None:
+    def __init__(self, *, stall_s: float, limit: int) -> None:
         self._stall_s = stall_s
+        self._limit = limit
         self._open: set[_Open] = set()
 
     async def send(
@@ -55,12 +63,16 @@ class EventStreams:
         events: AsyncIterator[bytes],
         *,
         on_leave: Callable[[], object] = lambda: None,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> web.StreamResponse:
         """Send events until their end; `on_leave` is called where the client does not wait for it.
 
         An error that `events` raises becomes an event itself, the last one.
         """
-        response = web.StreamResponse(headers=HEADERS)
+        response = web.StreamResponse(headers={**headers, **HEADERS})
+        if request.version < HttpVersion11:
+            # Only the end of the connection tells such a client of the end.
+            response.force_close()
         response.headers[REQUEST_ID_HEADER] = logs.request_id.get()
         stream: _Open | None = None
         try:
@@ -78,6 +90,11 @@ class EventStreams:
             if stream is not None:
                 self._open.discard(stream)
         return response
+
+    def check(self) -> None:
+        """Raise Overloaded where so many streams are open that no turn should be followed again."""
+        if len(self._open) >= self._limit:
+            raise Overloaded
 
     @asynccontextmanager
     async def looked_after(self) -> AsyncIterator[None]:
@@ -143,3 +160,13 @@ async def _send_all(stream: _Open, events: AsyncIterator[bytes]) -> None:
         await response.write(b"event: error\ndata: " + body + b"\n\n")
     stream.is_writing = True
     await response.write_eof()
+
+
+async def outcome_while_there(request: web.Request, turn: Turn) -> bytes:
+    """Return a turn's last event, stopping the turn where its client leaves."""
+    over = asyncio.create_task(turn.last_event())
+    while not over.done():
+        await asyncio.wait([over], timeout=LOOK_EVERY_S)
+        if request.transport is None or request.transport.is_closing():
+            turn.stop("left")
+    return over.result()

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from groqchat.http.event_stream import EventStreams
+from groqchat.services.admission import Admission
 from groqchat.services.chat import ChatService
+from groqchat.services.compatible_chat import CompatibleChat
 from groqchat.services.idempotency import Idempotency
+from groqchat.services.model_catalog import ModelCatalog
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.services.turns import Turns
 from groqchat.settings import Settings
@@ -20,6 +23,9 @@ class Services:
     chat: ChatService
     turns: Turns
     idempotency: Idempotency
+    catalog: ModelCatalog
+    compatible: CompatibleChat
+    admission: Admission
     event_streams: EventStreams
 
 
@@ -60,6 +66,21 @@ def turns_of(app: web.Application) -> Turns:
 def idempotency_of(app: web.Application) -> Idempotency:
     """Return what runs a turn once for its Idempotency-Key."""
     return app[_SERVICES].idempotency
+
+
+def catalog_of(app: web.Application) -> ModelCatalog:
+    """Return the list of models."""
+    return app[_SERVICES].catalog
+
+
+def compatible_of(app: web.Application) -> CompatibleChat:
+    """Return the chat in Groq's own wire format."""
+    return app[_SERVICES].compatible
+
+
+def admission_of(app: web.Application) -> Admission:
+    """Return what counts the turns under way."""
+    return app[_SERVICES].admission
 
 
 def event_streams_of(app: web.Application) -> EventStreams:

@@ -1,5 +1,6 @@
 """What the stand-in says: the same to the same question, and enough to see that it remembers."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -20,6 +21,7 @@ class OfflineAnswer:
     prompt_tokens: int
     completion_tokens: int
     finish_reason: str
+    tool_calls: Sequence[dict[str, Any]] = ()
 
     @property
     def text(self) -> str:
@@ -41,11 +43,18 @@ class OfflineAnswer:
 
 
 def answer_to(
-    messages: Sequence[dict[str, Any]], max_tokens: int | None, *, pieces: int | None = None
+    messages: Sequence[dict[str, Any]],
+    max_tokens: int | None,
+    *,
+    pieces: int | None = None,
+    as_json: bool = False,
 ) -> OfflineAnswer:
     """Return the answer to a conversation, of so many pieces, cut at `max_tokens`."""
     asked = [_text(message) for message in messages if message["role"] == "user"]
-    words = [f"{word} " for word in _sentence(asked, len(messages)).split(" ")]
+    sentence = _sentence(asked, len(messages))
+    if as_json:
+        sentence = json.dumps({"answer": sentence}, ensure_ascii=False)
+    words = [f"{word} " for word in sentence.split(" ")]
     if pieces is not None:
         words = list(islice(cycle(words), pieces))
     chunks = [*words[:-1], words[-1].rstrip()]
@@ -59,6 +68,27 @@ def answer_to(
         prompt_tokens=len(everything) // CHARS_PER_TOKEN + 1,
         completion_tokens=len(chunks),
         finish_reason="length" if cut else "stop",
+    )
+
+
+def call_of(name: str, messages: Sequence[dict[str, Any]]) -> OfflineAnswer:
+    """Return the call of a tool with what the user said last."""
+    asked = [_text(message) for message in messages if message["role"] == "user"]
+    arguments = json.dumps({"said": _quote(asked[-1]) if asked else ""})
+    number = crc32(arguments.encode())
+    return OfflineAnswer(
+        id=f"chatcmpl-{number:08x}",
+        chunks=(),
+        prompt_tokens=1,
+        completion_tokens=1,
+        finish_reason="tool_calls",
+        tool_calls=[
+            {
+                "id": f"call_{number:08x}",
+                "type": "function",
+                "function": {"name": name, "arguments": arguments},
+            }
+        ],
     )
 
 

@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 from pydantic import ValidationError
 
 from groqchat.offline import wire
-from groqchat.offline.answers import OfflineAnswer, answer_to
+from groqchat.offline.answers import OfflineAnswer, answer_to, call_of
 from groqchat.offline.options import MAX_WAIT_MS, OfflineOptions
 
 COMPLETIONS_PATH = "/openai/v1/chat/completions"
@@ -68,7 +68,12 @@ async def _complete(request: web.Request) -> web.StreamResponse:
         text = f"The model `{asked.model}` does not exist or you do not have access to it."
         return _json(wire.error(404, text), status=404)
     messages = [message.model_dump() for message in asked.messages]
-    answer = answer_to(messages, asked.token_limit, pieces=options.chunks)
+    if asked.tool is not None:
+        answer = call_of(asked.tool, messages)
+    else:
+        answer = answer_to(
+            messages, asked.token_limit, pieces=options.chunks, as_json=asked.wants_json
+        )
     if options.fail is not None and not (asked.stream and options.fail_after_chunks is not None):
         return await _fail(request, options)
     if asked.stream:
@@ -82,9 +87,9 @@ async def _stream(
     response = web.StreamResponse(
         headers={hdrs.CONTENT_TYPE: "text/event-stream", **wire.RATE_LIMIT_HEADERS}
     )
-    await response.prepare(request)
     # A client may leave in mid-answer, as one does that stops it.
     with suppress(ConnectionError):
+        await response.prepare(request)
         for index, chunk in enumerate(wire.chunks(answer, model)):
             if options.fail is not None and index == options.fail_after_chunks:
                 return await _fail_in_stream(request, response, options)

@@ -4,6 +4,7 @@ Source: Groq's API reference for chat completions, models, errors and rate limit
 """
 
 import time
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -58,6 +59,21 @@ class WireMessage(BaseModel):
     content: str | list[dict[str, Any]] | None = None
 
 
+class _Function(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+
+class _Tool(BaseModel):
+    """A tool, or the choice of one."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["function"]
+    function: _Function
+
+
 class WireRequest(BaseModel):
     """The part of a completion request that the stand-in obeys."""
 
@@ -71,6 +87,21 @@ class WireRequest(BaseModel):
     n: Literal[1] | None = None
     max_tokens: int | None = Field(None, ge=1, le=MAX_COMPLETION_TOKENS)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_COMPLETION_TOKENS)
+    tools: list[_Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | _Tool | None = None
+    response_format: dict[str, Any] | None = None
+
+    @property
+    def tool(self) -> str | None:
+        """The name of the tool that must be called, which one choice of several decides."""
+        if self.tool_choice == "required":
+            return self.tools[0].function.name if self.tools else None
+        return self.tool_choice.function.name if isinstance(self.tool_choice, _Tool) else None
+
+    @property
+    def wants_json(self) -> bool:
+        """Whether the answer is to be a JSON object."""
+        return (self.response_format or {}).get("type") in {"json_object", "json_schema"}
 
     @property
     def token_limit(self) -> int | None:
@@ -85,7 +116,7 @@ def completion(answer: OfflineAnswer, model: str) -> dict[str, Any]:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": answer.text},
+                "message": _message(answer),
                 "logprobs": None,
                 "finish_reason": answer.finish_reason,
             }
@@ -106,11 +137,28 @@ def chunks(answer: OfflineAnswer, model: str) -> list[dict[str, Any]]:
             "x_groq": request,
         },
         *(_chunk(answer, model, {"content": text}) for text in answer.chunks),
+        *(_chunk(answer, model, {"tool_calls": [piece]}) for piece in _call_pieces(answer)),
         {
             **_chunk(answer, model, {}, finish_reason=answer.finish_reason),
             "x_groq": {**request, "usage": answer.usage},
         },
     ]
+
+
+def _message(answer: OfflineAnswer) -> dict[str, Any]:
+    if answer.tool_calls:
+        return {"role": "assistant", "tool_calls": list(answer.tool_calls)}
+    return {"role": "assistant", "content": answer.text}
+
+
+def _call_pieces(answer: OfflineAnswer) -> Iterator[dict[str, Any]]:
+    """Yield the calls of tools as a stream gives them: first the name, then the arguments."""
+    for index, call in enumerate(answer.tool_calls):
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        yield {"index": index, **call, "function": {"name": name, "arguments": ""}}
+        middle = len(arguments) // 2
+        for part in (arguments[:middle], arguments[middle:]):
+            yield {"index": index, "function": {"arguments": part}}
 
 
 def models() -> dict[str, Any]:
@@ -152,7 +200,7 @@ def _head(answer: OfflineAnswer, model: str, kind: str) -> dict[str, Any]:
 
 
 def _chunk(
-    answer: OfflineAnswer, model: str, delta: dict[str, str], finish_reason: str | None = None
+    answer: OfflineAnswer, model: str, delta: dict[str, Any], finish_reason: str | None = None
 ) -> dict[str, Any]:
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
     return {**_head(answer, model, "chat.completion.chunk"), "choices": [choice]}

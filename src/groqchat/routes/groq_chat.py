@@ -3,8 +3,17 @@
 import orjson
 from aiohttp import web
 
-from groqchat.http.endpoint import JSON, endpoint
+from groqchat.errors import (
+    CompletionError,
+    IdempotencyKeyReused,
+    Overloaded,
+    ShuttingDown,
+    StorageError,
+    TurnLost,
+)
+from groqchat.http.endpoint import JSON, Notes, endpoint
 from groqchat.http.errors import error_of_event
+from groqchat.http.event_stream import STREAM_NOTE, outcome_while_there
 from groqchat.http.state import chat_of, event_streams_of, idempotency_of
 from groqchat.models import ChatAnswer, ChatHeaders, ChatRequest
 from groqchat.services.turn import Turn
@@ -12,8 +21,18 @@ from groqchat.storage.turn_log import parse_frame
 
 routes = web.RouteTableDef()
 
+ERRORS = (
+    CompletionError,
+    StorageError,
+    Overloaded,
+    ShuttingDown,
+    IdempotencyKeyReused,
+    TurnLost,
+)
+NOTES = Notes(errors=ERRORS, stream=STREAM_NOTE)
 
-@endpoint(routes, "POST", "/api/groq-chat/chat")
+
+@endpoint(routes, "POST", "/api/groq-chat/chat", notes=NOTES)
 async def chat(
     request: web.Request, headers: ChatHeaders, body: ChatRequest
 ) -> ChatAnswer | web.StreamResponse:
@@ -21,7 +40,7 @@ async def chat(
     return await _answer(request, body, headers.idempotency_key)
 
 
-@endpoint(routes, "POST", "/api/groq-chat/simple-chat")
+@endpoint(routes, "POST", "/api/groq-chat/simple-chat", notes=NOTES)
 async def simple_chat(
     request: web.Request, headers: ChatHeaders, query: ChatRequest
 ) -> ChatAnswer | web.StreamResponse:
@@ -34,9 +53,13 @@ async def _answer(
 ) -> ChatAnswer | web.StreamResponse:
     if asked.stream:
         return await _stream(request, asked, key)
-    if key is None:
+    if key is not None:
+        last = await idempotency_of(request.app).outcome(key, asked)
+    elif asked.on_disconnect == "cancel":
+        last = await outcome_while_there(request, chat_of(request.app).start(asked))
+    else:
         return await chat_of(request.app).answer(asked)
-    name, data = parse_frame(await idempotency_of(request.app).outcome(key, asked))
+    name, data = parse_frame(last)
     if name == "error":
         raise error_of_event(orjson.loads(data))
     return web.Response(body=data, content_type=JSON)

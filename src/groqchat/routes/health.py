@@ -3,21 +3,23 @@
 import orjson
 from aiohttp import web
 
-from groqchat.http.endpoint import answer_expectation
+from groqchat.errors import HistoryUnavailable
+from groqchat.http.endpoint import JSON, Notes, endpoint
 from groqchat.http.errors import WireError
 from groqchat.http.state import chat_of, history_of
+from groqchat.models import HealthAnswer, ReadyAnswer
 
 routes = web.RouteTableDef()
 
 
-@routes.get("/healthz", expect_handler=answer_expectation)
-async def healthz(_request: web.Request) -> web.Response:
+@endpoint(routes, "GET", "/healthz")
+async def healthz(_request: web.Request) -> HealthAnswer:
     """Say that the process lives; asks nobody else, so that no outage restarts it."""
-    return _response({"status": "ok"}, status=200)
+    return HealthAnswer()
 
 
-@routes.get("/readyz", expect_handler=answer_expectation)
-async def readyz(request: web.Request) -> web.Response:
+@endpoint(routes, "GET", "/readyz", notes=Notes(errors=(HistoryUnavailable,)))
+async def readyz(request: web.Request) -> ReadyAnswer | web.Response:
     """Say whether Redis answers and a model is configured."""
     checks = {
         "redis": "ok" if await history_of(request.app).is_connected() else "unreachable",
@@ -25,15 +27,9 @@ async def readyz(request: web.Request) -> web.Response:
     }
     wrong = [f"{name}: {state}" for name, state in checks.items() if state != "ok"]
     if not wrong:
-        return _response({"status": "ok", "checks": checks}, status=200)
+        return ReadyAnswer(checks=checks)
     error = WireError(status=503, code="not_ready", message="; ".join(wrong))
     body = {"status": "unavailable", "checks": checks, **error.body()}
-    return _response(body, status=error.status, headers=error.headers())
-
-
-def _response(
-    body: dict[str, object], *, status: int, headers: dict[str, str] | None = None
-) -> web.Response:
     return web.Response(
-        body=orjson.dumps(body), status=status, headers=headers, content_type="application/json"
+        body=orjson.dumps(body), status=error.status, headers=error.headers(), content_type=JSON
     )

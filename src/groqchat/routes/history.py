@@ -2,7 +2,8 @@
 
 from aiohttp import web
 
-from groqchat.http.endpoint import endpoint
+from groqchat.errors import StorageError
+from groqchat.http.endpoint import Notes, endpoint
 from groqchat.http.state import history_of
 from groqchat.models import ClearAnswer, HistoryAnswer, HistoryMessage, HistoryQuery, SessionPath
 from groqchat.services.redis_chat_service import HistoryPage
@@ -10,7 +11,7 @@ from groqchat.services.redis_chat_service import HistoryPage
 routes = web.RouteTableDef()
 
 
-@endpoint(routes, "GET", "/api/groq-chat/history/{session_id}")
+@endpoint(routes, "GET", "/api/groq-chat/history/{session_id}", notes=Notes(errors=(StorageError,)))
 async def get_history(
     request: web.Request, path: SessionPath, query: HistoryQuery
 ) -> HistoryAnswer:
@@ -25,7 +26,9 @@ async def get_history(
     return _answer(path.session_id, page)
 
 
-@endpoint(routes, "DELETE", "/api/groq-chat/history/{session_id}")
+@endpoint(
+    routes, "DELETE", "/api/groq-chat/history/{session_id}", notes=Notes(errors=(StorageError,))
+)
 async def clear_history(request: web.Request, path: SessionPath) -> ClearAnswer:
     """Delete a session's messages; doing so again changes nothing."""
     await history_of(request.app).clear_session(path.session_id)
@@ -43,6 +46,7 @@ def _answer(session_id: str, page: HistoryPage) -> HistoryAnswer:
             tokens=message.tokens,
             finish_reason=message.finish_reason,
             status=message.status,
+            extra=message.extra,
         )
         for message in page.messages
     ]

@@ -4,15 +4,17 @@ from dataclasses import asdict
 
 from aiohttp import web
 
-from groqchat.errors import SessionNotFound
-from groqchat.http.endpoint import endpoint
+from groqchat.errors import SessionNotFound, StorageError
+from groqchat.http.endpoint import Notes, endpoint
 from groqchat.http.state import history_of
 from groqchat.models import SessionAnswer, SessionPath, SessionsAnswer, SessionsQuery
 
 routes = web.RouteTableDef()
 
+NOTES = Notes(errors=(SessionNotFound, StorageError))
 
-@endpoint(routes, "GET", "/api/groq-chat/sessions")
+
+@endpoint(routes, "GET", "/api/groq-chat/sessions", notes=NOTES)
 async def list_sessions(request: web.Request, query: SessionsQuery) -> SessionsAnswer:
     """Return a page of the live sessions, by last activity."""
     page = await history_of(request.app).get_all_sessions(
@@ -31,7 +33,7 @@ async def list_sessions(request: web.Request, query: SessionsQuery) -> SessionsA
     )
 
 
-@endpoint(routes, "GET", "/api/groq-chat/sessions/{session_id}")
+@endpoint(routes, "GET", "/api/groq-chat/sessions/{session_id}", notes=NOTES)
 async def show_session(request: web.Request, path: SessionPath) -> SessionAnswer:
     """Return counts, times and expiry of one session."""
     info = await history_of(request.app).get_session_info(path.session_id)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable
 from functools import cached_property
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -14,6 +14,8 @@ OVERLOADED_RETRY_AFTER_S = 1.0
 # redis-py swallows a cancellation that meets a finished send, so one may not be enough.
 CANCEL_ATTEMPTS = 5
 CANCEL_WAIT_S = 0.5
+# Before the grace time is over, streams are told that it is; what is left of it is to save.
+END_STREAMS_S = 2.0
 
 Task: TypeAlias = asyncio.Task[Any]
 
@@ -26,6 +28,7 @@ class Admission:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._tasks: set[Task] = set()
+        self._streams: set[Task] = set()
         self._ended: set[Task] = set()
         self._is_closed = False
 
@@ -41,9 +44,15 @@ class Admission:
             raise Overloaded(retry_after_s=OVERLOADED_RETRY_AFTER_S)
 
     def add(self, task: Task) -> None:
-        """Count a task of its own that a turn runs in, until it is done."""
+        """Count a task of its own that a stream's turn runs in, until it is done."""
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._streams.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: Task) -> None:
+        self._tasks.discard(task)
+        self._streams.discard(task)
+        self._ended.discard(task)
 
     def __enter__(self) -> None:
         self.check()
@@ -63,20 +72,22 @@ class Admission:
                 task.uncancel()
                 raise ShuttingDown from None
 
-    async def close(self, grace_s: float) -> set[Task]:
-        """Let no further turn in and return those that do not end within the grace time."""
+    async def drain(self, grace_s: float, stop_streams: Callable[[], object]) -> None:
+        """Let no further turn in, let those under way end within the grace time, end the rest."""
         self._is_closed = True
-        if not self._tasks:
-            return set()
-        log.info("waiting for %d turn(s) to end", len(self._tasks))
-        _, late = await asyncio.wait(self._tasks, timeout=grace_s)
+        late: set[Task] = set()
+        end_s = min(END_STREAMS_S, grace_s / 4)
+        if self._tasks:
+            log.info("waiting for %d turn(s) to end", len(self._tasks))
+            _, late = await asyncio.wait(self._tasks, timeout=grace_s - end_s)
+        stop_streams()
         if late:
             log.warning("ending %d turn(s) that outlasted the grace time", len(late))
-        return late
+        if streams := late & self._streams:
+            await asyncio.wait(streams, timeout=end_s)
+        await self._end({task for task in late if not task.done()})
 
-    async def end(self, tasks: Iterable[Task]) -> None:
-        """Cancel turns that are still under way."""
-        late = set(tasks)
+    async def _end(self, late: set[Task]) -> None:
         for _ in range(CANCEL_ATTEMPTS):
             if not late:
                 return

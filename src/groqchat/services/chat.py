@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from groqchat.errors import (
     CompletionError,
@@ -20,7 +20,7 @@ from groqchat.errors import (
 from groqchat.models import ChatAnswer, ChatRequest
 from groqchat.services.admission import Admission
 from groqchat.services.completions import Completion, Completions, Prompt
-from groqchat.services.context import BYTES_PER_TOKEN, context_messages, prompt_for
+from groqchat.services.context import BYTES_PER_TOKEN, check_model, context_messages, prompt_for
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.services.stream_parser import StreamParser
 from groqchat.services.turn import Turn
@@ -30,8 +30,6 @@ from groqchat.storage.messages import BROKEN, INCOMPLETE, STOPPED, Message, Spok
 
 # An answer is paid for: it gets a second chance, after the deadline of the first.
 SAVE_ATTEMPTS = 2
-# Before the grace time is over, streams are told that it is; what is left of it is to save.
-END_STREAMS_S = 2.0
 # Longer than the longest answer of any model that Groq lists.
 MAX_ANSWER_CHARS = 2_000_000
 
@@ -62,33 +60,28 @@ class ChatService:
         history: RedisChatService,
         completions: Completions,
         turns: Turns,
+        admission: Admission,
         settings: Settings,
-        *,
-        describe: Callable[[Exception], dict[str, Any]],
     ) -> None:
         self._history = history
         self._completions = completions
         self._turns = turns
         self._settings = settings
-        # Gives the JSON that an error event holds.
-        self._describe = describe
-        self._admission = Admission(settings.max_turns_in_flight)
-        self._streaming: set[asyncio.Task[None]] = set()
+        self._admission = admission
 
     @property
     def is_configured(self) -> bool:
         """Whether there is a model to ask."""
         return self._completions.is_configured
 
-    @property
-    def in_flight(self) -> int:
-        """The number of turns under way."""
-        return len(self._admission)
-
     async def answer(self, request: ChatRequest) -> ChatAnswer:
         """Answer a message and keep both, whether or not anybody still waits for it."""
         with self._admission:
             return await self._run(request, self._exchange(request), self._completions.complete)
+
+    def check(self) -> None:
+        """Raise ShuttingDown or Overloaded where no further turn may begin."""
+        self._admission.check()
 
     def start(
         self, request: ChatRequest, *, turn_id: str | None = None, session_id: str | None = None
@@ -103,21 +96,11 @@ class ChatService:
             exchange.question.id, exchange.session_id, is_shared=exchange.may_be_a_repetition
         )
         task = asyncio.create_task(self._stream(request, exchange, turn))
+        # Also of one that is cancelled before it begins.
+        task.add_done_callback(lambda _: turn.end())
         self._admission.add(task)
-        self._streaming.add(task)
-        task.add_done_callback(self._streaming.discard)
         self._turns.add(turn)
         return turn
-
-    async def drain(self) -> None:
-        """Take no further turn, let those under way end within the grace time, end the rest."""
-        grace_s = self._settings.shutdown_grace_s
-        end_s = min(END_STREAMS_S, grace_s / 4)
-        late = await self._admission.close(grace_s - end_s)
-        self._turns.stop_all("shutdown")
-        if streaming := late & self._streaming:
-            await asyncio.wait(streaming, timeout=END_STREAMS_S)
-        await self._admission.end(task for task in late if not task.done())
 
     async def _stream(self, request: ChatRequest, exchange: _Exchange, turn: Turn) -> None:
         """Run a turn and tell everything of it by events."""
@@ -132,7 +115,8 @@ class ChatService:
                     "timestamp": question.timestamp,
                 },
             )
-            answer = await self._run(request, exchange, partial(self._relay, turn))
+            complete = self._relay if request.stream else self._wait
+            answer = await self._run(request, exchange, partial(complete, turn))
             if turn.error is None:
                 turn.add("done", answer.model_dump_json().encode())
             else:
@@ -141,13 +125,25 @@ class ChatService:
             self._fail(turn, error)
         except Exception as error:
             log.exception("turn %s failed", turn.id)
-            turn.add("error", self._describe(error))
+            turn.add("error", self._turns.describe(error))
         finally:
-            turn.end()
+            if not turn.has_outcome:
+                self._fail(turn, ShuttingDown())
 
     def _fail(self, turn: Turn, error: GroqChatError) -> None:
         log.warning("turn %s: %s (%s)", turn.id, error.code, error.detail)
-        turn.add("error", self._describe(error))
+        turn.add("error", self._turns.describe(error))
+
+    async def _wait(self, turn: Turn, prompt: Prompt) -> Completion:
+        """Return the model's whole answer; nothing of it where the turn is stopped."""
+        async with turn.stoppable():
+            return await self._completions.complete(prompt)
+        failure = turn.failure()
+        if failure is not None:
+            raise failure
+        return Completion(
+            text="", model=prompt.model, tokens=None, finish_reason=STOPPED, is_whole=False
+        )
 
     async def _relay(self, turn: Turn, prompt: Prompt) -> Completion:
         """Pass on the model's answer as it comes, and return what came of it."""
@@ -180,6 +176,7 @@ class ChatService:
     def _exchange(
         self, request: ChatRequest, *, turn_id: str | None = None, session_id: str | None = None
     ) -> _Exchange:
+        check_model(request.model, self._settings)
         return _Exchange(
             session_id=session_id or request.session_id or str(uuid.uuid4()),
             may_be_a_repetition=turn_id is not None,
@@ -196,6 +193,8 @@ class ChatService:
     ) -> ChatAnswer:
         """Save the question, complete it, save what came of it."""
         question = exchange.question
+        if exchange.may_be_a_repetition:
+            await self._forget_attempt(exchange)
         context = context_messages(request, self._settings)
         earlier = await self._save_question(exchange, context)
         prompt = prompt_for(request, question, earlier, self._settings)
@@ -219,6 +218,13 @@ class ChatService:
             history_saved=saved,
             status=answer.status,
         )
+
+    async def _forget_attempt(self, exchange: _Exchange) -> None:
+        """Remove the beginning of an answer that an earlier attempt at the turn has left."""
+        try:
+            await self._history.drop_incomplete_answer(exchange.session_id, exchange.question)
+        except StorageError as error:
+            log.warning("an earlier attempt may show in the history: %s", error)
 
     async def _save_question(self, exchange: _Exchange, context: int) -> list[Spoken]:
         try:

@@ -92,18 +92,28 @@ class Completions:
         response = await self._ask(lambda client: client.open_stream(COMPLETIONS_PATH, body))
         try:
             async with response:
-                while not parser.is_done and (data := await response.content.readany()):
-                    text = parser.feed(data)
+                while not parser.is_done:
+                    data = await response.content.readany()
+                    # At the end, what some leave without an end of its line.
+                    text = parser.feed(data or b"\n")
                     if text:
                         yield text
                     if parser.error is not None:
                         raise parser.error
+                    if not data:
+                        break
         except TimeoutError as error:
-            raise CompletionTimeout(f"nothing for {self._timeout_s:g} s") from error
+            # Of an answer that is whole only the mark of its end is missing.
+            if parser.finish_reason is None:
+                raise CompletionTimeout(f"nothing for {self._timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
             raise CompletionUnavailable(f"in mid-stream: {type(error).__name__}") from error
-        if not parser.is_done and parser.finish_reason is None:
+        if parser.finish_reason is None:
             raise CompletionUnavailable("Groq's stream ended before its answer")
+
+    async def relay(self, body: bytes) -> aiohttp.ClientResponse:
+        """Return Groq's response to a body in its wire format, whatever it is, to be closed."""
+        return await self._ask(lambda client: client.relay(COMPLETIONS_PATH, body))
 
     async def models(self) -> bytes:
         """Return Groq's list of models, which needs a good key and nothing else."""

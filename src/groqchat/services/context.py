@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from groqchat.errors import UnknownModel
 from groqchat.models import ChatRequest
 from groqchat.services.completions import Prompt
 from groqchat.settings import Settings
@@ -13,6 +14,13 @@ BYTES_PER_TOKEN = 4
 TOKENS_PER_MESSAGE = 4
 # What a model takes as a conversation without further fields; a tool's answer needs its call.
 CONTEXT_ROLES = frozenset({"system", "user", "assistant"})
+
+
+def check_model(model: str | None, settings: Settings) -> None:
+    """Raise UnknownModel for one that is not allowed here."""
+    allowed = settings.groq_allowed_models
+    if allowed and model is not None and model not in allowed:
+        raise UnknownModel("not in GROQ_ALLOWED_MODELS", param="model")
 
 
 def context_messages(request: ChatRequest, settings: Settings) -> int:

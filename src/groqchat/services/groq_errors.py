@@ -17,6 +17,7 @@ from groqchat.errors import (
 )
 
 ORGANISATION = re.compile(r"\borg_[A-Za-z0-9]+")
+ORGANISATION_BYTES = re.compile(ORGANISATION.pattern.encode())
 CODE = re.compile(r"[a-z0-9_]{1,64}")
 # Groq's texts are a sentence or two. What is longer may repeat what the user or the model said.
 MAX_MESSAGE_CHARS = 500
@@ -84,6 +85,11 @@ def retry_after_s(error: BaseException) -> float | None:
     except ValueError:
         return None
     return max(seconds, 0.0) if seconds < float("inf") else None
+
+
+def redacted(content: bytes) -> bytes:
+    """Return Groq's text without the name of the organisation that the key belongs to."""
+    return ORGANISATION_BYTES.sub(b"org_***", content)
 
 
 def _cause(error: groq.GroqError) -> str:

@@ -9,15 +9,15 @@ from dataclasses import asdict, dataclass
 
 import orjson
 
-from groqchat.errors import IdempotencyKeyReused, TurnLost, TurnNotFound
+from groqchat.errors import GroqChatError, IdempotencyKeyReused, TurnLost, TurnNotFound
 from groqchat.models import ChatRequest
 from groqchat.services.chat import ChatService
 from groqchat.services.turn import Turn
-from groqchat.services.turns import Turns
+from groqchat.services.turns import Turns, last_of
 from groqchat.storage import keys
 from groqchat.storage.batching import Batcher
 from groqchat.storage.messages import new_message_id
-from groqchat.storage.turn_log import last_frame
+from groqchat.storage.turn_log import LAST_EVENTS, last_frame, parse_frame
 
 # A worker that has begun a turn shows its first event within a moment, or is gone after a lease.
 BEGIN_EVERY_S = 0.025
@@ -55,13 +55,14 @@ class Idempotency:
         record = await self._record(key, request)
         deadline = asyncio.get_running_loop().time() + BEGIN_WAIT_S
         while True:
+            self._chat.check()
             if await self._claim(record.turn_id):
-                turn = self._chat.start(
-                    request, turn_id=record.turn_id, session_id=record.session_id
-                )
+                turn = await self._start(record, request)
                 return turn.follow(), turn
             try:
-                return await self._turns.follow(record.turn_id), None
+                events = await self._turns.follow(record.turn_id)
+                if events is not None:
+                    return events, None
             except TurnNotFound:
                 if asyncio.get_running_loop().time() > deadline:
                     raise TurnLost(f"turn {record.turn_id} never began") from None
@@ -76,10 +77,18 @@ class Idempotency:
 
     async def _last_event(self, key: str, request: ChatRequest) -> bytes:
         events, _ = await self.begin(key, request)
-        frames = b""
-        async for frames in events:  # noqa: B007 - the last ones are what is asked for
-            pass
-        return last_frame(frames)
+        last = last_frame(await last_of(events))
+        if not last or parse_frame(last)[0] not in LAST_EVENTS:
+            raise TurnLost("its events end without an outcome")
+        return last
+
+    async def _start(self, record: _Record, request: ChatRequest) -> Turn:
+        try:
+            return self._chat.start(request, turn_id=record.turn_id, session_id=record.session_id)
+        except GroqChatError:
+            # Whoever comes next need not wait for the lease to end.
+            await self._batcher.transact([("DEL", keys.claim_key(record.turn_id))])
+            raise
 
     async def _record(self, key: str, request: ChatRequest) -> _Record:
         """Return what stands for a key, which is this request where there was nothing."""

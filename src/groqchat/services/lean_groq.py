@@ -53,16 +53,25 @@ class LeanGroq(AsyncGroq):
         """Return a 2xx response to read from and to close; raise as `exchange` does."""
         return await self._open("POST", path, body, self._stream_limits)
 
-    async def _open(
+    async def relay(self, path: str, body: bytes) -> aiohttp.ClientResponse:
+        """Return a response whatever its status, to read from and to close."""
+        return await self._request("POST", path, body, self._stream_limits)
+
+    async def _request(
         self, method: str, path: str, body: bytes | None, limits: aiohttp.ClientTimeout
     ) -> aiohttp.ClientResponse:
         url = self._url(path)
         try:
-            response = await self._session.request(
+            return await self._session.request(
                 method, url, data=body, timeout=limits, allow_redirects=False
             )
         except (aiohttp.ClientError, OSError) as error:
             raise _broken(method, url, error) from untraced(error)
+
+    async def _open(
+        self, method: str, path: str, body: bytes | None, limits: aiohttp.ClientTimeout
+    ) -> aiohttp.ClientResponse:
+        response = await self._request(method, path, body, limits)
         if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
             return response
         async with response:

@@ -12,10 +12,13 @@ from groqchat.storage.batching import Batcher, Command
 from groqchat.storage.guard import guarded
 from groqchat.storage.history_reader import MAX_PAGE_BYTES, HistoryReader
 from groqchat.storage.messages import (
+    INCOMPLETE,
     Message,
     Spoken,
     decode_context,
+    decode_member,
     encode_member,
+    is_before,
     iso_time,
     row_id,
     row_micros,
@@ -111,7 +114,7 @@ class RedisChatService:
         left = context - len(before)
         # Where a save is repeated, what it stores may stand there already.
         if members[0] in before:
-            before = [member for member in before if member not in members]
+            before = before[: before.index(members[0])]
         earlier = decode_context(before, session_id=session_id)
         if left and len(replies[0]) == FIRST_CONTEXT:
             read = sum(len(spoken["content"]) for spoken in earlier)
@@ -119,6 +122,17 @@ class RedisChatService:
             if read < size:
                 return [*await self._older(key, replies[0][0], left, size - read), *earlier]
         return earlier
+
+    async def drop_incomplete_answer(self, session_id: str, question: Message) -> None:
+        """Remove the answer that follows a question, where it was cut short."""
+        key = keys.session_key(session_id)
+        behind = ("ZRANGE", key, f"({question.score_text}", "+inf", "BYSCORE", "LIMIT", 0, 1)
+        async with guarded(self._timeout_s):
+            (rows,) = await self.batcher.transact([(*behind, "WITHSCORES")])
+            for row in rows_of(rows):
+                answer = decode_member(*row)
+                if answer and answer.role == "assistant" and answer.status == INCOMPLETE:
+                    await self.batcher.transact([("ZREM", key, row[0])])
 
     async def get_session_history(
         self,
@@ -131,8 +145,8 @@ class RedisChatService:
     ) -> HistoryPage:
         """Return a page of a session's messages, always in time order.
 
-        The `limit` messages after or before a message id; with neither the newest, or the
-        first with `oldest_first`. An unknown session has none.
+        The `limit` messages after or before a message id, or those between two; with neither the
+        newest, or the first with `oldest_first`. An unknown session has none.
         """
         forward = after is not None or (oldest_first and before is None)
         key = keys.session_key(session_id)
@@ -141,6 +155,10 @@ class RedisChatService:
             entries = await reader.read(after or before, limit=limit)
         if not forward:
             entries.reverse()
+        elif before is not None:
+            inside = [entry for entry in entries if is_before(entry[0], before)]
+            reader.has_more = reader.has_more and len(inside) == len(entries)
+            entries = inside
         messages = [message for _, message in entries if message is not None]
         if len(messages) < len(entries):
             warn_of_corrupt_members(len(entries) - len(messages), session_id)

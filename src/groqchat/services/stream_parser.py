@@ -28,7 +28,13 @@ class StreamParser:
         self.finish_reason: str | None = None
         self.is_done = False
         self.error: CompletionError | None = None
+        self._calls: dict[int, dict[str, Any]] = {}
         self._rest = b""
+
+    @property
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """The calls of tools, put together from their pieces."""
+        return [self._calls[index] for index in sorted(self._calls)]
 
     def feed(self, data: bytes) -> str:
         """Return the text in what has arrived, up to an error."""
@@ -50,7 +56,7 @@ class StreamParser:
             return ""
         chunk = loads(event)
         try:
-            if "error" in chunk:
+            if chunk.get("error"):
                 raise _error(chunk["error"])
             return self._look_at(chunk)
         except (AttributeError, IndexError, KeyError, TypeError):
@@ -68,8 +74,19 @@ class StreamParser:
             self.finish_reason = str(choice["finish_reason"])
             model = chunk.get("model")
             self.model = model if isinstance(model, str) and model else self.model
-        text = choice["delta"].get("content")
+        delta = choice.get("delta") or {}
+        for piece in delta.get("tool_calls") or ():
+            self._add_call(piece)
+        text = delta.get("content")
         return text if isinstance(text, str) else ""
+
+    def _add_call(self, piece: dict[str, Any]) -> None:
+        """Add a piece of a call: what is text goes on, anything else is given once."""
+        call = self._calls.setdefault(piece.get("index", 0), {"type": "function", "function": {}})
+        if piece.get("id"):
+            call["id"] = piece["id"]
+        for name, value in (piece.get("function") or {}).items():
+            call["function"][name] = call["function"].get(name, "") + value
 
 
 def plausible_tokens(tokens: object) -> int | None:

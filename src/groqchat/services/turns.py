@@ -2,18 +2,33 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import orjson
 
-from groqchat.errors import HistoryFailed, StorageError, TurnLost, TurnNotFound
+from groqchat.errors import (
+    HistoryFailed,
+    HistoryUnavailable,
+    StorageError,
+    TurnLost,
+    TurnNotFound,
+)
 from groqchat.services.turn import StopReason, Turn
 from groqchat.storage import keys
-from groqchat.storage.messages import STOPPED
-from groqchat.storage.turn_log import NewFrames, TurnLog, frame_number, last_frame, parse_frame
+from groqchat.storage.messages import MICROS_PER_S, STOPPED, micros_of
+from groqchat.storage.turn_log import (
+    NewFrames,
+    Replay,
+    TurnLog,
+    frame_number,
+    last_frame,
+    parse_frame,
+    pieces,
+)
 
 # Events of a turn go to Redis together once so much time has passed, so that it sees few writes.
 COALESCE_S = 0.025
@@ -29,7 +44,10 @@ FOLLOW_MAX_S = 0.2
 UNPUBLISHED_KEPT_S = 60.0
 # A turn is stopped within a fraction of a second; its worker may be busy, or gone.
 STOP_WAIT_S = 5.0
-LAST_EVENTS = (b"\nevent: done\n", b"\nevent: error\n")
+# A turn that began so recently may not have reached Redis yet.
+NEW_TURN_S = 2.0
+# Behind every event there is.
+MAX_NUMBER = 2**53
 
 StopResult: TypeAlias = Literal["stopped", "finished", "stopping"]
 
@@ -48,17 +66,24 @@ class _Local:
     over_since: float | None = None
 
     def is_due(self, now: float) -> bool:
-        """Tell whether Redis lacks anything."""
-        return self.frames < len(self.turn.frames) or self._ttl_s(now) is not None
+        """Tell whether Redis lacks anything that it should have."""
+        if self.turn.is_private:
+            return False
+        behind = self.frames < len(self.turn.frames) or self.turn.is_over != self.is_over
+        return behind or self._ttl_s(now) is not None
 
     def news(self, now: float) -> NewFrames:
         """Return what Redis has not got yet."""
         turn = self.turn
-        self.is_ending = turn.is_over
+        frames, last = b"", self.frames
+        if last < len(turn.frames):
+            frames, last = turn.piece(last)
+        self.is_ending = turn.is_over and last == len(turn.frames)
         return NewFrames(
             turn_id=turn.id,
-            frames=b"".join(turn.frames[self.frames :]),
-            last=len(turn.frames),
+            frames=frames,
+            last=last,
+            is_first=self.frames == 0,
             ttl_s=self._ttl_s(now),
         )
 
@@ -69,17 +94,27 @@ class _Local:
         if news.ttl_s is not None:
             self.renewed_at = now
 
+    def begin_again(self) -> None:
+        """Take it that Redis has nothing of the turn any more."""
+        self.frames = 0
+        self.is_over = False
+        self.renewed_at = -LEASE_EVERY_S
+
     def _ttl_s(self, now: float) -> int | None:
-        if self.turn.is_over:
+        if self.is_ending:
             return None if self.is_over else self.turn.kept_s
         return keys.TURN_LEASE_S if now - self.renewed_at >= LEASE_EVERY_S else None
 
 
 class Turns:
-    """Keeps the turns of this process, and their events in Redis up to date."""
+    """Keeps the turns of this process, and their events in Redis up to date.
 
-    def __init__(self, turn_log: TurnLog) -> None:
+    `describe` gives what an error event holds.
+    """
+
+    def __init__(self, turn_log: TurnLog, describe: Callable[[Exception], dict[str, Any]]) -> None:
         self._log = turn_log
+        self.describe = describe
         self._local: dict[str, _Local] = {}
         self._began = asyncio.Event()
         self._stops_seen = "0-0"
@@ -96,33 +131,47 @@ class Turns:
         for local in list(self._local.values()):
             local.turn.stop(reason)
 
-    async def follow(self, turn_id: str, after: int = 0) -> AsyncIterator[bytes]:
-        """Return an iterator over the events behind a number; TurnNotFound where there is none."""
+    async def follow(self, turn_id: str, after: int = 0) -> AsyncIterator[bytes] | None:
+        """Return an iterator over the events behind a number, None where there will be none.
+
+        TurnNotFound where there is no such turn.
+        """
         local = self._local.get(turn_id)
-        if local is not None:
-            return local.turn.follow(after)
-        first, exists = await self._log.read(turn_id, after)
-        if not exists:
-            raise TurnNotFound
-        return self._follow_remote(turn_id, after, first)
+        if local is not None and not local.turn.is_private:
+            turn = local.turn
+            return None if turn.is_over and after >= len(turn.frames) else turn.follow(after)
+        replay = await self._read_known(turn_id, after)
+        if replay.is_over and not replay.frames:
+            return None
+        return self._follow_remote(turn_id, after, replay)
 
     async def stop(self, turn_id: str) -> StopResult:
         """End a turn wherever it runs, and return what became of it within STOP_WAIT_S."""
-        events = await self.follow(turn_id)
         local = self._local.get(turn_id)
+        events = await self.follow(turn_id)
         if local is not None:
             local.turn.stop("stopped")
-        else:
+        elif not (await self._log.read(turn_id, MAX_NUMBER)).is_over:
             await self._log.ask_to_stop(turn_id)
-        frames = b""
         try:
             async with asyncio.timeout(STOP_WAIT_S):
-                async for frames in events:  # noqa: B007 - the last ones are looked at below
-                    pass
+                frames = await last_of(events)
         except TimeoutError:
             return "stopping"
         end = orjson.loads(parse_frame(last_frame(frames))[1])
         return "stopped" if end.get("finish_reason") == STOPPED else "finished"
+
+    async def _read_known(self, turn_id: str, after: int) -> Replay:
+        """Read a turn's events; one that has only just begun may take a moment to be known."""
+        replay = await self._log.read(turn_id, after)
+        age_s = time.time() - micros_of(turn_id) / MICROS_PER_S
+        while not replay.exists and abs(age_s) < NEW_TURN_S:
+            await asyncio.sleep(FOLLOW_MIN_S)
+            age_s += FOLLOW_MIN_S
+            replay = await self._log.read(turn_id, after)
+        if not replay.exists:
+            raise TurnNotFound
+        return replay
 
     @asynccontextmanager
     async def published(self) -> AsyncIterator[None]:
@@ -137,27 +186,43 @@ class Turns:
             with suppress(StorageError):
                 await self._publish()
 
-    async def _follow_remote(self, turn_id: str, after: int, frames: bytes) -> AsyncIterator[bytes]:
+    async def _follow_remote(
+        self, turn_id: str, after: int, replay: Replay
+    ) -> AsyncIterator[bytes]:
         wait_s = FOLLOW_MIN_S
+        loop = asyncio.get_running_loop()
+        read_at = loop.time()
         while True:
-            if frames:
-                yield frames
-                last = last_frame(frames)
-                if any(mark in last for mark in LAST_EVENTS):
-                    return
-                after = frame_number(last)
+            if replay.frames:
+                for piece in pieces(replay.frames):
+                    yield piece
+                after = frame_number(last_frame(replay.frames))
                 wait_s = FOLLOW_MIN_S
+            if replay.is_over:
+                return
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, FOLLOW_MAX_S)
-            frames, exists = await self._log.read(turn_id, after)
-            if not exists:
+            try:
+                replay = await self._log.read(turn_id, after)
+            except HistoryUnavailable:
+                # Redis may be back before the turn is given up.
+                if loop.time() - read_at > keys.TURN_LEASE_S:
+                    raise
+                replay = Replay(frames=b"", exists=True, is_over=False)
+                continue
+            read_at = loop.time()
+            if not replay.exists:
                 raise TurnLost(f"turn {turn_id}")
 
     async def _publish_for_ever(self) -> None:
         while True:
+            is_new = not self._began.is_set()
             await self._began.wait()
             await asyncio.sleep(COALESCE_S)
             try:
+                if is_new:
+                    # Older requests were for turns that are over, if under the same id.
+                    self._stops_seen = await self._log.last_stop()
                 await self._publish()
                 await self._obey_stops()
                 self._failing = False
@@ -183,9 +248,12 @@ class Turns:
 
     async def _append(self, group: Sequence[_Local], now: float) -> None:
         news = [local.news(now) for local in group]
-        await self._log.append(news)
-        for local, sent in zip(group, news, strict=True):
-            local.note(sent, now)
+        known = await self._log.append(news)
+        for local, sent, is_known in zip(group, news, known, strict=True):
+            if is_known:
+                local.note(sent, now)
+            else:
+                local.begin_again()
 
     async def _append_alone(self, local: _Local, now: float) -> None:
         sent = local.news(now)
@@ -212,7 +280,20 @@ class Turns:
             if not local.turn.is_over:
                 continue
             local.over_since = local.over_since or now
-            if local.is_over or now - local.over_since > UNPUBLISHED_KEPT_S:
+            if (
+                local.is_over
+                or local.turn.is_private
+                or now - local.over_since > UNPUBLISHED_KEPT_S
+            ):
                 del self._local[local.turn.id]
         if not self._local:
             self._began.clear()
+
+
+async def last_of(events: AsyncIterator[bytes] | None) -> bytes:
+    """Wait for the end of some events and return the last ones."""
+    last = b""
+    if events is not None:
+        async for frames in events:
+            last = frames
+    return last

@@ -10,7 +10,7 @@ IDEMPOTENCY_PREFIX = "chat:idempotency:"
 STOPS = "chat:stops"
 
 # A running turn's events live on while its worker does, which renews this every third of it.
-TURN_LEASE_S = 30
+TURN_LEASE_S = 15
 # Events of a turn that is over: time enough to come back from a lost network.
 TURN_KEPT_S = 300
 # The same where others wait for its outcome under one Idempotency-Key: an answer for as long as a

@@ -63,7 +63,10 @@ _clock = _Clock()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One message of a conversation; `tokens` is what its whole turn used."""
+    """One message of a conversation; `tokens` is what its whole turn used.
+
+    `extra` holds further fields of Groq's wire format, such as the calls of tools.
+    """
 
     id: str
     role: Role
@@ -72,6 +75,7 @@ class Message:
     tokens: int | None = None
     finish_reason: str | None = None
     status: str | None = None
+    extra: dict[str, Any] | None = None
 
     @property
     def score(self) -> float:
@@ -127,6 +131,8 @@ def encode_member(message: Message) -> bytes:
         fields["finish_reason"] = message.finish_reason
     if message.status is not None:
         fields["status"] = message.status
+    if message.extra is not None:
+        fields["extra"] = message.extra
     return orjson.dumps(fields)
 
 
@@ -144,7 +150,7 @@ def decode_member(member: bytes, score: float) -> Message | None:
     model = fields.get("model", UNSTORED_MODEL if ours else None)
     tokens = fields.get("tokens")
     finish_reason = fields.get("finish_reason")
-    status = fields.get("status")
+    status, extra = fields.get("status"), fields.get("extra")
     if ours and finish_reason is None and role == "assistant":
         finish_reason = UNSTORED_FINISH_REASON
     return Message(
@@ -155,6 +161,7 @@ def decode_member(member: bytes, score: float) -> Message | None:
         tokens=tokens if type(tokens) is int else None,
         finish_reason=finish_reason if isinstance(finish_reason, str) else None,
         status=status if isinstance(status, str) else None,
+        extra=extra if isinstance(extra, dict) else None,
     )
 
 
@@ -226,6 +233,12 @@ def row_id(row: Row) -> str:
         return head
     digest = blake2b(member, digest_size=FOREIGN_DIGEST_BYTES).hexdigest()
     return f"{row_micros(row):013x}{digest}"
+
+
+def is_before(row: Row, message_id: str) -> bool:
+    """Tell whether a row stands before a message of its session."""
+    micros, place = row_micros(row), micros_of(message_id)
+    return micros < place or (micros == place and row_id(row) < message_id)
 
 
 def row_micros(row: Row) -> int:

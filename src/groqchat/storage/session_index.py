@@ -9,7 +9,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
-from groqchat.errors import InvalidField
+from groqchat.errors import SessionNotFound
 from groqchat.storage import keys
 from groqchat.storage.messages import Row
 from groqchat.storage.walk import index_beyond_row, items_beyond
@@ -43,10 +43,12 @@ class SessionIndex:
         self, *, limit: int, after: str | None, before: str | None, oldest_first: bool
     ) -> SessionPage:
         """Return a page of sessions that exist, dropping entries of those that do not."""
-        param = "before" if before is not None else "after"
-        cursor = await self._row_of(before or after, param=param)
+        end = await self._row_of(before, param="before") if after and before else None
         # Reading backwards from a session is reading the other order, turned round.
-        ascending = oldest_first != (before is not None)
+        backwards = before is not None and end is None
+        param = "before" if backwards else "after"
+        cursor = await self._row_of(before if backwards else after, param=param)
+        ascending = oldest_first != backwards
         found: list[Row] = []
         exhausted = False
         for _ in range(MAX_READS):
@@ -59,12 +61,16 @@ class SessionIndex:
             if exhausted or len(found) > limit:
                 break
             cursor = rows[-1]
+        if end is not None:
+            inside = _up_to(end, found, ascending=ascending)
+            exhausted = exhausted or len(inside) < len(found)
+            found = inside
         listed = found[:limit]
         # The last one read, there or not: what is not listed lies beyond it.
         last = listed[-1] if len(found) > limit else cursor
         names = [name.decode(errors="replace") for name, _ in listed]
         return SessionPage(
-            sessions=names[::-1] if before is not None else names,
+            sessions=names[::-1] if backwards else names,
             total_sessions=total,
             cursor=None if exhausted and len(found) <= limit else _cursor_text(last),
         )
@@ -109,7 +115,7 @@ class SessionIndex:
         session_id, mark, score = cursor.partition(CURSOR_MARK)
         found = _score(score) if mark else await self._redis.zscore(keys.SESSIONS_INDEX, session_id)
         if found is None:
-            raise InvalidField(param=param, message=f"{param}: there is no such session")
+            raise SessionNotFound(param=param)
         return session_id.encode(), found
 
     async def _read(
@@ -169,6 +175,12 @@ class SessionIndex:
 
 # What PTTL answers for a key that does not exist.
 _NO_KEY = -2
+
+
+def _up_to(end: Row, rows: Sequence[Row], *, ascending: bool) -> list[Row]:
+    """Return the rows that stand before another, in the order they are read in."""
+    place = (end[1], end[0])
+    return [row for row in rows if ((row[1], row[0]) < place) == ascending and row[0] != end[0]]
 
 
 def _key(row: Row) -> bytes:

@@ -1,0 +1,87 @@
+"""Groq's models: asked for in the background, the last good answer kept."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from groqchat.errors import CompletionError, CompletionUnavailable
+from groqchat.services.completions import Completions
+from groqchat.services.stream_parser import loads
+from groqchat.storage.messages import iso_time
+
+# Groq adds a model every few weeks.
+REFRESH_S = 600.0
+# Where the list is missing or Groq is away, it is asked for again so soon.
+RETRY_S = 30.0
+MICROS_PER_S = 1_000_000
+
+log = logging.getLogger(__name__)
+
+
+class ModelCatalog:
+    """The models that may be used: those that Groq lists, of these the allowed ones."""
+
+    def __init__(self, completions: Completions, allowed: Sequence[str]) -> None:
+        self._completions = completions
+        self._allowed = frozenset(allowed)
+        self._models: list[dict[str, Any]] | None = None
+        self._lock = asyncio.Lock()
+        self.refreshed_at: str | None = None
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Return the models as Groq lists them; CompletionError where there is no list yet."""
+        if self._models is None:
+            # Of many who ask at once, the first asks Groq.
+            async with self._lock:
+                if self._models is None:
+                    await self._refresh()
+        return self.known
+
+    @property
+    def known(self) -> list[dict[str, Any]]:
+        """The models of the last good answer, none before there was one."""
+        return self._models or []
+
+    @asynccontextmanager
+    async def kept_fresh(self) -> AsyncIterator[None]:
+        """Refresh the list within the block, where there is a key to ask with."""
+        if not self._completions.is_configured:
+            yield
+            return
+        task = asyncio.create_task(self._refresh_for_ever())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _refresh_for_ever(self) -> None:
+        while True:
+            wait_s = RETRY_S
+            try:
+                async with self._lock:
+                    await self._refresh()
+                wait_s = REFRESH_S
+            except CompletionError as error:
+                log.warning("the list of models cannot be had: %s", error)
+            except Exception:
+                log.exception("the list of models cannot be had")
+            await asyncio.sleep(wait_s)
+
+    async def _refresh(self) -> None:
+        reply = loads(await self._completions.models())
+        data = reply.get("data") if isinstance(reply, dict) else None
+        if not isinstance(data, list):
+            raise CompletionUnavailable("Groq's list of models is not one")
+        self._models = [
+            model
+            for model in data
+            if isinstance(model, dict)
+            and isinstance(model.get("id"), str)
+            and (not self._allowed or model["id"] in self._allowed)
+        ]
+        self.refreshed_at = iso_time(int(time.time() * MICROS_PER_S))
