@@ -282,6 +282,14 @@ async def test_a_message_in_parts_is_kept_as_it_was_sent(
     assert groq.asked[1]["messages"][0] == {"role": "user", "content": parts}
 
 
+async def test_numbers_of_any_size_are_survived(api: ClientSession, groq: FakeGroq) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Hello", "size": 2**70}]}]
+    body = {"model": MODEL, "messages": messages}
+    response = await api.post("/openai/v1/chat/completions", json=body, headers=SESSION)
+    assert response.status == 200
+    assert groq.asked[0]["messages"][0]["content"][0]["size"] == pytest.approx(2**70)
+
+
 async def test_a_client_that_leaves_a_kept_stream_loses_nothing(
     openai_client: Any, api: ClientSession, groq: FakeGroq
 ) -> None:

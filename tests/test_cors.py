@@ -3,6 +3,7 @@
 import pytest
 from aiohttp import ClientSession
 
+from groqchat.http.cors import ALLOWED_HEADERS
 from tests.conftest import Serve
 from tests.support.api import BASE
 
@@ -10,7 +11,7 @@ ORIGIN = "https://page.example"
 PREFLIGHT = {
     "Origin": ORIGIN,
     "Access-Control-Request-Method": "POST",
-    "Access-Control-Request-Headers": "content-type,x-request-id",
+    "Access-Control-Request-Headers": ", ".join(ALLOWED_HEADERS).lower(),
 }
 
 
@@ -32,7 +33,7 @@ async def test_a_preflight_is_answered_for_an_allowed_origin(shared: ClientSessi
     assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
     assert response.headers["Access-Control-Allow-Methods"] == "POST"
     allowed = response.headers["Access-Control-Allow-Headers"].upper().split(",")
-    assert set(allowed) == {"CONTENT-TYPE", "X-REQUEST-ID"}
+    assert set(allowed) == {header.upper() for header in ALLOWED_HEADERS}
     assert "Access-Control-Allow-Credentials" not in response.headers
     assert response.headers["Vary"] == "Origin"
 

@@ -97,6 +97,49 @@ async def test_a_failure_is_shared_by_those_who_wait_and_then_tried_anew(
     assert [message["role"] for message in await history(api)] == ["user", "assistant"]
 
 
+async def test_an_attempt_that_broke_off_leaves_nothing_beside_the_answer(
+    api: ClientSession, groq: FakeGroq
+) -> None:
+    await api.post(f"{BASE}/chat", json={"message": "Before", "session_id": "s"})
+    groq.options.fail = "500"
+    groq.options.fail_times = 1
+    groq.options.fail_after_chunks = 4
+    body = {**BODY, "stream": True}
+    broken = await all_events(await api.post(f"{BASE}/chat", json=body, headers=KEY))
+    assert broken[-1].name == "error"
+    assert (await history(api))[-1]["status"] == "incomplete"
+    async with asyncio.timeout(20):
+        while True:
+            response = await api.post(f"{BASE}/chat", json=BODY, headers=KEY)
+            if response.status == 200:
+                break
+            await asyncio.sleep(0.1)
+    answer = (await response.json())["message"]
+    assert [message["content"] for message in await history(api)][2:] == ["Hello", answer]
+    assert groq.conversations[-1] == groq.conversations[-2]
+
+
+async def test_a_turn_that_could_not_begin_holds_up_nobody(serve: Serve, groq: FakeGroq) -> None:
+    api = await serve(max_turns_in_flight=1)
+    groq.options.latency_ms = 300
+    busy = asyncio.create_task(api.post(f"{BASE}/chat", json={"message": "Busy"}))
+    async with asyncio.timeout(20):
+        while not groq.asked:
+            await asyncio.sleep(0.01)
+    response = await api.post(f"{BASE}/chat", json=BODY, headers=KEY)
+    await assert_error(response, 503, "overloaded")
+    await busy
+    assert (await asyncio.wait_for(ask(api), 5))["history_saved"] is True
+
+
+async def test_a_wait_that_groq_asks_for_is_passed_on(serve: Serve, groq: FakeGroq) -> None:
+    api = await serve(groq_max_retries=0)
+    groq.options.fail = "429"
+    groq.options.retry_after_s = 30
+    response = await api.post(f"{BASE}/chat", json=BODY, headers=KEY)
+    assert response.headers["Retry-After"] == "30"
+
+
 async def test_the_turn_of_a_worker_that_is_gone_is_run_by_the_next_who_asks(
     api: ClientSession, groq: FakeGroq, redis: Redis
 ) -> None:

@@ -1,16 +1,20 @@
 """Turns that are stopped and followed from anywhere."""
 
+import asyncio
 import random
 
 import pytest
 from aiohttp import ClientSession
 from redis.asyncio import Redis
 
+from groqchat.services.turn import MAX_PIECE_BYTES, Turn
 from groqchat.storage import keys
+from groqchat.storage.turn_log import pieces
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.events import all_events, read_events, text_of
 from tests.support.groq import FakeGroq
+from tests.support.redis_servers import RedisServer
 from tests.support.streams import begin, history, until
 
 
@@ -23,8 +27,6 @@ async def test_a_turn_is_stopped_wherever_it_runs(
     response, start = await begin(api)
     delta = await anext(read_events(response))
     url = f"{BASE}/chat/{start.data['turn_id']}/stop"
-    if where == "another worker":
-        await until(lambda: _is_known(other, url))
     stopped = await other.post(url)
 
     assert await stopped.json() == {"turn_id": start.data["turn_id"], "status": "stopped"}
@@ -44,12 +46,6 @@ async def test_a_turn_is_stopped_wherever_it_runs(
         ("user", "Go on"),
     ]
     assert question["id"] == start.data["turn_id"]
-
-
-async def _is_known(api: ClientSession, url: str) -> bool:
-    response = await api.get(url.replace("/stop", "/events"))
-    response.close()
-    return response.status == 200
 
 
 async def test_a_turn_stopped_before_its_first_word_leaves_no_empty_answer(
@@ -93,7 +89,6 @@ async def test_a_client_that_comes_back_again_and_again_misses_nothing(
     workers = [await serve(), await serve()]
     response, start = await begin(workers[0])
     url = f"{BASE}/chat/{start.data['turn_id']}/events"
-    await until(lambda: _is_known(workers[1], f"{BASE}/chat/{start.data['turn_id']}/stop"))
     seen = [start]
     pick = random.Random(4)  # noqa: S311 - no secret
     for _ in range(20):
@@ -155,3 +150,102 @@ async def test_the_turn_of_a_worker_that_is_gone_ends_with_an_error(
     assert [event.name for event in events] == ["start", "error"]
     assert events[1].data["error"]["code"] == "turn_lost"
     assert events[1].id is None
+
+
+@pytest.mark.parametrize("beyond", [0, 1, 1000])
+async def test_a_client_that_has_everything_is_told_so(
+    serve: Serve, api: ClientSession, redis: Redis, beyond: int
+) -> None:
+    response, start = await begin(api)
+    last = (await all_events(response))[-1]
+    key = keys.turn_key(start.data["turn_id"])
+
+    async def published() -> bool:
+        return await redis.ttl(key) > keys.TURN_LEASE_S
+
+    await until(published)
+    for worker in (api, await serve()):
+        again = await worker.get(
+            f"{BASE}/chat/{start.data['turn_id']}/events",
+            headers={"Last-Event-ID": str((last.id or 0) + beyond)},
+        )
+        assert (again.status, await again.read()) == (204, b"")
+
+
+async def test_a_place_ahead_of_a_running_turn_goes_on_with_what_comes(
+    api: ClientSession, groq: FakeGroq
+) -> None:
+    groq.options.chunk_ms = 20
+    _, start = await begin(api)
+    url = f"{BASE}/chat/{start.data['turn_id']}/events"
+    events = await all_events(await api.get(url, headers={"Last-Event-ID": "1000"}))
+    assert events[-1].name == "done"
+
+
+async def test_events_that_redis_has_lost_are_stored_again_from_the_first(
+    serve: Serve, api: ClientSession, groq: FakeGroq, redis: Redis
+) -> None:
+    groq.options.chunk_ms = 30
+    response, start = await begin(api)
+    key = keys.turn_key(start.data["turn_id"])
+
+    async def stored() -> bool:
+        return await redis.xlen(key) > 3
+
+    await until(stored)
+    await redis.flushdb()
+    events = [start, *await all_events(response)]
+    assert await redis.ttl(key) > 0
+
+    async def published() -> bool:
+        return await redis.ttl(key) > keys.TURN_LEASE_S
+
+    await until(published)
+    again = await (await serve()).get(f"{BASE}/chat/{start.data['turn_id']}/events")
+    assert await all_events(again) == events
+
+
+async def test_a_follower_outlives_a_pause_of_redis(
+    serve: Serve, groq: FakeGroq, own_redis_server: RedisServer
+) -> None:
+    groq.options.chunk_ms = 100
+    url = own_redis_server.url(0)
+    workers = [await serve(redis_url=url, redis_timeout_s=0.3) for _ in range(2)]
+    _, start = await begin(workers[0])
+    follower = await workers[1].get(f"{BASE}/chat/{start.data['turn_id']}/events")
+    await anext(read_events(follower))
+    own_redis_server.freeze()
+    await asyncio.sleep(0.8)
+    own_redis_server.thaw()
+    events = await all_events(follower)
+    assert events[-1].name == "done"
+    assert text_of(events) in events[-1].data["message"]
+
+
+async def test_a_turn_that_is_over_elsewhere_is_not_asked_to_stop(
+    serve: Serve, api: ClientSession, redis: Redis
+) -> None:
+    response, start = await begin(api)
+    await all_events(response)
+    stopped = await (await serve()).post(f"{BASE}/chat/{start.data['turn_id']}/stop")
+    assert (await stopped.json())["status"] == "finished"
+    assert await redis.xlen(keys.STOPS) == 0
+
+
+async def test_events_take_no_head(api: ClientSession) -> None:
+    response = await api.head(f"{BASE}/chat/{'0' * 17}/events")
+    assert (response.status, response.headers["Allow"]) == (405, "GET")
+
+
+def test_what_is_sent_at_once_is_bounded() -> None:
+    turn = Turn("0" * 17, "s")
+    for _ in range(300):
+        turn.add("delta", {"text": "x" * 1000})
+    sent, after = [], 0
+    while after < len(turn.frames):
+        piece, after = turn.piece(after)
+        sent.append(piece)
+    assert b"".join(sent) == b"".join(turn.frames)
+    assert max(map(len, sent)) <= MAX_PIECE_BYTES
+    assert b"".join(pieces(b"".join(turn.frames))) == b"".join(turn.frames)
+    assert max(map(len, pieces(b"".join(turn.frames)))) <= MAX_PIECE_BYTES + 2000

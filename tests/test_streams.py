@@ -110,19 +110,29 @@ async def test_a_client_that_leaves_may_cancel_its_turn(api: ClientSession, groq
 async def test_a_client_that_leaves_may_cancel_a_plain_turn_too(
     api: ClientSession, groq: FakeGroq
 ) -> None:
-    groq.options.chunk_ms = 300
+    groq.options.latency_ms = 20_000
     body = {"message": "Hello", "session_id": "s", "on_disconnect": "cancel"}
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(api.post(f"{BASE}/chat", json=body), 1)
-
-    async def answered() -> bool:
-        return len(await history(api)) == 2
-
-    await until(answered)
-    assert (await history(api))[1]["status"] == "incomplete"
-    groq.options.chunk_ms = 0
+        await asyncio.wait_for(api.post(f"{BASE}/chat", json=body), 0.5)
+    (question,) = await history(api)
+    events = await all_events(await api.get(f"{BASE}/chat/{question['id']}/events"))
+    assert (events[-1].name, events[-1].data["finish_reason"]) == ("done", "stopped")
+    groq.options.latency_ms = 0
     whole = await (await api.post(f"{BASE}/chat", json=body)).json()
     assert (whole["finish_reason"], "status" in whole) == ("stop", False)
+
+
+async def test_an_old_client_is_told_the_end_by_that_of_its_connection(api: ClientSession) -> None:
+    port = (await api.get("/healthz")).url.port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = b'{"message": "Hello", "stream": true}'
+    writer.write(
+        b"POST /api/groq-chat/chat HTTP/1.0\r\nHost: x\r\nConnection: keep-alive\r\n"
+        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    answer = await asyncio.wait_for(reader.read(), 20)
+    assert b"\nevent: done\n" in answer
+    writer.close()
 
 
 @pytest.mark.parametrize(

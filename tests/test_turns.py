@@ -1,6 +1,7 @@
 """A turn's own life: clients that leave, bursts, shutdown, its two round trips."""
 
 import asyncio
+import json
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from groqchat.services.completions import open_completions
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.services.turns import Turns
 from groqchat.settings import Settings
-from groqchat.storage.turn_log import TurnLog
+from groqchat.storage.turn_log import TurnLog, parse_frame
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.groq import FakeGroq
@@ -192,6 +193,17 @@ async def test_a_turn_that_outlasts_the_grace_time_is_ended_its_question_kept(
         with pytest.raises(ShuttingDown):
             await turn
         assert await turns.history.get_session_size("s") == 1
+
+
+async def test_a_stream_that_outlasts_the_grace_time_ends_with_an_error(redis: Redis) -> None:
+    service = OwnService(redis, latency_ms=60_000, grace_s=0.4)
+    async with service as chat:
+        turn = chat.start(ChatRequest(message="Hello", session_id="s", stream=True))
+        await service.drain()
+        name, data = parse_frame(await turn.last_event())
+        assert (name, json.loads(data)["error"]["code"]) == ("error", "shutting_down")
+        assert turn.is_over
+        assert await service.history.get_session_size("s") == 1
 
 
 async def test_a_refused_turn_leaves_no_trace(redis: Redis) -> None:

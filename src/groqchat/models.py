@@ -63,7 +63,8 @@ ModelName = Annotated[
     WithJsonSchema({"type": "string", "pattern": MODEL_PATTERN, "enum": MODELS}),
 ]
 # As JSON has it: 5.0 is as whole a number as 5.
-Whole = Annotated[int, BeforeValidator(_as_whole)]
+TokenCount = Annotated[int, Field(ge=1, le=MAX_COMPLETION_TOKENS), BeforeValidator(_as_whole)]
+MessageCount = Annotated[int, Field(ge=0, le=MAX_PAGE), BeforeValidator(_as_whole)]
 # Printable ASCII; quotes, as some clients add them, are part of it.
 IdempotencyKey = Annotated[str, StringConstraints(pattern=r"^[ -~]{1,255}$")]
 Text = Annotated[
@@ -117,8 +118,8 @@ class ChatRequest(Request):
     system_prompt: Text | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
-    max_completion_tokens: Whole | None = Field(None, ge=1, le=MAX_COMPLETION_TOKENS)
-    context: Whole | None = Field(None, ge=0, le=MAX_PAGE)
+    max_completion_tokens: TokenCount | None = None
+    context: MessageCount | None = None
     stream: bool = False
     on_disconnect: Literal["continue", "cancel"] = "continue"
 

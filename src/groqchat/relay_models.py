@@ -16,7 +16,7 @@ DESCRIPTION: dict[str, Any] = {
             "minItems": 1,
             "items": {
                 "type": "object",
-                "required": ["role", "content"],
+                "required": ["role"],
                 "properties": {
                     "role": {"enum": ["system", "user", "assistant", "tool"]},
                     "content": {
@@ -29,7 +29,7 @@ DESCRIPTION: dict[str, Any] = {
                 },
             },
         },
-        "stream": {"type": "boolean"},
+        "stream": {"type": ["boolean", "null"]},
     },
     "examples": [
         {

@@ -69,10 +69,11 @@ class CompatibleChat:
         with self._admission:
             conversation = None
             if session_id is not None:
+                fields = loads(body)
                 conversation = await self._conversations.begin(
-                    session_id, asked.messages, asked.model
+                    session_id, fields.get("messages"), asked.model
                 )
-                body = orjson.dumps({**loads(body), "messages": conversation.messages})
+                body = orjson.dumps({**fields, "messages": conversation.messages})
             response = await self._completions.relay(body)
             headers = _passed_on(response)
             if response.status == HTTPStatus.OK and response.content_type == EVENT_STREAM:

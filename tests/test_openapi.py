@@ -1,0 +1,110 @@
+"""The API described: whole, true, and readable without the internet."""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, hdrs
+
+from groqchat.app import create_app
+from groqchat.settings import Settings
+from tests.conftest import Serve
+from tests.support.service import Service
+
+# Each operation is tried with so many made-up requests beside the systematic ones.
+EXAMPLES = 20
+SCHEMATHESIS_TIMEOUT_S = 150.0
+
+
+async def document_of(api: ClientSession) -> dict[str, Any]:
+    response = await api.get("/openapi.json")
+    assert response.status == 200
+    body: dict[str, Any] = await response.json()
+    return body
+
+
+async def test_every_route_is_described_and_nothing_else(api: ClientSession) -> None:
+    routes = {
+        (route.method, route.resource.canonical)
+        for route in create_app(Settings()).router.routes()
+        if route.resource is not None and route.method != hdrs.METH_HEAD
+    }
+    document = await document_of(api)
+    described = {
+        (method.upper(), path)
+        for path, operations in document["paths"].items()
+        for method in operations
+    }
+    assert described == routes
+
+
+async def test_operations_have_names_summaries_answers_and_errors(api: ClientSession) -> None:
+    document = await document_of(api)
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    names = [operation["operationId"] for operation in operations]
+    assert sorted(set(names)) == sorted(names)
+    for operation in operations:
+        assert operation["summary"].endswith(".")
+        assert operation["responses"]["200"]["content"]
+        assert {"422", "500"} <= set(operation["responses"])
+    chat = document["paths"]["/api/groq-chat/chat"]["post"]
+    assert set(chat["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+    assert [parameter["name"] for parameter in chat["parameters"]] == ["Idempotency-Key"]
+    schemas = document["components"]["schemas"]
+    assert schemas["ChatRequest"]["examples"]
+    assert schemas["ErrorAnswer"]["examples"]
+
+
+async def test_limits_and_models_are_those_in_force(serve: Serve) -> None:
+    api = await serve(
+        chat_max_message_chars=77, groq_allowed_models=("a/b",), groq_default_model="a/b"
+    )
+    await api.get("/api/groq-chat/models")
+    document = await document_of(api)
+    fields = document["components"]["schemas"]["ChatRequest"]["properties"]
+    assert fields["message"]["maxLength"] == 77
+    assert "GROQ_ALLOWED_MODELS" not in json.dumps(document)
+    api = await serve()
+    await api.get("/api/groq-chat/models")
+    fields = (await document_of(api))["components"]["schemas"]["ChatRequest"]["properties"]
+    assert "openai/gpt-oss-20b" in fields["model"]["anyOf"][0]["enum"]
+
+
+async def test_the_page_loads_nothing_from_elsewhere(api: ClientSession) -> None:
+    response = await api.get("/docs")
+    page = await response.text()
+    assert response.content_type == "text/html"
+    assert "/openapi.json" in page
+    assert re.findall(r"""<(?:script|link|img)[^>]*(?:src|href)=["']?(?:https?:)?//""", page) == []
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    """The service as `make run` starts it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="groqchat-") as directory,
+        Service(Path(directory), "--local") as running,
+    ):
+        yield running
+
+
+@pytest.mark.timeout(SCHEMATHESIS_TIMEOUT_S + 30)
+def test_the_service_keeps_to_its_description(service: Service, tmp_path: Path) -> None:
+    command = ["run", f"{service.url}/openapi.json", "--checks", "all", "--no-color"]
+    bounds = ["--max-examples", str(EXAMPLES), "--request-timeout", "10", "--seed", "1"]
+    result = subprocess.run(
+        [sys.executable, "-m", "schemathesis.cli", *command, *bounds],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=SCHEMATHESIS_TIMEOUT_S,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+    assert re.search(r"Operations:\s+14 selected / 14 total", result.stdout)
