@@ -5,8 +5,9 @@ import os
 import platform
 import sys
 from pathlib import Path
+from statistics import median
 
-from benchmarks import flight, pages, report, stage, store, turns
+from benchmarks import flight, pages, report, stage, store, streams, turns
 from benchmarks.figures import Figures
 from benchmarks.load import BUSY_SHARE
 from benchmarks.report import Line
@@ -75,6 +76,41 @@ def page_lines(socket: Path) -> list[Line]:
     ]
 
 
+def stream_lines(socket: Path) -> list[Line]:
+    """Return what streams amount to."""
+    found: dict[str, list[streams.StreamFigures]] = {"groqchat": [], "relay": []}
+    for _ in range(RUNS):
+        for peer in (stage.peers(socket)[0], stage.relay(socket)):
+            figures = streams.measure(peer)
+            found[peer.name].append(figures)
+            print(f"  {peer.name}: {figures.chunk_us:.1f} us a piece")
+    pairs = zip(found["groqchat"], found["relay"], strict=True)
+    times = median(ours.chunk_us / floor.chunk_us for ours, floor in pairs)
+    chunk_us = median(each.chunk_us for each in found["groqchat"])
+    first_ms = streams.first_piece_ms(stage.peers(socket)[0])
+    whole = min(each.whole for each in found["groqchat"])
+    return [
+        Line(
+            what=f"{streams.STREAMS:,} streams at once: whole",
+            figure=f"{whole:,}",
+            aim=f"{streams.STREAMS:,}",
+            met=whole == streams.STREAMS,
+        ),
+        Line(
+            what="a piece of a stream",
+            figure=f"{chunk_us:.0f} us, {times:.2f} times a plain relay's",
+            aim="<= 2 times",
+            met=times <= 2,
+        ),
+        Line(
+            what="first piece of a stream, added",
+            figure=f"{first_ms:.2f} ms",
+            aim="< 5 ms",
+            met=first_ms < 5,
+        ),
+    ]
+
+
 def flight_lines(socket: Path) -> list[Line]:
     """Return what thousands of turns in flight amount to."""
     found = flight.measure(socket)
@@ -115,6 +151,8 @@ def main() -> None:
         measure_store(socket, figures)
         print("pages and memory")
         lines = [*figures.turn_lines(WORKERS), *figures.store_lines(), *page_lines(socket)]
+        print("streams")
+        lines += stream_lines(socket)
         print("turns in flight")
         lines += flight_lines(socket)
     bars = [(name, figures.per_second(name)) for name in ("floor", "groqchat", "usual")]

@@ -22,6 +22,9 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 20.0
 LOAD_TIMEOUT_S = 120.0
 
+# The unit of /proc/PID/stat.
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+
 UPSTREAM_PORT = 5301
 SERVICE_PORT = 5302
 
@@ -45,6 +48,8 @@ class Peer:
     command: Sequence[str]
     variables: Mapping[str, str]
     pinned: bool = True
+    # What of a streamed request it takes.
+    fields: Sequence[str] = ("message", "model", "stream")
 
 
 def peers(socket: Path) -> list[Peer]:
@@ -61,6 +66,15 @@ def peers(socket: Path) -> list[Peer]:
         Peer(name="floor", command=["benchmarks.peers.floor"], variables=common),
         Peer(name="usual", command=["benchmarks.peers.usual"], variables=common),
     ]
+
+
+def relay(socket: Path) -> Peer:
+    """Return the floor for streams."""
+    variables = peers(socket)[0].variables
+    fields = ("model", "messages", "stream")
+    return Peer(
+        name="relay", command=["benchmarks.peers.relay"], variables=variables, fields=fields
+    )
 
 
 def groqchat_workers(socket: Path, count: int) -> Peer:
@@ -120,9 +134,10 @@ def redis_server() -> Iterator[Path]:
 
 
 @contextmanager
-def upstream(*, latency_ms: float = 0) -> Iterator[None]:
+def upstream(**behaviour: float) -> Iterator[None]:
     """Run the stand-in."""
-    command = ["groqchat", "offline", "--port", str(UPSTREAM_PORT), "--latency-ms", str(latency_ms)]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in behaviour.items()]
+    command = ["groqchat", "offline", "--port", str(UPSTREAM_PORT), *options]
     with process(command, on_core=UPSTREAM_CORE):
         _until(lambda: _get(f"http://127.0.0.1:{UPSTREAM_PORT}/openai/v1/models"))
         yield

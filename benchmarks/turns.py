@@ -22,10 +22,10 @@ CONNECTIONS = (64, 1, 512)
 HISTORIES = (20, 2, 50)
 # The pair by which services are compared, measured for longer.
 MAIN = (64, 20)
-MAIN_SECONDS = 3.0
-CELL_SECONDS = 1.2
+MAIN_SECONDS = 2.5
+CELL_SECONDS = 0.9
 # The usual way takes three seconds to answer 512 requests once.
-SLOW_SECONDS = 5.0
+SLOW_SECONDS = 4.0
 
 # Connections and length of history.
 Cell: TypeAlias = tuple[int, int]
