@@ -69,13 +69,13 @@ class Endpoint:
 
     @property
     def tag(self) -> str:
-        """The module that the handler stands in."""
-        return self.handler.__module__.rpartition(".")[2]
+        """What it is grouped under: the module that the handler stands in."""
+        return self.handler.__module__.rpartition(".")[2].replace("_", " ")
 
     @property
     def name(self) -> str:
         """What a client generated from the description calls it."""
-        return f"{self.tag}_{self.handler.__name__}"
+        return f"{self.tag.replace(' ', '_')}_{self.handler.__name__}"
 
     @property
     def summary(self) -> str:

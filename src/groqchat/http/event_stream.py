@@ -10,6 +10,7 @@ import orjson
 from aiohttp import HttpVersion11, hdrs, web
 
 from groqchat import logs
+from groqchat.background import beside
 from groqchat.errors import GroqChatError, Overloaded
 from groqchat.http.errors import event_error
 from groqchat.http.request_id import REQUEST_ID_HEADER
@@ -99,13 +100,8 @@ class EventStreams:
     @asynccontextmanager
     async def looked_after(self) -> AsyncIterator[None]:
         """Look after open streams within the block."""
-        task = asyncio.create_task(self._look_for_ever())
-        try:
+        async with beside(self._look_for_ever()):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     def _opened(self, request: web.Request, response: web.StreamResponse) -> _Open:
         task = asyncio.current_task()

@@ -21,7 +21,7 @@ from groqchat.services.completions import Completions
 from groqchat.services.context import check_model
 from groqchat.services.conversations import Conversation, Conversations, answer_message
 from groqchat.services.groq_errors import redacted
-from groqchat.services.stream_parser import StreamParser, loads, plausible_tokens
+from groqchat.services.stream_parser import StreamParser, parse, plausible_tokens
 from groqchat.services.turn import Turn
 from groqchat.services.turns import Turns
 from groqchat.settings import Settings
@@ -69,7 +69,7 @@ class CompatibleChat:
         with self._admission:
             conversation = None
             if session_id is not None:
-                fields = loads(body)
+                fields = parse(body)
                 conversation = await self._conversations.begin(
                     session_id, fields.get("messages"), asked.model
                 )
@@ -89,7 +89,7 @@ class CompatibleChat:
     async def _keep(self, conversation: Conversation, content: bytes) -> None:
         """Keep the answer in a whole completion."""
         try:
-            reply = loads(content)
+            reply = parse(content)
             choice = reply["choices"][0]
             answer = answer_message(
                 choice["message"],

@@ -20,7 +20,7 @@ from groqchat.errors import (
 )
 from groqchat.services.groq_errors import completion_error, is_passing, retry_after_s
 from groqchat.services.lean_groq import LeanGroq, open_session
-from groqchat.services.stream_parser import StreamParser, loads, plausible_tokens
+from groqchat.services.stream_parser import StreamParser, parse, plausible_tokens
 from groqchat.settings import Settings
 from groqchat.storage.messages import Spoken
 
@@ -167,7 +167,7 @@ def _wait_s(error: groq.GroqError, retries: int) -> float | None:
 
 def _completion(content: bytes, *, asked_model: str) -> Completion:
     """Return what of Groq's answer we use; the types are looked at, the rest is not."""
-    reply = loads(content)
+    reply = parse(content)
     try:
         choice = reply["choices"][0]
         text = choice["message"].get("content") or ""

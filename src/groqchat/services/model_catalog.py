@@ -4,12 +4,13 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
+from groqchat.background import beside
 from groqchat.errors import CompletionError, CompletionUnavailable
 from groqchat.services.completions import Completions
-from groqchat.services.stream_parser import loads
+from groqchat.services.stream_parser import parse
 from groqchat.storage.messages import iso_time
 
 # Groq adds a model every few weeks.
@@ -51,13 +52,8 @@ class ModelCatalog:
         if not self._completions.is_configured:
             yield
             return
-        task = asyncio.create_task(self._refresh_for_ever())
-        try:
+        async with beside(self._refresh_for_ever()):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     async def _refresh_for_ever(self) -> None:
         while True:
@@ -73,7 +69,7 @@ class ModelCatalog:
             await asyncio.sleep(wait_s)
 
     async def _refresh(self) -> None:
-        reply = loads(await self._completions.models())
+        reply = parse(await self._completions.models())
         data = reply.get("data") if isinstance(reply, dict) else None
         if not isinstance(data, list):
             raise CompletionUnavailable("Groq's list of models is not one")

@@ -1,11 +1,9 @@
 """Groq's server-sent events, read at little more than the cost of their JSON."""
 
-import json
 from typing import Any
 
-import orjson
-
 from groqchat.errors import CompletionError, CompletionRejected, CompletionUnavailable
+from groqchat.lenient_json import loads
 
 # One event holds a few tokens; a line that never ends must not fill the memory.
 MAX_LINE_BYTES = 1024 * 1024
@@ -54,7 +52,7 @@ class StreamParser:
         if event == DONE:
             self.is_done = True
             return ""
-        chunk = loads(event)
+        chunk = parse(event)
         try:
             if chunk.get("error"):
                 raise _error(chunk["error"])
@@ -94,16 +92,11 @@ def plausible_tokens(tokens: object) -> int | None:
     return tokens if type(tokens) is int and 0 <= tokens <= MAX_TOKENS else None
 
 
-def loads(event: bytes) -> Any:
-    """Parse what Groq sent; half a surrogate pair, which models do produce, becomes a `?`."""
+def parse(data: bytes) -> Any:
+    """Parse what Groq sent."""
     try:
-        return orjson.loads(event)
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        text = json.dumps(json.loads(event), ensure_ascii=False)
-        return orjson.loads(text.encode(errors="replace"))
-    except (ValueError, RecursionError):
+        return loads(data)
+    except ValueError:
         raise CompletionUnavailable("Groq sent what is not JSON") from None
 
 

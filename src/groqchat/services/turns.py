@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import orjson
 
+from groqchat.background import beside
 from groqchat.errors import (
     HistoryFailed,
     HistoryUnavailable,
@@ -34,6 +35,8 @@ from groqchat.storage.turn_log import (
 COALESCE_S = 0.025
 # Turns whose events share a transaction.
 MAX_GROUP = 64
+# A piece of each turn goes at a time; so many are more than the longest answer has.
+LAST_ROUNDS = 100
 # Requests to stop are looked for so often, while a turn runs that they could be for.
 STOPS_EVERY_S = 0.1
 LEASE_EVERY_S = keys.TURN_LEASE_S / 3
@@ -176,15 +179,13 @@ class Turns:
     @asynccontextmanager
     async def published(self) -> AsyncIterator[None]:
         """Keep Redis up to date within the block, and to the last event at its end."""
-        task = asyncio.create_task(self._publish_for_ever())
         try:
-            yield
+            async with beside(self._publish_for_ever()):
+                yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
             with suppress(StorageError):
-                await self._publish()
+                for _ in range(LAST_ROUNDS):
+                    await self._publish()
 
     async def _follow_remote(
         self, turn_id: str, after: int, replay: Replay

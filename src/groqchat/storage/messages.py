@@ -1,6 +1,5 @@
 """A message, its id, and its form as a member of a session's sorted set."""
 
-import json
 import logging
 import random
 import re
@@ -13,6 +12,8 @@ from hashlib import blake2b
 from typing import Any, Literal, TypeAlias, get_args
 
 import orjson
+
+from groqchat.lenient_json import loads
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 # A message as the model is given it: `role` and `content`.
@@ -166,15 +167,10 @@ def decode_member(member: bytes, score: float) -> Message | None:
 
 
 def _loads(member: bytes) -> object:
-    """Parse JSON, that of Python's json too, which writes half characters; None if it is none."""
+    """Parse a member, that of Python's json too, which writes half characters; None for none."""
     try:
-        return orjson.loads(member)
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        text = json.dumps(json.loads(member), ensure_ascii=False)
-        return orjson.loads(text.encode(errors="replace"))
-    except (ValueError, RecursionError):
+        return loads(member)
+    except ValueError:
         return None
 
 
