@@ -81,6 +81,8 @@ async def test_the_page_loads_nothing_from_elsewhere(api: ClientSession) -> None
     page = await response.text()
     assert response.content_type == "text/html"
     assert "/openapi.json" in page
+    assert "validatorUrl: null, dom_id: '#swagger-ui'" in page
+    assert response.headers["Content-Security-Policy"].startswith("default-src 'self'")
     assert re.findall(r"""<(?:script|link|img)[^>]*(?:src|href)=["']?(?:https?:)?//""", page) == []
 
 

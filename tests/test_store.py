@@ -257,16 +257,6 @@ async def test_a_page_of_long_messages_ends_early_and_says_so(
     assert (page.messages, page.has_more, page.message_count) == (all_messages[6:], True, 9)
 
 
-async def test_a_page_may_lie_between_two_messages(store: RedisChatService) -> None:
-    messages = await saved(store, 6)
-    first, last = messages[1].id, messages[4].id
-    page = await store.get_session_history("s", after=first, before=last)
-    assert (page.messages, page.has_more) == (messages[2:4], False)
-    page = await store.get_session_history("s", after=first, before=last, limit=1)
-    assert (page.messages, page.has_more) == (messages[2:3], True)
-    assert (await store.get_session_history("s", after=last, before=first)).messages == []
-
-
 async def test_an_unknown_session_is_empty(store: RedisChatService) -> None:
     assert await store.get_session_history("nobody") == HistoryPage(
         messages=[],

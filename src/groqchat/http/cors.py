@@ -5,14 +5,18 @@ from collections.abc import Sequence
 import aiohttp_cors
 from aiohttp import hdrs, web
 
-ALLOWED_HEADERS = (
-    "Content-Type",
+# OpenAI's client sends a dozen of its own; without credentials none of them opens anything.
+ALLOWED_HEADERS = "*"
+EXPOSED_HEADERS = (
     "X-Request-ID",
-    "Idempotency-Key",
-    "Last-Event-ID",
-    "X-Session-Id",
+    "Retry-After",
+    "X-History-Saved",
+    *(
+        f"X-RateLimit-{what}-{of}"
+        for what in ("Limit", "Remaining", "Reset")
+        for of in ("Requests", "Tokens")
+    ),
 )
-EXPOSED_HEADERS = ("X-Request-ID", "Retry-After")
 # Browsers keep a preflight's answer this long; Chromium keeps none longer than two hours.
 PREFLIGHT_MAX_AGE_S = 7200
 

@@ -3,31 +3,40 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 from groqchat.errors import InvalidField, StorageError
-from groqchat.services.context import BYTES_PER_TOKEN, TOKENS_PER_MESSAGE
-from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.services.redis_chat_service import MAX_PAGE, RedisChatService
+from groqchat.services.wire_messages import (
+    INSTRUCTION_ROLES,
+    WireMessage,
+    on_wire,
+    overlap,
+    stored,
+    with_whole_calls,
+    within_budget,
+)
 from groqchat.settings import Settings
-from groqchat.storage.messages import ROLES, Message, new_message_id
+from groqchat.storage.messages import INCOMPLETE, ROLES, Message
 
-# They precede the conversation of this one request and are not kept.
-INSTRUCTION_ROLES = frozenset({"system", "developer"})
-# Of an answer, what a later request must repeat beside its text.
-KEPT_OF_ANSWER = ("tool_calls",)
-
-WireMessage: TypeAlias = dict[str, Any]
+# The calls of tools that a request answers, and the question before them, lie no further back.
+CALLS_WITHIN = 100
+# An answer is paid for: it gets a second chance.
+SAVE_ATTEMPTS = 2
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """What the model is given, and whether what is new in it is kept."""
+    """What the model is given, what of it is new, and whether that is kept.
+
+    `question` is the message that the answer follows.
+    """
 
     session_id: str
     messages: list[WireMessage]
-    is_saved: bool
+    new: Sequence[Message] = ()
+    question: Message | None = None
 
 
 class Conversations:
@@ -46,80 +55,77 @@ class Conversations:
         instructions = [message for message in sent if message["role"] in INSTRUCTION_ROLES]
         said = [message for message in sent if message["role"] not in INSTRUCTION_ROLES]
         try:
-            earlier = await self._earlier(session_id)
-            new = said[overlap(earlier, said) :]
+            earlier = await self._earlier(session_id, said)
+            known = overlap([on_wire(message) for message in earlier], said)
+            new = [stored(message, model) for message in said[known:]]
             if new:
-                await self._history.save_message(
-                    session_id, *(_stored(message, model) for message in new)
-                )
+                await self._history.save_message(session_id, *new)
         except StorageError as error:
             log.warning("answering without history: %s", error)
-            return Conversation(session_id=session_id, messages=sent, is_saved=False)
-        kept = within_budget(earlier, self._settings.chat_context_tokens)
-        messages = [*instructions, *(kept if new else kept[: -len(said)]), *(new or said)]
-        return Conversation(session_id=session_id, messages=messages, is_saved=True)
+            return Conversation(session_id=session_id, messages=sent)
+        if not said:
+            return Conversation(session_id=session_id, messages=sent)
+        before = self._fitting(earlier[: len(earlier) - known], said)
+        return Conversation(
+            session_id=session_id,
+            messages=[*instructions, *with_whole_calls(before, said), *said],
+            new=new,
+            question=[*earlier, *new][-1],
+        )
 
     async def end(self, conversation: Conversation, answer: Message) -> bool:
         """Keep an answer, and return whether the whole exchange is kept."""
-        if not conversation.is_saved:
+        if conversation.question is None:
             return False
+        if answer.status == INCOMPLETE and not answer.content:
+            return True
+        for attempt in range(1, SAVE_ATTEMPTS + 1):
+            try:
+                await self._history.save_message(
+                    conversation.session_id, answer, question=conversation.question
+                )
+            except StorageError as error:
+                session_id = conversation.session_id
+                log.warning("save %d of session %s failed: %s", attempt, session_id, error)
+            else:
+                return True
+        return False
+
+    async def take_back(self, conversation: Conversation) -> None:
+        """Forget what was new in a request that Groq has refused: it would refuse it again."""
+        if not conversation.new:
+            return
         try:
-            await self._history.save_message(conversation.session_id, answer)
+            await self._history.remove_messages(conversation.session_id, conversation.new)
         except StorageError as error:
-            log.warning("an answer of session %s was not kept: %s", conversation.session_id, error)
-            return False
-        return True
+            log.warning("what Groq refused stays in the history: %s", error)
 
-    async def _earlier(self, session_id: str) -> list[WireMessage]:
+    async def _earlier(self, session_id: str, said: Sequence[WireMessage]) -> list[Message]:
+        """Return the latest messages, as many as are needed to tell what is new.
+
+        Without the beginning of an answer that broke off, where the same is asked again.
+        """
+        count = max(self._settings.chat_context_messages, len(said))
+        if said and said[0]["role"] == "tool":
+            count = max(count, CALLS_WITHIN)
+        page = await self._history.get_session_history(session_id, limit=min(count, MAX_PAGE))
+        earlier = page.messages
+        if earlier and earlier[-1].status == INCOMPLETE:
+            before = [on_wire(message) for message in earlier[:-1]]
+            if said and overlap(before, said) == len(said):
+                await self._history.remove_messages(session_id, earlier[-1:])
+                return earlier[:-1]
+        return earlier
+
+    def _fitting(
+        self, earlier: Sequence[Message], said: Sequence[WireMessage]
+    ) -> list[WireMessage]:
         count = self._settings.chat_context_messages
-        if not count:
-            return []
-        page = await self._history.get_session_history(session_id, limit=count)
-        return [_on_wire(message) for message in page.messages]
-
-
-def answer_message(
-    message: WireMessage, *, model: str | None, tokens: int | None, finish_reason: str | None
-) -> Message:
-    """Return a completion's message as it is stored."""
-    kept = {name: message[name] for name in KEPT_OF_ANSWER if message.get(name)}
-    content = message.get("content")
-    return Message(
-        id=new_message_id(),
-        role="assistant",
-        content=content if isinstance(content, str) else "",
-        model=model,
-        tokens=tokens,
-        finish_reason=finish_reason,
-        extra=kept or None,
-    )
-
-
-def overlap(earlier: Sequence[WireMessage], said: Sequence[WireMessage]) -> int:
-    """Return how many of the messages that a client sent are the last ones of its session.
-
-    Many clients send the whole conversation each time, and send a request again that failed.
-    """
-    for count in range(min(len(earlier), len(said)), 0, -1):
-        if list(earlier[-count:]) == list(said[:count]):
-            return count
-    return 0
-
-
-def within_budget(earlier: Sequence[WireMessage], tokens: int) -> list[WireMessage]:
-    """Return the latest messages that fit, from one of a user on: tools need their calls."""
-    begin = len(earlier)
-    for at in range(len(earlier) - 1, -1, -1):
-        tokens -= _size(earlier[at]) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE
-        if tokens < 0:
-            break
-        if earlier[at]["role"] == "user":
-            begin = at
-    return list(earlier[begin:])
-
-
-def _size(message: WireMessage) -> int:
-    return sum(len(str(value).encode(errors="replace")) for value in message.values())
+        messages = [on_wire(message) for message in earlier]
+        needed = bool(said) and said[0]["role"] == "tool"
+        return within_budget(
+            messages, messages=count, tokens=self._settings.chat_context_tokens, needed=needed
+        )
 
 
 def _checked(asked: object) -> list[WireMessage]:
@@ -128,31 +134,7 @@ def _checked(asked: object) -> list[WireMessage]:
     for at, message in enumerate(asked):
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in ROLES.keys() | INSTRUCTION_ROLES:
-            raise InvalidField(message=f"messages.{at}: has no role", param=f"messages.{at}.role")
+            raise InvalidField(
+                message=f"messages.{at}: has no role that can be kept", param=f"messages.{at}.role"
+            )
     return asked
-
-
-def _stored(message: WireMessage, model: str | None) -> Message:
-    content = message.get("content")
-    extra = {name: value for name, value in message.items() if name not in {"role", "content"}}
-    if not isinstance(content, str):
-        # In parts, or none: as it was sent beside what can be read of it.
-        extra["content"] = content
-    return Message(
-        id=new_message_id(),
-        role=ROLES[message["role"]],
-        content=content if isinstance(content, str) else _text(content),
-        model=model,
-        extra=extra or None,
-    )
-
-
-def _text(content: object) -> str:
-    """Return the text in a content of several parts."""
-    parts = content if isinstance(content, list) else []
-    texts = [part.get("text") for part in parts if isinstance(part, dict)]
-    return "\n".join(text for text in texts if isinstance(text, str))
-
-
-def _on_wire(message: Message) -> WireMessage:
-    return {"role": message.role, "content": message.content, **(message.extra or {})}

@@ -29,16 +29,16 @@ class ModelCatalog:
         self._completions = completions
         self._allowed = frozenset(allowed)
         self._models: list[dict[str, Any]] | None = None
-        self._lock = asyncio.Lock()
+        self._asking: asyncio.Task[None] | None = None
         self.refreshed_at: str | None = None
 
     async def models(self) -> list[dict[str, Any]]:
         """Return the models as Groq lists them; CompletionError where there is no list yet."""
         if self._models is None:
-            # Of many who ask at once, the first asks Groq.
-            async with self._lock:
-                if self._models is None:
-                    await self._refresh()
+            # Many who ask at once wait for one answer.
+            if self._asking is None or self._asking.done():
+                self._asking = asyncio.create_task(self._refresh())
+            await asyncio.shield(self._asking)
         return self.known
 
     @property
@@ -54,13 +54,14 @@ class ModelCatalog:
             return
         async with beside(self._refresh_for_ever()):
             yield
+        if self._asking is not None:
+            self._asking.cancel()
 
     async def _refresh_for_ever(self) -> None:
         while True:
             wait_s = RETRY_S
             try:
-                async with self._lock:
-                    await self._refresh()
+                await self._refresh()
                 wait_s = REFRESH_S
             except CompletionError as error:
                 log.warning("the list of models cannot be had: %s", error)

@@ -18,10 +18,10 @@ from groqchat.storage.messages import (
     decode_context,
     decode_member,
     encode_member,
-    is_before,
     iso_time,
     row_id,
     row_micros,
+    rows_before,
     rows_of,
     warn_of_corrupt_members,
 )
@@ -156,9 +156,10 @@ class RedisChatService:
         if not forward:
             entries.reverse()
         elif before is not None:
-            inside = [entry for entry in entries if is_before(entry[0], before)]
-            reader.has_more = reader.has_more and len(inside) == len(entries)
-            entries = inside
+            rows = [row for row, _ in entries]
+            end = rows_before([*rows, *reader.next], before)
+            reader.has_more = reader.has_more and end > len(entries)
+            entries = entries[:end]
         messages = [message for _, message in entries if message is not None]
         if len(messages) < len(entries):
             warn_of_corrupt_members(len(entries) - len(messages), session_id)
@@ -246,8 +247,8 @@ class RedisChatService:
             if message is not None
         ]
 
-    async def _take_back(self, session_id: str, messages: Sequence[Message]) -> None:
-        """Remove an answer whose question was deleted while the model thought."""
+    async def remove_messages(self, session_id: str, messages: Sequence[Message]) -> None:
+        """Remove messages; a session that has no other is gone then."""
         key = keys.session_key(session_id)
         members = map(encode_member, messages)
         _, exists = await self.batcher.transact([("ZREM", key, *members), ("EXISTS", key)])
@@ -256,4 +257,8 @@ class RedisChatService:
             # Somebody may have spoken in the session in between: then it is listed again.
             async with guarded(self._timeout_s):
                 await self._index.add_existing([session_id])
+
+    async def _take_back(self, session_id: str, messages: Sequence[Message]) -> None:
+        """Remove an answer whose question was deleted while the model thought."""
+        await self.remove_messages(session_id, messages)
         raise SessionCleared(f"session {session_id} was cleared in mid-turn")

@@ -40,6 +40,8 @@ class HistoryReader:
         self.count = 0
         self.last: Sequence[Row] = ()
         self.has_more = False
+        # What lies right beyond what was read, where that is known.
+        self.next: Sequence[Row] = ()
 
     async def read(
         self, cursor: Row | str | None, *, limit: int, max_bytes: int | None = None
@@ -63,6 +65,7 @@ class HistoryReader:
                 size += len(row[0])
                 if messages > limit:
                     self.has_more = True
+                    self.next = (row,)
                     return entries
                 entries.append((row, message))
             if len(rows) < want:

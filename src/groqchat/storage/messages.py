@@ -1,5 +1,6 @@
 """A message, its id, and its form as a member of a session's sorted set."""
 
+import json
 import logging
 import random
 import re
@@ -134,7 +135,11 @@ def encode_member(message: Message) -> bytes:
         fields["status"] = message.status
     if message.extra is not None:
         fields["extra"] = message.extra
-    return orjson.dumps(fields)
+    try:
+        return orjson.dumps(fields)
+    except TypeError:
+        # Numbers beyond 64 bits, half a character: what Python's own knows and clients send.
+        return json.dumps(fields, separators=(",", ":")).encode()
 
 
 def decode_member(member: bytes, score: float) -> Message | None:
@@ -231,10 +236,14 @@ def row_id(row: Row) -> str:
     return f"{row_micros(row):013x}{digest}"
 
 
-def is_before(row: Row, message_id: str) -> bool:
-    """Tell whether a row stands before a message of its session."""
-    micros, place = row_micros(row), micros_of(message_id)
-    return micros < place or (micros == place and row_id(row) < message_id)
+def rows_before(rows: Sequence[Row], message_id: str) -> int:
+    """Return how many of some rows in their order stand before a message of their session."""
+    ids = [row_id(row) for row in rows]
+    if message_id in ids:
+        return ids.index(message_id)
+    # It lies beyond them, or is gone.
+    place = micros_of(message_id)
+    return sum(row_micros(row) <= place for row in rows)
 
 
 def row_micros(row: Row) -> int:
