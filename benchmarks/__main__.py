@@ -26,6 +26,10 @@ def measure_turns(socket: Path, figures: Figures) -> None:
                 for cell, result in turns.measure(socket, peer).items():
                     figures.add(peer.name, cell, result)
                 print(f"  {peer.name}: {figures.last(peer.name).per_second:,.0f} turns/s")
+            peer = stage.relaxed_floor(socket)
+            figures.add(
+                peer.name, turns.MAIN, turns.measure_one(socket, peer, connections=turns.MAIN[0])
+            )
             for count in (1, WORKERS):
                 peer = stage.groqchat_workers(socket, count)
                 result = turns.measure_one(socket, peer, connections=WORKERS_CONNECTIONS)
@@ -160,7 +164,8 @@ def main() -> None:
         (
             f"Python {platform.python_version()}, {os.cpu_count()} cores, medians of {RUNS} "
             "interleaved runs. The floor is aiohttp with a raw connection to Redis and a plain "
-            "POST, with no validation, errors or limits; the usual way is FastAPI with "
+            "POST, with no validation, errors or limits, once with Python's own settings of the "
+            "garbage collector and once with groqchat's; the usual way is FastAPI with "
             "redis.asyncio and the SDK's `create()`. All on one core each, over the same server "
             "and stand-in."
         )

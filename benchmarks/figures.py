@@ -51,6 +51,7 @@ class Figures:
     def turn_lines(self, workers: int) -> list[Line]:
         """Return what the turns amount to."""
         of_floor = self.ratio(("groqchat", MAIN), ("floor", MAIN))
+        of_relaxed = self.ratio(("groqchat", MAIN), (stage.RELAXED_FLOOR, MAIN))
         of_usual = self.ratio(("groqchat", MAIN), ("usual", MAIN))
         one = self.p50_ms("groqchat", 1) / self.p50_ms("floor", 1)
         growth = self.ratio(("groqchat", (64, 2)), ("groqchat", (64, 50)))
@@ -63,6 +64,10 @@ class Figures:
                 figure=f"{of_floor:.2f}",
                 aim=">= 0.65",
                 met=of_floor >= 0.65,
+            ),
+            Line(
+                what="share of the floor with groqchat's collector settings",
+                figure=f"{of_relaxed:.2f}",
             ),
             Line(
                 what="times the usual way",

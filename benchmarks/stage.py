@@ -25,6 +25,7 @@ LOAD_TIMEOUT_S = 120.0
 # The unit of /proc/PID/stat.
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
+RELAXED_FLOOR = "relaxed floor"
 UPSTREAM_PORT = 5301
 SERVICE_PORT = 5302
 
@@ -66,6 +67,13 @@ def peers(socket: Path) -> list[Peer]:
         Peer(name="floor", command=["benchmarks.peers.floor"], variables=common),
         Peer(name="usual", command=["benchmarks.peers.usual"], variables=common),
     ]
+
+
+def relaxed_floor(socket: Path) -> Peer:
+    """Return the floor with the garbage collector as groqchat has it."""
+    floor = peers(socket)[1]
+    variables = {**floor.variables, "COLLECTOR": "relaxed"}
+    return Peer(name=RELAXED_FLOOR, command=floor.command, variables=variables)
 
 
 def relay(socket: Path) -> Peer:

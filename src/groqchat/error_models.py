@@ -38,3 +38,10 @@ class ErrorAnswer(Answer):
     )
 
     error: ErrorInfo
+
+
+class ErrorEvent(ErrorAnswer):
+    """The last event of a stream that failed, with the status that would have gone with it."""
+
+    status: int
+    retry_after_s: float | None = None

@@ -7,6 +7,7 @@ GroqChatError
 ├── IdempotencyKeyReused         for another message
 ├── TurnNotFound                 it never was, or is over for a while
 ├── TurnLost                     whoever ran the turn is gone
+├── NotReady                     Redis is away, or there is no API key
 ├── Overloaded                   too many turns in flight
 ├── ShuttingDown
 ├── StorageError
@@ -77,6 +78,11 @@ class TurnNotFound(GroqChatError):
 class TurnLost(GroqChatError):
     code = "turn_lost"
     default_message = "The turn ended before its answer did."
+
+
+class NotReady(GroqChatError):
+    code = "not_ready"
+    default_message = "Something that the service needs is missing."
 
 
 class Overloaded(GroqChatError):

@@ -155,6 +155,30 @@ class ChatAnswer(Answer):
     status: str | None = Field(None, exclude_if=is_none)
 
 
+class StartEvent(Answer):
+    """The first event of a stream: by `turn_id` it can be followed and stopped."""
+
+    model_config = example(
+        turn_id="660dffe0b39799a87",
+        session_id="user-123-abc",
+        model="openai/gpt-oss-20b",
+        timestamp="2026-11-22T16:30:16.385913+00:00",
+    )
+
+    turn_id: str
+    session_id: str
+    model: str | None
+    timestamp: str
+
+
+class DeltaEvent(Answer):
+    """A piece of the answer."""
+
+    model_config = example(text="A programming ")
+
+    text: str
+
+
 class TurnPath(Request):
     """The turn that a path names, by the id of its user's message."""
 

@@ -36,15 +36,16 @@ class Notes:
     """What the description of a route needs beside its declaration.
 
     `errors` are those that it raises, each with all of its kind, `error_model` what they look
-    like, `media_type` that of a response of its own, `stream` what its events are, `no_content`
-    when there is nothing to answer. One that passes errors on has those of Groq's too, whatever
-    their status.
+    like, `media_type` that of a response of its own, `stream` what its events are and `events`
+    what they hold, `no_content` when there is nothing to answer. One that passes errors on has
+    those of Groq's too, whatever their status.
     """
 
     errors: Sequence[type[GroqChatError]] = ()
     error_model: type[BaseModel] = ErrorAnswer
     media_type: str | None = None
     stream: str = ""
+    events: Sequence[type[BaseModel]] = ()
     no_content: str = ""
     passes_errors_on: bool = False
 
@@ -82,11 +83,6 @@ class Endpoint:
         """What it does, in a sentence."""
         return (inspect.getdoc(self.handler) or "").partition("\n")[0]
 
-    def _parse_headers(self, model: type[BaseModel], request: web.Request) -> BaseModel:
-        headers = request.headers
-        given = {name: headers[name] for name in _aliases(model) if name in headers}
-        return _parse_strings(model, given, request) if given else _without_headers(model)
-
     async def respond(self, request: web.Request) -> web.StreamResponse:
         """Validate the request, call the handler, send its answer."""
         arguments: dict[str, BaseModel] = {}
@@ -97,7 +93,7 @@ class Endpoint:
         elif request.query_string:
             _parse_strings(NoQuery, _query_of(request), request)
         if self.headers_model is not None:
-            arguments["headers"] = self._parse_headers(self.headers_model, request)
+            arguments["headers"] = _parse_headers(self.headers_model, request)
         if self.body_model is not None:
             arguments["body"] = await _parse_body(self.body_model, request)
         answer = await self.handler(request, **arguments)
@@ -151,14 +147,17 @@ def endpoint(
     return declare
 
 
-@cache
-def _aliases(model: type[BaseModel]) -> Sequence[str]:
-    return [field.alias or name for name, field in model.model_fields.items()]
+def _parse_headers(model: type[BaseModel], request: web.Request) -> BaseModel:
+    names, without = _headers_of(model)
+    headers = request.headers
+    given = {name: headers[name] for name in names if name in headers}
+    return _parse_strings(model, given, request) if given else without
 
 
 @cache
-def _without_headers(model: type[BaseModel]) -> BaseModel:
-    return model()
+def _headers_of(model: type[BaseModel]) -> tuple[Sequence[str], BaseModel]:
+    """Return the headers that a model takes, and what it is where none of them is given."""
+    return [field.alias or name for name, field in model.model_fields.items()], model()
 
 
 def _context(settings: Settings) -> dict[str, int]:

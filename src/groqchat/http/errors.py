@@ -11,7 +11,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from groqchat import errors, logs
-from groqchat.error_models import ErrorAnswer, ErrorDetail, ErrorInfo
+from groqchat.error_models import ErrorAnswer, ErrorDetail, ErrorEvent, ErrorInfo
 
 # Looked up along the class hierarchy; anything else is a 500.
 STATUS: dict[type[errors.GroqChatError], int] = {
@@ -20,6 +20,7 @@ STATUS: dict[type[errors.GroqChatError], int] = {
     errors.IdempotencyKeyReused: 409,
     errors.TurnNotFound: 404,
     errors.TurnLost: 502,
+    errors.NotReady: 503,
     errors.Overloaded: 503,
     errors.ShuttingDown: 503,
     errors.HistoryUnavailable: 503,
@@ -91,7 +92,11 @@ class WireError:
 
     def body(self) -> dict[str, Any]:
         """Return the JSON object, with the id of the request at hand."""
-        error = ErrorInfo(
+        return ErrorAnswer(error=self.info()).model_dump()
+
+    def info(self) -> ErrorInfo:
+        """Return the error itself, with the id of the request at hand."""
+        return ErrorInfo(
             message=self.message,
             type=self.type,
             code=self.code,
@@ -99,7 +104,6 @@ class WireError:
             request_id=logs.request_id.get(),
             details=list(self.details) or None,
         )
-        return ErrorAnswer(error=error).model_dump()
 
     def headers(self) -> dict[str, str]:
         """Return the headers that go with the status."""
@@ -146,7 +150,8 @@ def wire_error(error: Exception) -> WireError:
 def event_error(error: Exception) -> dict[str, Any]:
     """Return the data of an error event: the error and the status that would go with it."""
     wire = wire_error(error)
-    return {**wire.body(), "status": wire.status, "retry_after_s": wire.retry_after_s}
+    event = ErrorEvent(error=wire.info(), status=wire.status, retry_after_s=wire.retry_after_s)
+    return event.model_dump()
 
 
 def error_of_event(data: dict[str, Any]) -> RequestError:

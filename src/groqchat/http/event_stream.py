@@ -11,9 +11,11 @@ from aiohttp import HttpVersion11, hdrs, web
 
 from groqchat import logs
 from groqchat.background import beside
+from groqchat.error_models import ErrorEvent
 from groqchat.errors import GroqChatError, Overloaded
 from groqchat.http.errors import event_error
 from groqchat.http.request_id import REQUEST_ID_HEADER
+from groqchat.models import ChatAnswer, DeltaEvent, StartEvent
 from groqchat.services.turn import Turn
 
 HEADERS = {
@@ -27,6 +29,7 @@ STREAM_NOTE = (
     "Events, numbered by `id`: `start`, any number of `delta` with a `text` each, then `done` with "
     "what a plain answer holds, or `error` with the error and its `status`."
 )
+EVENTS = (StartEvent, DeltaEvent, ChatAnswer, ErrorEvent)
 NO_HEADERS: Mapping[str, str] = {}
 # Balancers close what says nothing for a minute, some sooner.
 PING_S = 15

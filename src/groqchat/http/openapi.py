@@ -19,16 +19,6 @@ Schema: TypeAlias = dict[str, Any]
 
 REF = "#/components/schemas/{model}"
 EVENT_STREAM = "text/event-stream"
-# One event of a stream; its data are text, and in it JSON.
-EVENT: Schema = {
-    "type": "object",
-    "required": ["data"],
-    "properties": {
-        "id": {"type": "string"},
-        "event": {"type": "string"},
-        "data": {"type": "string", "contentMediaType": JSON},
-    },
-}
 # What can happen to any request with such a part, before its handler sees it.
 OF_BODY = {
     400: ("malformed_json", "malformed_body", "incomplete_body"),
@@ -86,6 +76,8 @@ def _schemas(endpoints: Sequence[Endpoint]) -> tuple[dict[type[BaseModel], Schem
             wanted[endpoint.body_model, "validation"] = None
         if endpoint.answer_model is not None:
             wanted[endpoint.answer_model, "serialization"] = None
+        for event in endpoint.notes.events:
+            wanted[event, "serialization"] = None
     references, definitions = models_json_schema(list(wanted), ref_template=REF)
     by_model = {model: references[model, mode] for model, mode in wanted}
     return by_model, definitions["$defs"]
@@ -142,7 +134,7 @@ def _responses(endpoint: Endpoint, schemas: dict[type[BaseModel], Schema]) -> Sc
     if endpoint.notes.media_type is not None:
         content[endpoint.notes.media_type] = {"schema": {"type": "string"}}
     if endpoint.streams:
-        content[EVENT_STREAM] = {"schema": {"description": endpoint.notes.stream, **EVENT}}
+        content[EVENT_STREAM] = {"schema": _event(endpoint, schemas)}
     responses: Schema = {"200": {"description": "OK", "content": content}}
     if endpoint.notes.no_content:
         responses["204"] = {"description": endpoint.notes.no_content}
@@ -157,6 +149,20 @@ def _responses(endpoint: Endpoint, schemas: dict[type[BaseModel], Schema]) -> Sc
             "content": {JSON: {"schema": schemas[endpoint.notes.error_model]}},
         }
     return responses
+
+
+def _event(endpoint: Endpoint, schemas: dict[type[BaseModel], Schema]) -> Schema:
+    """Return the schema of one event of a stream; what its data hold is JSON in a string."""
+    data: Schema = {"type": "string", "contentMediaType": JSON}
+    if endpoint.notes.events:
+        data["contentSchema"] = {"anyOf": [schemas[model] for model in endpoint.notes.events]}
+    fields = {"id": {"type": "string"}, "event": {"type": "string"}, "data": data}
+    return {
+        "type": "object",
+        "description": endpoint.notes.stream,
+        "required": ["data"],
+        "properties": fields,
+    }
 
 
 def _failures(endpoint: Endpoint) -> dict[int, set[str]]:

@@ -13,7 +13,7 @@ from groqchat.errors import (
 )
 from groqchat.http.endpoint import JSON, Notes, endpoint
 from groqchat.http.errors import error_of_event
-from groqchat.http.event_stream import STREAM_NOTE, outcome_while_there
+from groqchat.http.event_stream import EVENTS, STREAM_NOTE, outcome_while_there
 from groqchat.http.state import chat_of, event_streams_of, idempotency_of
 from groqchat.models import ChatAnswer, ChatHeaders, ChatRequest
 from groqchat.services.turn import Turn
@@ -29,7 +29,7 @@ ERRORS = (
     IdempotencyKeyReused,
     TurnLost,
 )
-NOTES = Notes(errors=ERRORS, stream=STREAM_NOTE)
+NOTES = Notes(errors=ERRORS, stream=STREAM_NOTE, events=EVENTS)
 
 
 @endpoint(routes, "POST", "/api/groq-chat/chat", notes=NOTES)

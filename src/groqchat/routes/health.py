@@ -3,9 +3,9 @@
 import orjson
 from aiohttp import web
 
-from groqchat.errors import HistoryUnavailable
+from groqchat.errors import NotReady
 from groqchat.http.endpoint import JSON, Notes, endpoint
-from groqchat.http.errors import WireError
+from groqchat.http.errors import wire_error
 from groqchat.http.state import chat_of, history_of
 from groqchat.models import HealthAnswer, ReadyAnswer
 
@@ -18,7 +18,7 @@ async def healthz(_request: web.Request) -> HealthAnswer:
     return HealthAnswer()
 
 
-@endpoint(routes, "GET", "/readyz", notes=Notes(errors=(HistoryUnavailable,)))
+@endpoint(routes, "GET", "/readyz", notes=Notes(errors=(NotReady,)))
 async def readyz(request: web.Request) -> ReadyAnswer | web.Response:
     """Say whether Redis answers and a model is configured."""
     checks = {
@@ -28,7 +28,7 @@ async def readyz(request: web.Request) -> ReadyAnswer | web.Response:
     wrong = [f"{name}: {state}" for name, state in checks.items() if state != "ok"]
     if not wrong:
         return ReadyAnswer(checks=checks)
-    error = WireError(status=503, code="not_ready", message="; ".join(wrong))
+    error = wire_error(NotReady(message="; ".join(wrong)))
     body = {"status": "unavailable", "checks": checks, **error.body()}
     return web.Response(
         body=orjson.dumps(body), status=error.status, headers=error.headers(), content_type=JSON

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from groqchat.errors import Overloaded, StorageError, TurnLost, TurnNotFound
 from groqchat.http.endpoint import Notes, endpoint
-from groqchat.http.event_stream import STREAM_NOTE
+from groqchat.http.event_stream import EVENTS, STREAM_NOTE
 from groqchat.http.state import event_streams_of, turns_of
 from groqchat.models import LastEventId, StopAnswer, TurnPath
 
@@ -20,7 +20,10 @@ ERRORS = (Overloaded, StorageError, TurnLost, TurnNotFound)
     "GET",
     "/api/groq-chat/chat/{turn_id}/events",
     notes=Notes(
-        errors=ERRORS, stream=STREAM_NOTE, no_content="The client has all of a turn that is over."
+        errors=ERRORS,
+        stream=STREAM_NOTE,
+        events=EVENTS,
+        no_content="The client has all of a turn that is over.",
     ),
 )
 async def resume(request: web.Request, path: TurnPath, headers: LastEventId) -> web.StreamResponse:

@@ -17,7 +17,7 @@ from groqchat.errors import (
     ShuttingDown,
     StorageError,
 )
-from groqchat.models import ChatAnswer, ChatRequest
+from groqchat.models import ChatAnswer, ChatRequest, StartEvent
 from groqchat.services.admission import Admission
 from groqchat.services.completions import Completion, Completions, Prompt
 from groqchat.services.context import BYTES_PER_TOKEN, check_model, context_messages, prompt_for
@@ -106,15 +106,13 @@ class ChatService:
         """Run a turn and tell everything of it by events."""
         question = exchange.question
         try:
-            turn.add(
-                "start",
-                {
-                    "turn_id": turn.id,
-                    "session_id": turn.session_id,
-                    "model": question.model,
-                    "timestamp": question.timestamp,
-                },
+            start = StartEvent(
+                turn_id=turn.id,
+                session_id=turn.session_id,
+                model=question.model,
+                timestamp=question.timestamp,
             )
+            turn.add("start", start.model_dump_json().encode())
             complete = self._relay if request.stream else self._wait
             answer = await self._run(request, exchange, partial(complete, turn))
             if turn.error is None:
