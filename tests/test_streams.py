@@ -12,7 +12,7 @@ from groqchat.http import event_stream
 from groqchat.offline import answers
 from groqchat.services import chat
 from tests.conftest import Serve
-from tests.support.api import BASE
+from tests.support.api import BASE, assert_error
 from tests.support.events import all_events, read_events, text_of
 from tests.support.groq import FakeGroq
 from tests.support.redis_servers import RedisServer
@@ -74,6 +74,17 @@ async def test_a_simple_chat_streams_as_well(api: ClientSession) -> None:
     query = {"message": "Hello", "session_id": "s", "stream": "true"}
     events = await all_events(await api.post(f"{BASE}/simple-chat", params=query))
     assert events[-1].data["message"] == text_of(events) == (await history(api))[1]["content"]
+
+
+async def test_a_model_that_groq_does_not_list_is_refused_before_the_stream(
+    api: ClientSession, groq: FakeGroq
+) -> None:
+    await api.get(f"{BASE}/models")
+    for stream in (True, False):
+        body = {**ASK, "model": "no/such-model", "stream": stream}
+        response = await api.post(f"{BASE}/chat", json=body)
+        await assert_error(response, 422, "unknown_model", param="model")
+    assert groq.asked == []
 
 
 async def test_a_client_that_leaves_loses_nothing(api: ClientSession, groq: FakeGroq) -> None:

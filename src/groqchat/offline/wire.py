@@ -22,7 +22,7 @@ OWNERS = {
     "qwen/qwen3-32b": "Alibaba Cloud",
 }
 CONTEXT_WINDOW = 131_072
-MAX_COMPLETION_TOKENS = 65_536
+MAX_COMPLETION_TOKENS = 131_072
 
 # Groq's limits for a small plan; the stand-in names them and never runs out.
 RATE_LIMIT_HEADERS = {

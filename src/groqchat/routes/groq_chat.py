@@ -14,7 +14,7 @@ from groqchat.errors import (
 from groqchat.http.endpoint import JSON, Notes, endpoint
 from groqchat.http.errors import error_of_event
 from groqchat.http.event_stream import EVENTS, STREAM_NOTE, outcome_while_there
-from groqchat.http.state import chat_of, event_streams_of, idempotency_of
+from groqchat.http.state import catalog_of, chat_of, event_streams_of, idempotency_of
 from groqchat.models import ChatAnswer, ChatHeaders, ChatRequest
 from groqchat.services.turn import Turn
 from groqchat.storage.turn_log import parse_frame
@@ -51,6 +51,10 @@ async def simple_chat(
 async def _answer(
     request: web.Request, asked: ChatRequest, key: str | None
 ) -> ChatAnswer | web.StreamResponse:
+    catalog = catalog_of(request.app)
+    if asked.model is not None and not catalog.admits(asked.model):
+        # Told before a stream begins, which has its status by then.
+        await catalog.check(asked.model)
     if asked.stream:
         return await _stream(request, asked, key)
     if key is not None:

@@ -4,11 +4,11 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from groqchat.background import beside
-from groqchat.errors import CompletionError, CompletionUnavailable
+from groqchat.errors import CompletionError, CompletionUnavailable, UnknownModel
 from groqchat.services.completions import Completions
 from groqchat.services.stream_parser import parse
 from groqchat.storage.messages import iso_time
@@ -17,6 +17,8 @@ from groqchat.storage.messages import iso_time
 REFRESH_S = 600.0
 # Where the list is missing or Groq is away, it is asked for again so soon.
 RETRY_S = 30.0
+# A model that is not on a list so young is taken for unknown.
+RECENT_S = 30.0
 MICROS_PER_S = 1_000_000
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ class ModelCatalog:
         self._allowed = frozenset(allowed)
         self._models: list[dict[str, Any]] | None = None
         self._asking: asyncio.Task[None] | None = None
+        self._names: frozenset[str] = frozenset()
+        self._refreshed = 0.0
         self.refreshed_at: str | None = None
 
     async def models(self) -> list[dict[str, Any]]:
@@ -40,6 +44,18 @@ class ModelCatalog:
                 self._asking = asyncio.create_task(self._refresh())
             await asyncio.shield(self._asking)
         return self.known
+
+    def admits(self, model: str | None) -> bool:
+        """Tell whether Groq lists a model, or may for all that is known here."""
+        return model is None or not self._names or model in self._names
+
+    async def check(self, model: str) -> None:
+        """Raise UnknownModel for a model that Groq does not list, not even by now."""
+        if time.monotonic() - self._refreshed > RECENT_S:
+            with suppress(CompletionError):
+                await self._refresh()
+        if not self.admits(model):
+            raise UnknownModel("not in Groq's list", param="model")
 
     @property
     def known(self) -> list[dict[str, Any]]:
@@ -81,4 +97,6 @@ class ModelCatalog:
             and isinstance(model.get("id"), str)
             and (not self._allowed or model["id"] in self._allowed)
         ]
+        self._names = frozenset(model["id"] for model in self._models)
+        self._refreshed = time.monotonic()
         self.refreshed_at = iso_time(int(time.time() * MICROS_PER_S))
