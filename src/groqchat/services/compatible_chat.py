@@ -127,6 +127,8 @@ class CompatibleChat:
         turn = Turn(new_message_id(), session_id, is_private=True)
         parser = StreamParser(model or self._settings.groq_default_model)
         task = asyncio.create_task(self._pass_on(response, turn, parser, conversation))
+        # Also of one that is cancelled before it begins.
+        task.add_done_callback(lambda _: turn.end())
         self._admission.add(task)
         self._turns.add(turn)
         return turn
