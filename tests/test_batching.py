@@ -90,6 +90,30 @@ async def test_callers_of_many_groups_get_their_own_replies(
     assert [len(result) for result in results] == [number % 3 + 1 for number in range(50)]
 
 
+@pytest.mark.parametrize(("calls", "sizes"), [(1, [1]), (8, [8]), (9, [5, 4]), (64, [32, 32])])
+async def test_two_flushes_share_what_waits_where_that_is_much(
+    any_redis: Redis, monkeypatch: pytest.MonkeyPatch, calls: int, sizes: list[int]
+) -> None:
+    begun: list[int] = []
+    all_under_way = asyncio.Event()
+
+    async def slow_exchange(connection: AbstractConnection, request: bytes, count: int) -> Any:
+        # MULTI and EXEC are the other two.
+        begun.append(count - 2)
+        if len(begun) == len(sizes):
+            all_under_way.set()
+        await all_under_way.wait()
+        return await exchange(connection, request, count)
+
+    monkeypatch.setattr(batching, "exchange", slow_exchange)
+    batcher = Batcher(any_redis, timeout_s=5)
+    results = await asyncio.gather(
+        *(batcher.transact([("ECHO", number)]) for number in range(calls))
+    )
+    assert results == [[b"%d" % number] for number in range(calls)]
+    assert sorted(begun, reverse=True) == sizes
+
+
 async def test_more_calls_than_may_wait_are_refused_at_once(
     store: RedisChatService, monkeypatch: pytest.MonkeyPatch
 ) -> None:

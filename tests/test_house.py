@@ -27,7 +27,7 @@ LAYERS = [
     {"services"},
     {"storage", "offline"},
     {"error_models", "relay_models"},
-    {"settings", "models", "logs", "limits", "garbage", "background", "lenient_json"},
+    {"settings", "models", "logs", "limits", "garbage", "background", "deadlines", "lenient_json"},
     {"errors"},
     {"__init__"},
 ]

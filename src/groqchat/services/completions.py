@@ -1,7 +1,6 @@
 """Completions through AsyncGroq, within one deadline, with errors of our own."""
 
 import asyncio
-import math
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -13,6 +12,7 @@ import groq
 import httpx
 import orjson
 
+from groqchat.deadlines import Deadline, Deadlines
 from groqchat.errors import (
     CompletionNotConfigured,
     CompletionTimeout,
@@ -70,6 +70,7 @@ class Completions:
     def __init__(self, client: LeanGroq | None, *, timeout_s: float, max_retries: int) -> None:
         self._client = client
         self._timeout_s = timeout_s
+        self._deadlines = Deadlines(timeout_s)
         self._max_retries = max_retries
 
     @property
@@ -123,7 +124,7 @@ class Completions:
         if self._client is None:
             raise CompletionNotConfigured("GROQ_API_KEY is not set")
         try:
-            async with asyncio.timeout(self._timeout_s) as deadline:
+            with self._deadlines.start() as deadline:
                 return await self._attempt(self._client, send, deadline)
         except TimeoutError as error:
             raise CompletionTimeout(f"no answer within {self._timeout_s:g} s") from error
@@ -134,7 +135,7 @@ class Completions:
         self,
         client: LeanGroq,
         send: Callable[[LeanGroq], Awaitable[Got]],
-        deadline: asyncio.Timeout,
+        deadline: Deadline,
     ) -> Got:
         """Send a request until it succeeds, fails for good, or may not be sent again in time."""
         for retries in range(self._max_retries):
@@ -142,15 +143,10 @@ class Completions:
                 return await send(client)
             except groq.GroqError as error:
                 wait_s = _wait_s(error, retries)
-                if wait_s is None or wait_s >= _left_s(deadline):
+                if wait_s is None or wait_s >= deadline.left_s:
                     raise
             await asyncio.sleep(wait_s)
         return await send(client)
-
-
-def _left_s(deadline: asyncio.Timeout) -> float:
-    when = deadline.when()
-    return math.inf if when is None else when - asyncio.get_running_loop().time()
 
 
 def _wait_s(error: groq.GroqError, retries: int) -> float | None:

