@@ -30,6 +30,12 @@ def measure_turns(socket: Path, figures: Figures) -> None:
             figures.add(
                 peer.name, turns.MAIN, turns.measure_one(socket, peer, connections=turns.MAIN[0])
             )
+
+
+def measure_workers(socket: Path, figures: Figures) -> None:
+    """Measure several workers and one in turn, all of them over the same cores."""
+    with stage.instant_upstream():
+        for _ in range(RUNS):
             for count in (1, WORKERS):
                 peer = stage.groqchat_workers(socket, count)
                 result = turns.measure_one(socket, peer, connections=WORKERS_CONNECTIONS)
@@ -151,6 +157,8 @@ def main() -> None:
     with stage.redis_server() as socket:
         print("turns")
         measure_turns(socket, figures)
+        print("workers")
+        measure_workers(socket, figures)
         print("store")
         measure_store(socket, figures)
         print("pages and memory")
@@ -175,11 +183,16 @@ def main() -> None:
         stage.UPSTREAM_CORE,
     ):
         notes.append("The load generator or a shared core limited these figures.")
+    workers = (
+        f"One worker and {WORKERS} ran on any core, with a server in Groq's place that answers at "
+        "once without reading."
+    )
     if len(stage.CORES) < WORKERS + 3:
-        notes.append(
-            f"With {len(stage.CORES)} cores, {WORKERS} workers share theirs with the stand-in, "
-            "Redis and the load generator: what they show is a lower bound."
+        workers += (
+            f" With {len(stage.CORES)} cores they shared theirs with it, Redis and the load "
+            "generator: what they show is a lower bound."
         )
+    notes += ["", workers]
     print(report.write(lines, figures.matrix(), bars, notes))
 
 

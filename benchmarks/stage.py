@@ -145,8 +145,20 @@ def redis_server() -> Iterator[Path]:
 def upstream(**behaviour: float) -> Iterator[None]:
     """Run the stand-in."""
     options = [f"--{name.replace('_', '-')}={value}" for name, value in behaviour.items()]
-    command = ["groqchat", "offline", "--port", str(UPSTREAM_PORT), *options]
-    with process(command, on_core=UPSTREAM_CORE):
+    with _upstream(["groqchat", "offline", "--port", str(UPSTREAM_PORT), *options]):
+        yield
+
+
+@contextmanager
+def instant_upstream() -> Iterator[None]:
+    """Run what takes the stand-in's place where the cores are others'."""
+    with _upstream(["benchmarks.peers.instant"]):
+        yield
+
+
+@contextmanager
+def _upstream(command: Sequence[str]) -> Iterator[None]:
+    with process(command, on_core=UPSTREAM_CORE, variables={"PORT": str(UPSTREAM_PORT)}):
         _until(lambda: _get(f"http://127.0.0.1:{UPSTREAM_PORT}/openai/v1/models"))
         yield
 
