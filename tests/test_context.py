@@ -7,11 +7,11 @@ from redis.asyncio import Redis
 
 from groqchat.services.context import within_budget
 from groqchat.services.redis_chat_service import FIRST_CONTEXT, RedisChatService
-from groqchat.storage.messages import Spoken, decode_context
+from groqchat.storage.messages import Role, Spoken, decode_context
 from tests.test_store import message
 
 
-def conversation(*texts: str, role: str = "user") -> list[Spoken]:
+def conversation(*texts: str, role: Role = "user") -> list[Spoken]:
     return [{"role": role, "content": text} for text in texts]
 
 
@@ -80,9 +80,12 @@ def test_half_a_character_is_read_without_a_warning(caplog: pytest.LogCaptureFix
         b'{"role":"user"}',
         b'{"content":"a"}',
         b'{"role":"root","content":"a"}',
+        b'{"role":"user","content":"\xff"}',
+        b'{"role":"user","content":"a","extra":%b%b}' % (b"[" * 100_000, b"]" * 100_000),
         b"null",
         b"{",
     ],
+    ids=lambda member: member[:40].decode(errors="replace"),
 )
 def test_what_is_no_message_is_left_out_of_the_context(
     member: bytes, caplog: pytest.LogCaptureFixture

@@ -1,7 +1,7 @@
 """What the stand-in says: the same to the same question, and enough to see that it remembers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any
@@ -43,7 +43,7 @@ class OfflineAnswer:
 
 
 def answer_to(
-    messages: Sequence[dict[str, Any]],
+    messages: Sequence[Mapping[str, Any]],
     max_tokens: int | None,
     *,
     pieces: int | None = None,
@@ -71,7 +71,7 @@ def answer_to(
     )
 
 
-def call_of(name: str, messages: Sequence[dict[str, Any]]) -> OfflineAnswer:
+def call_of(name: str, messages: Sequence[Mapping[str, Any]]) -> OfflineAnswer:
     """Return the call of a tool with what the user said last."""
     asked = [_text(message) for message in messages if message["role"] == "user"]
     arguments = json.dumps({"said": _quote(asked[-1]) if asked else ""})
@@ -105,7 +105,7 @@ def _quote(text: str) -> str:
     return text if len(text) <= QUOTE_CHARS else f"{text[: QUOTE_CHARS - 1]}…"
 
 
-def _text(message: dict[str, Any]) -> str:
+def _text(message: Mapping[str, Any]) -> str:
     """Return the text of a message whose content may come in parts."""
     content = message.get("content")
     if isinstance(content, list):

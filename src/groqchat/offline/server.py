@@ -67,12 +67,11 @@ async def _complete(request: web.Request) -> web.StreamResponse:
     if asked.model not in wire.OWNERS:
         text = f"The model `{asked.model}` does not exist or you do not have access to it."
         return _json(wire.error(404, text), status=404)
-    messages = [message.model_dump() for message in asked.messages]
     if asked.tool is not None:
-        answer = call_of(asked.tool, messages)
+        answer = call_of(asked.tool, asked.messages)
     else:
         answer = answer_to(
-            messages, asked.token_limit, pieces=options.chunks, as_json=asked.wants_json
+            asked.messages, asked.token_limit, pieces=options.chunks, as_json=asked.wants_json
         )
     if options.fail is not None and not (asked.stream and options.fail_after_chunks is not None):
         return await _fail(request, options)

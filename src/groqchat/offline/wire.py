@@ -5,9 +5,12 @@ Source: Groq's API reference for chat completions, models, errors and rate limit
 
 import time
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field
+
+# pydantic asks for this one below Python 3.12.
+from typing_extensions import TypedDict
 
 from groqchat.offline.answers import OfflineAnswer
 
@@ -50,13 +53,13 @@ _ERRORS: dict[int, tuple[str, str, str]] = {
 }
 
 
-class WireMessage(BaseModel):
+class WireMessage(TypedDict):
     """A message of a request; its other fields are taken and not looked at."""
 
-    model_config = ConfigDict(extra="allow")
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc] # pydantic's way to say it
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[dict[str, Any]] | None = None
+    content: NotRequired[str | list[dict[str, Any]] | None]
 
 
 class _Function(BaseModel):

@@ -10,17 +10,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
+import msgspec
 import orjson
 
 from groqchat.lenient_json import loads
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
-# A message as the model is given it: `role` and `content`.
-Spoken: TypeAlias = dict[str, str]
 # A member of a sorted set with its score.
 Row: TypeAlias = tuple[bytes, float]
+
+
+class Spoken(TypedDict):
+    """A message as the model is given it."""
+
+    role: Role
+    content: str
+
 
 ROLES: Mapping[str, Role] = {role: role for role in get_args(Role)}
 # 13 hexadecimal digits of microseconds since the epoch, 4 random ones.
@@ -45,6 +52,9 @@ BROKEN = "error"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The last second that 13 hexadecimal digits of microseconds can tell, in the year 2112.
 MAX_SCORE_S = 4_503_599_627.0
+
+# Looks at the types, and makes nothing of the other fields.
+_CONTEXT = msgspec.json.Decoder(list[Spoken])
 
 log = logging.getLogger(__name__)
 
@@ -184,21 +194,17 @@ def decode_context(members: Sequence[bytes], *, session_id: str) -> list[Spoken]
     Read at once, as one JSON array: that is a third of the cost of one by one.
     """
     try:
-        parsed = orjson.loads(b"[%b]" % b",".join(members))
-        if len(parsed) != len(members):
-            # Joined, two halves of nonsense may make sense.
-            return _decode_each(members, session_id)
-        # Only text can be joined: this looks at the types of all contents at once.
-        "".join([fields["content"] for fields in parsed])
-        return [{"role": ROLES[fields["role"]], "content": fields["content"]} for fields in parsed]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+        spoken = _CONTEXT.decode(b"[%b]" % b",".join(members))
+    except (ValueError, RecursionError):
         return _decode_each(members, session_id)
+    # Joined, two halves of nonsense may make sense.
+    return spoken if len(spoken) == len(members) else _decode_each(members, session_id)
 
 
 def _decode_each(members: Sequence[bytes], session_id: str) -> list[Spoken]:
     """Return what was said in members of which not all are messages."""
     spoken: list[Spoken] = [
-        {"role": fields["role"], "content": fields["content"]}
+        {"role": ROLES[fields["role"]], "content": fields["content"]}
         for fields in map(_loads, members)
         if isinstance(fields, dict)
         and isinstance(fields.get("content"), str)
