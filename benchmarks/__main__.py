@@ -175,7 +175,9 @@ def main() -> None:
             "POST, with no validation, errors or limits, once with Python's own settings of the "
             "garbage collector and once with groqchat's; the usual way is FastAPI with "
             "redis.asyncio and the SDK's `create()`. All on one core each, over the same server "
-            "and stand-in."
+            "and stand-in. The floor and the bare protocol are what plain means cost, not the "
+            "least that is possible: aiohttp's own client, and one connection to Redis, which "
+            "waits while its replies are dealt with."
         )
     ]
     if figures.busiest >= BUSY_SHARE or stage.SERVICE_CORE in (

@@ -1,6 +1,7 @@
 """What a benchmark needs around it: a server, the stand-in, a service, each on its own core."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -49,6 +50,7 @@ class Peer:
     command: Sequence[str]
     variables: Mapping[str, str]
     pinned: bool = True
+    workers: int = 1
     # What of a streamed request it takes.
     fields: Sequence[str] = ("message", "model", "stream")
 
@@ -89,7 +91,13 @@ def groqchat_workers(socket: Path, count: int) -> Peer:
     """Return groqchat with several workers, which share all cores with everything else."""
     alone = peers(socket)[0]
     variables = {**alone.variables, "WORKERS": str(count)}
-    return Peer(name=f"{count} workers", command=alone.command, variables=variables, pinned=False)
+    return Peer(
+        name=f"{count} workers",
+        command=alone.command,
+        variables=variables,
+        pinned=False,
+        workers=count,
+    )
 
 
 @contextmanager
@@ -169,6 +177,8 @@ def service(peer: Peer) -> Iterator[subprocess.Popen[bytes]]:
     on_core = SERVICE_CORE if peer.pinned else None
     with process(peer.command, on_core=on_core, variables=peer.variables) as running:
         _until(lambda: _get(f"http://127.0.0.1:{SERVICE_PORT}/healthz"))
+        # Connections stay with the workers that there are when they come.
+        _until(lambda: _listeners(SERVICE_PORT) >= peer.workers)
         yield running
 
 
@@ -200,6 +210,18 @@ def _get(url: str) -> bool:
     except urllib.error.HTTPError:
         return True
     return True
+
+
+def _listeners(port: int) -> float:
+    """Return how many sockets listen on a port; on a system that does not tell, any number."""
+    try:
+        sockets = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
+    except OSError:
+        return math.inf
+    states = [line.split()[1:4:2] for line in sockets]
+    return sum(
+        f"{port:04X}" == local.partition(":")[2] and state == "0A" for local, state in states
+    )
 
 
 def _until(ready: object) -> None:

@@ -19,7 +19,8 @@ from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.storage.messages import Message, encode_member, new_message_id
 
 WRITERS = 64
-SESSIONS = 1000
+# Whatever the number of messages, so many to a session.
+PER_SESSION = 150
 CONTENT = "x" * 90
 TTL_S = 86400
 # What redis-benchmark puts twelve random digits in place of, below the number given by -r.
@@ -65,10 +66,11 @@ async def at_floor(socket: str, count: int) -> float:
 
 
 async def _timed(save: Save, count: int) -> float:
+    sessions = count // PER_SESSION
     messages: Iterator[tuple[str, Message]] = iter(
         [
             (
-                f"store-{number % SESSIONS}",
+                f"store-{number % sessions}",
                 Message(id=new_message_id(), role="user", content=CONTENT, model="m"),
             )
             for number in range(count)
@@ -111,8 +113,9 @@ def redis_benchmark(socket: Path, count: int) -> float | None:
         client.flushall()
     content = (RANDOM * (len(CONTENT) // len(RANDOM))).ljust(len(CONTENT), "x")
     message = Message(id=new_message_id(), role="user", content=content, model="m")
-    options = ("-s", str(socket), "-P", "16", "-n", str(count), "-r", str(SESSIONS), "--csv")
-    command = ("ZADD", f"store-{RANDOM}", f"{message.score:.0f}.{RANDOM}", encode_member(message))
+    sessions = str(count // PER_SESSION)
+    options = ("-s", str(socket), "-P", "16", "-n", str(count), "-r", sessions, "--csv")
+    command = ("ZADD", f"store-{RANDOM}", f"1763{RANDOM}e-6", encode_member(message))
     printed = stage.run_on_core([program, *options, *command], stage.SERVICE_CORE)
     # Requests a second, and six columns of latencies behind it; the first holds the command.
     return float(printed.decode().rsplit(",", 7)[1].strip('"'))

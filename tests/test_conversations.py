@@ -40,29 +40,74 @@ def result(call: str) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": call, "content": "found"}
 
 
+async def ask(api: ClientSession, messages: list[Any]) -> dict[str, Any]:
+    """Ask within the session and return the message that came back."""
+    body = {"model": MODEL, "messages": messages}
+    async with api.post(COMPLETIONS, json=body, headers=SESSION) as response:
+        assert response.status == 200
+        message: dict[str, Any] = (await response.json())["choices"][0]["message"]
+    return message
+
+
 @pytest.mark.parametrize(
     ("earlier", "said", "known"),
     [
-        ([], [user("a")], 0),
-        ([user("a"), answer("b")], [user("c")], 0),
-        ([user("a"), answer("b")], [user("a"), answer("b"), user("c")], 2),
-        ([user("x"), answer("y"), user("a")], [user("a")], 1),
+        ([], [user("a")], (0, 0)),
+        ([user("a"), answer("b")], [user("c")], (0, 2)),
+        ([user("a"), answer("b")], [user("a")], (0, 2)),
+        ([user("a"), answer("b")], [user("a"), answer("b"), user("c")], (2, 0)),
+        ([user("x"), answer("y"), user("a")], [user("a")], (1, 2)),
         # The session knows less than the client: its life began, or is read, further on.
-        ([user("c"), answer("d")], [user("a"), answer("b"), user("c"), answer("d"), user("e")], 4),
+        (
+            [user("c"), answer("d")],
+            [user("a"), answer("b"), user("c"), answer("d"), user("e")],
+            (4, 0),
+        ),
         # What clients make of an answer that they send back.
         (
             [user("a"), answer("", "1")],
             [user("a"), {**answer(None, "1", arguments='{"a": 1}'), "refusal": None}, result("1")],
-            2,
+            (2, 0),
         ),
-        ([user("a"), answer("b")], [user("a"), {**answer("b"), "reasoning": "hm"}, user("c")], 2),
-        ([user("a"), answer("", "1")], [user("a"), answer(None, "2"), result("2")], 0),
+        (
+            [user("a"), answer("b")],
+            [user("a"), {**answer("b"), "reasoning": "hm"}, user("c")],
+            (2, 0),
+        ),
+        (
+            [user("a"), answer("b")],
+            [user("a"), {**answer(None), "content": [{"type": "text", "text": "b\n"}]}, user("c")],
+            (2, 0),
+        ),
+        # What the client has otherwise: asked again, stopped, edited, without the calls of tools.
+        (
+            [user("a"), answer("b"), user("c"), answer("d")],
+            [user("a"), answer("b"), user("c")],
+            (3, 0),
+        ),
+        (
+            [user("a"), answer("b"), user("c"), answer("d"), answer("d again")],
+            [user("a"), answer("b"), user("c"), answer("d again"), user("e")],
+            (4, 0),
+        ),
+        ([user("a"), answer("bcd")], [user("a"), answer("b"), user("c")], (1, 0)),
+        ([user("a"), answer("", "1")], [user("a"), answer(None, "2"), result("2")], (1, 0)),
+        (
+            [user("x"), answer("y"), user("a"), answer("", "1"), result("1"), answer("b")],
+            [user("a"), answer("b"), user("c")],
+            (2, 2),
+        ),
     ],
 )
 def test_what_is_known_is_told_by_what_it_means(
-    earlier: list[dict[str, Any]], said: list[dict[str, Any]], known: int
+    earlier: list[dict[str, Any]], said: list[dict[str, Any]], known: tuple[int, int]
 ) -> None:
     assert overlap(earlier, said) == known
+
+
+def test_many_equal_messages_are_compared_at_once() -> None:
+    earlier = [answer("first"), *[user("")] * 999]
+    assert overlap(earlier, [user("")] * 100_000) == (999, 1)
 
 
 def test_a_context_begins_with_a_question_and_ends_where_the_budget_does() -> None:
@@ -135,6 +180,63 @@ async def test_a_client_with_tools_may_send_back_what_it_got(
         *("user", "assistant", "tool", "assistant")
     ]
     assert [sent["role"] for sent in groq.asked[1]["messages"]] == ["user", "assistant", "tool"]
+
+
+async def test_a_question_that_is_asked_again_is_kept_once(
+    api: ClientSession, groq: FakeGroq
+) -> None:
+    said: list[Any] = [user("one")]
+    async with openai.AsyncOpenAI(
+        base_url=f"{await origin(api)}/openai/v1", api_key="any"
+    ) as client:
+        asked: dict[str, Any] = {"model": MODEL, "extra_headers": SESSION}
+        first = await client.chat.completions.create(messages=said, **asked)
+        said += [first.choices[0].message.model_dump(), user("two")]
+        for _ in range(2):
+            again = await client.chat.completions.create(messages=said, **asked)
+        said += [again.choices[0].message.model_dump(), user("three")]
+        await client.chat.completions.create(messages=said, **asked)
+    assert [(shown["role"], shown["content"]) for shown in await history(api)] == [
+        ("user", "one"),
+        ("assistant", said[1]["content"]),
+        ("user", "two"),
+        ("assistant", said[3]["content"]),
+        ("assistant", said[3]["content"]),
+        ("user", "three"),
+        ("assistant", (await history(api))[-1]["content"]),
+    ]
+    assert [len(body["messages"]) for body in groq.asked] == [1, 3, 3, 5]
+
+
+async def test_a_session_that_begins_in_mid_conversation_puts_nothing_twice(
+    api: ClientSession, groq: FakeGroq
+) -> None:
+    window = [user("2"), answer("b"), user("3")]
+    reply = await ask(api, window)
+    whole = [user("1"), answer("a"), *window, reply, user("4")]
+    await ask(api, whole)
+    assert groq.asked[-1]["messages"] == whole
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "tool", "tool_call_id": ["x"], "content": "r"}, "tool_call_id"),
+        ({"role": "assistant", "content": "a", "tool_calls": ["x"]}, "tool_calls"),
+        ({"role": "assistant", "content": "a", "tool_calls": 5}, "tool_calls"),
+        ({"role": "assistant", "content": "a", "tool_calls": [{"id": ["x"]}]}, "tool_calls"),
+    ],
+)
+async def test_calls_that_are_none_are_refused_and_not_kept(
+    api: ClientSession, message: dict[str, Any], param: str
+) -> None:
+    await ask(api, [user("before")])
+    body = {"model": MODEL, "messages": [user("a"), message]}
+    async with api.post(COMPLETIONS, json=body, headers=SESSION) as response:
+        assert response.status == 422
+        assert (await response.json())["error"]["param"] == f"messages.1.{param}"
+    assert len(await history(api)) == 2
+    await ask(api, [user("after")])
 
 
 async def test_what_groq_refuses_is_not_kept(api: ClientSession, groq: FakeGroq) -> None:

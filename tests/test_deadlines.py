@@ -1,6 +1,7 @@
 """Time limits that share a timer end what takes too long, and nothing else."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -111,3 +112,26 @@ async def test_the_time_left_grows_less() -> None:
         first = deadline.left_s
         await asyncio.sleep(SHORT_S)
         assert 5 >= first > deadline.left_s > 4
+
+
+async def test_a_task_that_fails_leaves_nothing_for_the_garbage_collector() -> None:
+    deadlines = Deadlines(5)
+
+    async def fail() -> None:
+        with deadlines.start() as deadline:
+            raise KeyError(deadline.left_s)
+
+    async def run() -> None:
+        task = asyncio.create_task(fail())
+        await asyncio.wait([task])
+        assert isinstance(task.exception(), KeyError)
+
+    await run()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(50):
+            await run()
+        assert gc.collect() < 50
+    finally:
+        gc.enable()

@@ -5,7 +5,7 @@ import gzip
 import re
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 import pytest
@@ -119,8 +119,12 @@ CONTINUE = reply_of(b"", status="100 Continue") + reply_of(b"", status="102 Proc
         (reply_of(b"", status="204 No Content"), 204, b""),
         (reply_of(b"", "Location: /b", "Content-Length: 0", status="307 Away"), 307, b""),
         (reply_of(b"{}", "Content-Length: 2", status="429 Slow down"), 429, b"{}"),
+        (reply_of(b"", "Connection: close, upgrade", "Upgrade: h2c", status="101 On"), 101, b""),
     ],
-    ids=["chunks", "gzip", "to the end", "hints", "informational", "empty", "away", "refused"],
+    ids=[
+        *("chunks", "gzip", "to the end", "hints", "informational"),
+        *("empty", "away", "refused", "another protocol"),
+    ],
 )
 async def test_a_reply_comes_back_whole_whatever_it_is(
     reply: bytes, status: int, content: bytes
@@ -190,6 +194,66 @@ async def test_a_caller_that_leaves_takes_its_connection_along() -> None:
 
     assert upstream.bodies == [b"first", b"second"]
     assert upstream.connections == 2
+
+
+async def test_a_reply_that_nobody_asked_for_is_given_to_nobody() -> None:
+    surplus = reply_of(b"stale", "Content-Length: 5")
+    replies = [reply_of(b"%d" % number, "Content-Length: 1") for number in range(4)]
+    replies[0] += surplus
+    async with Upstream(*replies).serving() as upstream, aiohttp.ClientSession() as session:
+        request = prepare(session, upstream)
+        found = [(await request.send(b"{}")).content for _ in replies]
+
+    assert found == [b"0", b"1", b"2", b"3"]
+    assert upstream.connections == 2
+
+
+async def test_a_reply_that_nobody_asked_for_ends_its_idle_connection() -> None:
+    push = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            for _ in range(2):
+                await reader.readuntil(b"\r\n\r\n{}")
+                writer.write(OK)
+                if not push.is_set():
+                    push.set()
+                    await asyncio.sleep(0.05)
+                    writer.write(reply_of(b"stale", "Content-Length: 5"))
+        writer.close()
+
+    async with (
+        await asyncio.start_server(serve, "127.0.0.1", 0) as server,
+        aiohttp.ClientSession() as session,
+    ):
+        url = URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        request = PreparedRequest(session, "POST", url, connect_timeout_s=2)
+        assert (await request.send(b"{}")).content == b"ok"
+        await push.wait()
+        await asyncio.sleep(0.1)
+        assert [(await request.send(b"{}")).content for _ in range(2)] == [b"ok"] * 2
+
+
+async def test_a_body_that_was_answered_unread_delays_no_other_request() -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(reply_of(b"", "Content-Length: 0", status="413 Too large"))
+        with suppress(ConnectionError):
+            await ended.wait()
+        writer.close()
+
+    ended = asyncio.Event()
+    async with (
+        await asyncio.start_server(refuse, "127.0.0.1", 0) as server,
+        aiohttp.ClientSession() as session,
+    ):
+        url = URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        request = PreparedRequest(session, "POST", url, connect_timeout_s=2)
+        async with asyncio.timeout(5):
+            statuses = [(await request.send(b"x" * 20_000_000)).status for _ in range(3)]
+        ended.set()
+
+    assert statuses == [413] * 3
 
 
 async def test_a_large_body_is_sent_whole() -> None:

@@ -84,10 +84,13 @@ class Deadline:
         trace: TracebackType | None,
     ) -> None:
         self._all.remove(self)
+        task = self._task
+        # An error's traceback holds this; it must not lead back to the task that holds the error.
+        del self._task
         # As asyncio.timeout() has it: a cancellation that came from elsewhere goes on.
         if (
             self._has_expired
-            and self._task.uncancel() <= self._cancelling
+            and task.uncancel() <= self._cancelling
             and kind is asyncio.CancelledError
         ):
             raise TimeoutError from error

@@ -56,7 +56,8 @@ class Conversations:
         said = [message for message in sent if message["role"] not in INSTRUCTION_ROLES]
         try:
             earlier = await self._earlier(session_id, said)
-            known = overlap([on_wire(message) for message in earlier], said)
+            known, begin = overlap([on_wire(message) for message in earlier], said)
+            before = with_whole_calls(self._fitting(earlier[:begin], said), said)
             new = [stored(message, model) for message in said[known:]]
             if new:
                 await self._history.save_message(session_id, *new)
@@ -65,10 +66,9 @@ class Conversations:
             return Conversation(session_id=session_id, messages=sent)
         if not said:
             return Conversation(session_id=session_id, messages=sent)
-        before = self._fitting(earlier[: len(earlier) - known], said)
         return Conversation(
             session_id=session_id,
-            messages=[*instructions, *with_whole_calls(before, said), *said],
+            messages=[*instructions, *before, *said],
             new=new,
             question=[*earlier, *new][-1],
         )
@@ -112,7 +112,7 @@ class Conversations:
         earlier = page.messages
         if earlier and earlier[-1].status == INCOMPLETE:
             before = [on_wire(message) for message in earlier[:-1]]
-            if said and overlap(before, said) == len(said):
+            if said and overlap(before, said).known == len(said):
                 await self._history.remove_messages(session_id, earlier[-1:])
                 return earlier[:-1]
         return earlier
@@ -137,4 +137,19 @@ def _checked(asked: object) -> list[WireMessage]:
             raise InvalidField(
                 message=f"messages.{at}: has no role that can be kept", param=f"messages.{at}.role"
             )
+        for name, is_good in (("tool_calls", _are_calls), ("tool_call_id", _is_id)):
+            if not is_good(message.get(name)):
+                param = f"messages.{at}.{name}"
+                raise InvalidField(message=f"{param}: is not what it has to be", param=param)
     return asked
+
+
+def _are_calls(value: object) -> bool:
+    return value is None or (
+        isinstance(value, list)
+        and all(isinstance(call, dict) and _is_id(call.get("id")) for call in value)
+    )
+
+
+def _is_id(value: object) -> bool:
+    return value is None or isinstance(value, str)

@@ -133,10 +133,14 @@ def untraced(error: BaseException) -> BaseException:
     Some of those below us hold the error in turn: a circle that only the garbage collector would
     find, with the request's body in it, once for each request that fails.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        seen.__traceback__ = None
-        seen = seen.__context__
+    found: list[BaseException] = [error]
+    for each in found:
+        each.__traceback__ = None
+        found += [
+            other
+            for other in (each.__context__, each.__cause__)
+            if other is not None and not any(other is known for known in found)
+        ]
     return error
 
 

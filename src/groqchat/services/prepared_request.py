@@ -12,6 +12,8 @@ from yarl import URL
 
 # Many times the longest answer of any model that Groq lists, and its list of models.
 MAX_REPLY_BYTES = 32 * 1024 * 1024
+# Responses with another behind them; behind a change of protocols there is none.
+INFORMATIONAL = frozenset(range(100, 200)) - {HTTPStatus.SWITCHING_PROTOCOLS}
 # Headers that each body has of its own.
 OF_THE_BODY = frozenset({"content-length", "transfer-encoding"})
 
@@ -62,17 +64,30 @@ class PreparedRequest:
         Raises aiohttp.ClientError or OSError for anything but a whole response. The caller's
         deadline bounds it.
         """
-        connection = await self._connector.connect(self._request, [], self._limits)
+        connection = await self._connect()
         try:
             reply = await self._exchange(connection, body)
         except BaseException as error:
-            # What is still under way must not meet the next request.
-            connection.close()
+            _abort(connection)
             if isinstance(error, HttpProcessingError):
                 raise aiohttp.ClientConnectionError("what came is not HTTP") from error
             raise
+        if connection.transport is not None and connection.transport.get_write_buffer_size():
+            # Answered before it was read: the next request would wait behind the rest.
+            _abort(connection)
         connection.release()
         return reply
+
+    async def _connect(self) -> Connection:
+        """Return a connection on which nothing has come that nobody asked for.
+
+        The reply to another request would be taken for that to ours, and so on for ever.
+        """
+        while True:
+            connection = await self._connector.connect(self._request, [], self._limits)
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
 
     async def _exchange(self, connection: Connection, body: bytes | None) -> Reply:
         protocol = connection.protocol
@@ -82,11 +97,18 @@ class PreparedRequest:
         end = b"\r\n" if body is None else b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
         protocol.transport.write(self._head + end)
         message, payload = await protocol.read()
-        while message.code < HTTPStatus.OK:
+        while message.code in INFORMATIONAL:
             # Early hints and the like: the response itself is still to come.
             message, payload = await protocol.read()
         content = await _read(payload)
         return Reply(status=message.code, headers=message.raw_headers, content=content)
+
+
+def _abort(connection: Connection) -> None:
+    """Close a connection at once: what is under way must neither go on nor meet the next."""
+    if connection.transport is not None:
+        connection.transport.abort()
+    connection.close()
 
 
 async def _read(payload: aiohttp.StreamReader) -> bytes:

@@ -84,7 +84,8 @@ class StreamParser:
         if piece.get("id"):
             call["id"] = piece["id"]
         for name, value in (piece.get("function") or {}).items():
-            call["function"][name] = call["function"].get(name, "") + value
+            if isinstance(value, str):
+                call["function"][name] = call["function"].get(name, "") + value
 
 
 def plausible_tokens(tokens: object) -> int | None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from groqchat.services.context import BYTES_PER_TOKEN, TOKENS_PER_MESSAGE
 from groqchat.storage.messages import ROLES, Message, new_message_id
@@ -12,6 +12,13 @@ from groqchat.storage.messages import ROLES, Message, new_message_id
 INSTRUCTION_ROLES = frozenset({"system", "developer"})
 
 WireMessage: TypeAlias = dict[str, Any]
+
+
+class Overlap(NamedTuple):
+    """How many messages of a request, from its first on, its session has, and where they begin."""
+
+    known: int
+    begin: int
 
 
 def stored(message: WireMessage, model: str | None) -> Message:
@@ -55,18 +62,41 @@ def on_wire(message: Message) -> WireMessage:
     return {"role": message.role, "content": message.content, **(message.extra or {})}
 
 
-def overlap(earlier: Sequence[WireMessage], said: Sequence[WireMessage]) -> int:
-    """Return how many of the first messages that a client sent its session has at its end.
+def overlap(earlier: Sequence[WireMessage], said: Sequence[WireMessage]) -> Overlap:
+    """Return what of a request its session holds already.
 
-    Many clients send the whole conversation each time, which may be longer than what is known
-    of it, and send a request again that failed.
+    Many clients send the whole conversation each time, which may be longer than what is known of
+    it, and send a request again that failed. Some have it otherwise than the session: an answer was
+    stopped, or asked for again, or calls of tools are left out.
     """
-    known, sent = list(map(_meaning, earlier)), list(map(_meaning, said))
-    for count in range(len(sent), 0, -1):
-        common = min(count, len(known))
-        if common and known[-common:] == sent[count - common : count]:
-            return count
-    return 0
+    codes: dict[str, str] = {}
+    # A character for each message: to look for one text in another takes no time.
+    known, sent = (
+        "".join(codes.setdefault(_meaning(message), chr(len(codes))) for message in messages)
+        for messages in (earlier, said)
+    )
+    at = sent.rfind(known) if known else -1
+    if at >= 0:
+        return Overlap(known=at + len(known), begin=0)
+    for count in range(min(len(sent), len(known)), 0, -1):
+        if known.endswith(sent[:count]):
+            return Overlap(known=count, begin=len(known) - count)
+    if any(message["role"] == "assistant" for message in said):
+        return _divergence(known, sent)
+    return Overlap(known=0, begin=len(known))
+
+
+def _divergence(known: str, sent: str) -> Overlap:
+    """Return how far a whole conversation is found in its session, which goes on otherwise."""
+    best = Overlap(known=0, begin=len(known))
+    for begin, first in enumerate(known):
+        if first == sent[0]:
+            count = 0
+            for code in known[begin:]:
+                count += count < len(sent) and code == sent[count]
+            if count >= best.known:
+                best = Overlap(known=count, begin=begin)
+    return best
 
 
 def within_budget(
@@ -103,10 +133,10 @@ def with_whole_calls(
         end = at + 1
         while end < len(everything) and everything[end]["role"] == "tool":
             end += 1
-        results = {result.get("tool_call_id") for result in everything[at + 1 : end]}
-        calls = message.get("tool_calls") or []
+        results = {str(result.get("tool_call_id")) for result in everything[at + 1 : end]}
+        calls = calls_of(message)
         if message["role"] != "tool":
-            if {call.get("id") for call in calls} == results:
+            if {str(call.get("id")) for call in calls} == results:
                 whole += everything[at : min(end, len(earlier))]
             elif message["content"] or not calls:
                 whole.append({k: value for k, value in message.items() if k != "tool_calls"})
@@ -114,27 +144,40 @@ def with_whole_calls(
     return whole
 
 
-def _meaning(message: WireMessage) -> object:
+def calls_of(message: WireMessage) -> list[dict[str, Any]]:
+    """Return the calls of tools in a message; what is none is left out."""
+    calls = message.get("tool_calls")
+    return [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+
+
+def _meaning(message: WireMessage) -> str:
     """Return what two messages have in common that mean the same.
 
-    Clients send an answer back with fields that were null or absent before, and its calls
-    written anew.
+    Clients send an answer back with fields that were null or absent before, its text in a part or
+    trimmed, and its calls written anew.
     """
+    calls = calls_of(message) if message["role"] == "assistant" else []
     content = message.get("content")
-    calls = message.get("tool_calls") if message["role"] == "assistant" else None
-    return (
+    if isinstance(content, list) and all(map(_is_text, content)):
+        content = _text(content)
+    meaning = (
         message["role"],
-        content or "" if isinstance(content, str | None) else json.dumps(content, sort_keys=True),
+        (content or "").strip() if isinstance(content, str | None) else content,
         message.get("tool_call_id") or "",
-        [_call(call) for call in calls] if isinstance(calls, list) else [],
+        [_call(call) for call in calls],
     )
+    return json.dumps(meaning, sort_keys=True)
 
 
-def _call(call: Any) -> object:
-    if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
+def _is_text(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text"
+
+
+def _call(call: dict[str, Any]) -> object:
+    function = call.get("function")
+    if not isinstance(function, dict):
         return call
-    function = call["function"]
-    arguments = function.get("arguments")
+    arguments: Any = function.get("arguments")
     with suppress(TypeError, ValueError, RecursionError):
         arguments = json.dumps(json.loads(arguments), sort_keys=True)
     return call.get("id"), function.get("name"), arguments
