@@ -66,7 +66,7 @@ async def at_floor(socket: str, count: int) -> float:
 
 
 async def _timed(save: Save, count: int) -> float:
-    sessions = count // PER_SESSION
+    sessions = max(1, count // PER_SESSION)
     messages: Iterator[tuple[str, Message]] = iter(
         [
             (

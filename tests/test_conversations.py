@@ -1,4 +1,4 @@
-"""Conversations of clients that speak Groq's format: what is new, what fits, what is left out."""
+"""Conversations of clients that speak Groq's format: what is given to the model, what is kept."""
 
 import asyncio
 from typing import Any
@@ -7,37 +7,15 @@ import openai
 import pytest
 from aiohttp import ClientSession
 
-from groqchat.services.wire_messages import overlap, with_whole_calls, within_budget
 from groqchat.storage.messages import Message, decode_member, encode_member
 from tests.conftest import Serve
 from tests.support.api import BASE
 from tests.support.groq import FakeGroq
 from tests.support.streams import history
+from tests.support.wire import answer, result, user
 from tests.test_compatible import CHOICE, HELLO, MODEL, SESSION, TOOL, origin
 
 COMPLETIONS = "/openai/v1/chat/completions"
-
-
-def user(text: str) -> dict[str, Any]:
-    return {"role": "user", "content": text}
-
-
-def answer(text: str | None, *calls: str, arguments: str = '{"a":1}') -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": text}
-    if calls:
-        message["tool_calls"] = [
-            {
-                "id": call,
-                "type": "function",
-                "function": {"name": "look_up", "arguments": arguments},
-            }
-            for call in calls
-        ]
-    return message
-
-
-def result(call: str) -> dict[str, Any]:
-    return {"role": "tool", "tool_call_id": call, "content": "found"}
 
 
 async def ask(api: ClientSession, messages: list[Any]) -> dict[str, Any]:
@@ -47,101 +25,6 @@ async def ask(api: ClientSession, messages: list[Any]) -> dict[str, Any]:
         assert response.status == 200
         message: dict[str, Any] = (await response.json())["choices"][0]["message"]
     return message
-
-
-@pytest.mark.parametrize(
-    ("earlier", "said", "known"),
-    [
-        ([], [user("a")], (0, 0)),
-        ([user("a"), answer("b")], [user("c")], (0, 2)),
-        ([user("a"), answer("b")], [user("a")], (0, 2)),
-        ([user("a"), answer("b")], [user("a"), answer("b"), user("c")], (2, 0)),
-        ([user("x"), answer("y"), user("a")], [user("a")], (1, 2)),
-        # The session knows less than the client: its life began, or is read, further on.
-        (
-            [user("c"), answer("d")],
-            [user("a"), answer("b"), user("c"), answer("d"), user("e")],
-            (4, 0),
-        ),
-        # What clients make of an answer that they send back.
-        (
-            [user("a"), answer("", "1")],
-            [user("a"), {**answer(None, "1", arguments='{"a": 1}'), "refusal": None}, result("1")],
-            (2, 0),
-        ),
-        (
-            [user("a"), answer("b")],
-            [user("a"), {**answer("b"), "reasoning": "hm"}, user("c")],
-            (2, 0),
-        ),
-        (
-            [user("a"), answer("b")],
-            [user("a"), {**answer(None), "content": [{"type": "text", "text": "b\n"}]}, user("c")],
-            (2, 0),
-        ),
-        # What the client has otherwise: asked again, stopped, edited, without the calls of tools.
-        (
-            [user("a"), answer("b"), user("c"), answer("d")],
-            [user("a"), answer("b"), user("c")],
-            (3, 0),
-        ),
-        (
-            [user("a"), answer("b"), user("c"), answer("d"), answer("d again")],
-            [user("a"), answer("b"), user("c"), answer("d again"), user("e")],
-            (4, 0),
-        ),
-        ([user("a"), answer("bcd")], [user("a"), answer("b"), user("c")], (1, 0)),
-        ([user("a"), answer("", "1")], [user("a"), answer(None, "2"), result("2")], (1, 0)),
-        (
-            [user("x"), answer("y"), user("a"), answer("", "1"), result("1"), answer("b")],
-            [user("a"), answer("b"), user("c")],
-            (2, 2),
-        ),
-    ],
-)
-def test_what_is_known_is_told_by_what_it_means(
-    earlier: list[dict[str, Any]], said: list[dict[str, Any]], known: tuple[int, int]
-) -> None:
-    assert overlap(earlier, said) == known
-
-
-def test_many_equal_messages_are_compared_at_once() -> None:
-    earlier = [answer("first"), *[user("")] * 999]
-    assert overlap(earlier, [user("")] * 100_000) == (999, 1)
-
-
-def test_a_context_begins_with_a_question_and_ends_where_the_budget_does() -> None:
-    earlier = [user("a" * 400), answer("b"), user("c"), answer("d")]
-
-    def fitting(messages: int, tokens: int, *, needed: bool = False) -> list[dict[str, Any]]:
-        return within_budget(earlier, messages=messages, tokens=tokens, needed=needed)
-
-    assert fitting(10, 1000) == earlier
-    assert fitting(10, 100) == fitting(3, 1000) == earlier[2:]
-    assert fitting(1, 1000) == fitting(0, 1000) == fitting(10, 0) == []
-    assert fitting(0, 0, needed=True) == earlier[2:]
-
-
-@pytest.mark.parametrize(
-    ("earlier", "said", "left"),
-    [
-        ([user("a"), answer("", "1"), result("1")], [user("b")], [0, 1, 2]),
-        ([user("a"), answer("", "1")], [result("1")], [0, 1]),
-        ([user("a"), answer("", "1")], [user("b")], [0]),
-        ([user("a"), answer("", "1", "2"), result("1")], [user("b")], [0]),
-        ([user("a"), answer("", "1", "2"), result("1")], [result("2")], [0, 1, 2]),
-        ([result("1"), user("a")], [user("b")], [1]),
-    ],
-)
-def test_calls_without_results_and_results_without_calls_are_left_out(
-    earlier: list[dict[str, Any]], said: list[dict[str, Any]], left: list[int]
-) -> None:
-    assert with_whole_calls(earlier, said) == [earlier[at] for at in left]
-
-
-def test_what_was_said_beside_a_call_is_left_in() -> None:
-    earlier = [user("a"), answer("I look it up.", "1")]
-    assert with_whole_calls(earlier, [user("b")]) == [user("a"), answer("I look it up.")]
 
 
 async def test_a_long_conversation_sent_whole_each_time_is_kept_once(
@@ -206,6 +89,36 @@ async def test_a_question_that_is_asked_again_is_kept_once(
         ("assistant", (await history(api))[-1]["content"]),
     ]
     assert [len(body["messages"]) for body in groq.asked] == [1, 3, 3, 5]
+
+
+async def test_a_long_conversation_that_goes_on_otherwise_is_kept_once(
+    serve: Serve, groq: FakeGroq
+) -> None:
+    api = await serve(chat_context_messages=4)
+    said: list[Any] = []
+    for number in range(6):
+        said += [user(f"question {number}")]
+        said += [await ask(api, said)]
+    await ask(api, said[:-1])
+    assert len(await history(api)) == 13
+    assert len(groq.asked[-1]["messages"]) == 11
+
+
+async def test_an_answer_that_broke_off_is_kept_where_another_is_asked_for_again(
+    api: ClientSession, groq: FakeGroq
+) -> None:
+    said = [user("a")]
+    said += [await ask(api, said), user("b")]
+    said += [await ask(api, said), user("c")]
+    groq.options.fail, groq.options.fail_after_chunks = "500", 3
+    body = {"model": MODEL, "messages": said, "stream": True}
+    async with api.post(COMPLETIONS, json=body, headers=SESSION) as response:
+        await response.read()
+    groq.options.fail = None
+    broken = (await history(api))[-1]
+    assert broken["status"] == "incomplete"
+    await ask(api, said[:3])
+    assert broken in await history(api)
 
 
 async def test_a_session_that_begins_in_mid_conversation_puts_nothing_twice(

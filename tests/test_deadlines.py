@@ -114,17 +114,20 @@ async def test_the_time_left_grows_less() -> None:
         assert 5 >= first > deadline.left_s > 4
 
 
-async def test_a_task_that_fails_leaves_nothing_for_the_garbage_collector() -> None:
-    deadlines = Deadlines(5)
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_a_task_that_fails_leaves_nothing_for_the_garbage_collector(*, is_late: bool) -> None:
+    deadlines = Deadlines(0.001 if is_late else 5)
 
     async def fail() -> None:
         with deadlines.start() as deadline:
-            raise KeyError(deadline.left_s)
+            if is_late:
+                await asyncio.Event().wait()
+            raise TimeoutError(deadline.left_s)
 
     async def run() -> None:
         task = asyncio.create_task(fail())
         await asyncio.wait([task])
-        assert isinstance(task.exception(), KeyError)
+        assert isinstance(task.exception(), TimeoutError)
 
     await run()
     gc.collect()

@@ -67,6 +67,16 @@ class Upstream:
         writer.close()
 
 
+def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return those of a server on this machine and of a client that trusts it."""
+    authority = trustme.CA()
+    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(server_side)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    return server_side, trusting
+
+
 def prepare(
     session: aiohttp.ClientSession, upstream: Upstream, method: str = "POST"
 ) -> PreparedRequest:
@@ -208,33 +218,10 @@ async def test_a_reply_that_nobody_asked_for_is_given_to_nobody() -> None:
     assert upstream.connections == 2
 
 
-async def test_a_reply_that_nobody_asked_for_ends_its_idle_connection() -> None:
-    push = asyncio.Event()
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_a_body_that_was_refused_unread_delays_no_other_request(*, tls: bool) -> None:
+    server_side, trusting = contexts() if tls else (None, True)
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            for _ in range(2):
-                await reader.readuntil(b"\r\n\r\n{}")
-                writer.write(OK)
-                if not push.is_set():
-                    push.set()
-                    await asyncio.sleep(0.05)
-                    writer.write(reply_of(b"stale", "Content-Length: 5"))
-        writer.close()
-
-    async with (
-        await asyncio.start_server(serve, "127.0.0.1", 0) as server,
-        aiohttp.ClientSession() as session,
-    ):
-        url = URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
-        request = PreparedRequest(session, "POST", url, connect_timeout_s=2)
-        assert (await request.send(b"{}")).content == b"ok"
-        await push.wait()
-        await asyncio.sleep(0.1)
-        assert [(await request.send(b"{}")).content for _ in range(2)] == [b"ok"] * 2
-
-
-async def test_a_body_that_was_answered_unread_delays_no_other_request() -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(reply_of(b"", "Content-Length: 0", status="413 Too large"))
@@ -244,10 +231,11 @@ async def test_a_body_that_was_answered_unread_delays_no_other_request() -> None
 
     ended = asyncio.Event()
     async with (
-        await asyncio.start_server(refuse, "127.0.0.1", 0) as server,
-        aiohttp.ClientSession() as session,
+        await asyncio.start_server(refuse, "127.0.0.1", 0, ssl=server_side) as server,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusting)) as session,
     ):
-        url = URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        scheme = "https" if tls else "http"
+        url = URL(f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
         request = PreparedRequest(session, "POST", url, connect_timeout_s=2)
         async with asyncio.timeout(5):
             statuses = [(await request.send(b"x" * 20_000_000)).status for _ in range(3)]
@@ -287,11 +275,7 @@ async def test_a_server_that_is_away_is_an_error_of_the_connection() -> None:
 
 
 async def test_certificates_are_verified() -> None:
-    authority = trustme.CA()
-    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("127.0.0.1").configure_cert(server_side)
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
+    server_side, trusting = contexts()
     async with Upstream(OK).serving(server_side) as upstream:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusting)) as session:
             assert (await prepare(session, upstream).send(b"{}")).content == b"ok"

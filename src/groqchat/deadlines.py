@@ -84,15 +84,15 @@ class Deadline:
         trace: TracebackType | None,
     ) -> None:
         self._all.remove(self)
-        task = self._task
+        # As asyncio.timeout() has it: a cancellation that came from elsewhere goes on.
+        is_late = (
+            self._has_expired
+            and self._task.uncancel() <= self._cancelling
+            and kind is asyncio.CancelledError
+        )
         # An error's traceback holds this; it must not lead back to the task that holds the error.
         del self._task
-        # As asyncio.timeout() has it: a cancellation that came from elsewhere goes on.
-        if (
-            self._has_expired
-            and task.uncancel() <= self._cancelling
-            and kind is asyncio.CancelledError
-        ):
+        if is_late:
             raise TimeoutError from error
 
     def interrupt(self) -> None:

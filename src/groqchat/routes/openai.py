@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from groqchat.errors import CompletionError, Overloaded, ShuttingDown
-from groqchat.http.endpoint import JSON, Notes, endpoint
+from groqchat.http.endpoint import Notes, endpoint
 from groqchat.http.state import catalog_of, compatible_of, event_streams_of
 from groqchat.relay_models import (
     GroqErrorAnswer,
@@ -41,7 +41,7 @@ async def complete(
             body=relayed.body,
             status=relayed.status,
             headers=dict(relayed.headers),
-            content_type=JSON,
+            content_type=relayed.content_type,
         )
 
     def leave() -> None:

@@ -49,6 +49,7 @@ class Relayed:
     status: int
     headers: Mapping[str, str]
     body: bytes = b""
+    content_type: str = ""
     turn: Turn | None = None
 
 
@@ -91,10 +92,15 @@ class CompatibleChat:
             content = await _read(response)
             if response.status != HTTPStatus.OK:
                 await self._refused(response.status, conversation)
-                return Relayed(status=response.status, headers=headers, body=redacted(content))
-            if conversation is not None:
+                content = redacted(content)
+            elif conversation is not None:
                 headers[SAVED_HEADER] = str(await self._keep(conversation, content)).lower()
-            return Relayed(status=response.status, headers=headers, body=content)
+            return Relayed(
+                status=response.status,
+                headers=headers,
+                body=content,
+                content_type=response.content_type,
+            )
 
     async def _refused(self, status: int, conversation: Conversation | None) -> None:
         if status in SERVICE_AT_FAULT:

@@ -9,6 +9,8 @@ from groqchat.services.redis_chat_service import MAX_PAGE, RedisChatService
 from groqchat.services.wire_messages import (
     INSTRUCTION_ROLES,
     WireMessage,
+    is_repeated,
+    is_whole,
     on_wire,
     overlap,
     stored,
@@ -49,29 +51,28 @@ class Conversations:
     async def begin(self, session_id: str, asked: object, model: str | None) -> Conversation:
         """Return the whole conversation; InvalidField where the messages are none.
 
-        Without Redis it is what was sent.
+        Where Redis cannot be read it is what was sent.
         """
         sent = _checked(asked)
         instructions = [message for message in sent if message["role"] in INSTRUCTION_ROLES]
         said = [message for message in sent if message["role"] not in INSTRUCTION_ROLES]
         try:
             earlier = await self._earlier(session_id, said)
-            known, begin = overlap([on_wire(message) for message in earlier], said)
-            before = with_whole_calls(self._fitting(earlier[:begin], said), said)
-            new = [stored(message, model) for message in said[known:]]
-            if new:
-                await self._history.save_message(session_id, *new)
         except StorageError as error:
             log.warning("answering without history: %s", error)
             return Conversation(session_id=session_id, messages=sent)
-        if not said:
-            return Conversation(session_id=session_id, messages=sent)
-        return Conversation(
-            session_id=session_id,
-            messages=[*instructions, *before, *said],
-            new=new,
-            question=[*earlier, *new][-1],
-        )
+        known, begin = overlap(_on_wire(earlier), said)
+        before = with_whole_calls(self._fitting(earlier[:begin], said), said)
+        messages = [*instructions, *before, *said]
+        new = [stored(message, model) for message in said[known:]]
+        try:
+            if new:
+                await self._history.save_message(session_id, *new)
+        except StorageError as error:
+            log.warning("answering what is not kept: %s", error)
+            return Conversation(session_id=session_id, messages=messages)
+        question = [*earlier, *new][-1] if said else None
+        return Conversation(session_id=session_id, messages=messages, new=new, question=question)
 
     async def end(self, conversation: Conversation, answer: Message) -> bool:
         """Keep an answer, and return whether the whole exchange is kept."""
@@ -105,14 +106,18 @@ class Conversations:
 
         Without the beginning of an answer that broke off, where the same is asked again.
         """
-        count = max(self._settings.chat_context_messages, len(said))
+        # One more than was sent: an answer to it may have broken off.
+        count = max(self._settings.chat_context_messages, len(said) + 1)
         if said and said[0]["role"] == "tool":
             count = max(count, CALLS_WITHIN)
         page = await self._history.get_session_history(session_id, limit=min(count, MAX_PAGE))
+        if page.has_more and is_whole(said) and not overlap(_on_wire(page.messages), said).known:
+            # It begins further back, and goes on otherwise.
+            page = await self._history.get_session_history(session_id, limit=MAX_PAGE)
         earlier = page.messages
         if earlier and earlier[-1].status == INCOMPLETE:
-            before = [on_wire(message) for message in earlier[:-1]]
-            if said and overlap(before, said).known == len(said):
+            before = _on_wire(earlier[:-1])
+            if said and is_repeated(before, said):
                 await self._history.remove_messages(session_id, earlier[-1:])
                 return earlier[:-1]
         return earlier
@@ -121,11 +126,15 @@ class Conversations:
         self, earlier: Sequence[Message], said: Sequence[WireMessage]
     ) -> list[WireMessage]:
         count = self._settings.chat_context_messages
-        messages = [on_wire(message) for message in earlier]
+        messages = _on_wire(earlier)
         needed = bool(said) and said[0]["role"] == "tool"
         return within_budget(
             messages, messages=count, tokens=self._settings.chat_context_tokens, needed=needed
         )
+
+
+def _on_wire(messages: Sequence[Message]) -> list[WireMessage]:
+    return [on_wire(message) for message in messages]
 
 
 def _checked(asked: object) -> list[WireMessage]:

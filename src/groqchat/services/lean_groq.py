@@ -9,6 +9,7 @@ from groq import AsyncGroq
 from httpx_aiohttp import AiohttpTransport
 from yarl import URL
 
+from groqchat.services.connector import Connector
 from groqchat.services.prepared_request import PreparedRequest, Reply
 
 # Longer than the pauses in most traffic, shorter than what balancers on the way keep open.
@@ -146,5 +147,5 @@ def untraced(error: BaseException) -> BaseException:
 
 def open_session(max_connections: int) -> aiohttp.ClientSession:
     """Return the session of the process: every turn in flight may hold one connection."""
-    connector = aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=KEEPALIVE_S)
+    connector = Connector(limit=max_connections, keepalive_timeout=KEEPALIVE_S)
     return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())

@@ -33,17 +33,21 @@ class ModelCatalog:
         self._models: list[dict[str, Any]] | None = None
         self._asking: asyncio.Task[None] | None = None
         self._names: frozenset[str] = frozenset()
-        self._refreshed = 0.0
+        # When it was last asked for, in vain or not.
+        self._asked = -RECENT_S
         self.refreshed_at: str | None = None
 
     async def models(self) -> list[dict[str, Any]]:
         """Return the models as Groq lists them; CompletionError where there is no list yet."""
         if self._models is None:
-            # Many who ask at once wait for one answer.
-            if self._asking is None or self._asking.done():
-                self._asking = asyncio.create_task(self._refresh())
-            await asyncio.shield(self._asking)
+            await self._refresh_together()
         return self.known
+
+    async def _refresh_together(self) -> None:
+        """Refresh the list; many who ask at once wait for one answer."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._refresh())
+        await asyncio.shield(self._asking)
 
     def admits(self, model: str | None) -> bool:
         """Tell whether Groq lists a model, or may for all that is known here."""
@@ -51,9 +55,9 @@ class ModelCatalog:
 
     async def check(self, model: str) -> None:
         """Raise UnknownModel for a model that Groq does not list, not even by now."""
-        if time.monotonic() - self._refreshed > RECENT_S:
+        if time.monotonic() - self._asked > RECENT_S:
             with suppress(CompletionError):
-                await self._refresh()
+                await self._refresh_together()
         if not self.admits(model):
             raise UnknownModel("not in Groq's list", param="model")
 
@@ -86,7 +90,10 @@ class ModelCatalog:
             await asyncio.sleep(wait_s)
 
     async def _refresh(self) -> None:
-        reply = parse(await self._completions.models())
+        try:
+            reply = parse(await self._completions.models())
+        finally:
+            self._asked = time.monotonic()
         data = reply.get("data") if isinstance(reply, dict) else None
         if not isinstance(data, list):
             raise CompletionUnavailable("Groq's list of models is not one")
@@ -98,5 +105,4 @@ class ModelCatalog:
             and (not self._allowed or model["id"] in self._allowed)
         ]
         self._names = frozenset(model["id"] for model in self._models)
-        self._refreshed = time.monotonic()
         self.refreshed_at = iso_time(int(time.time() * MICROS_PER_S))

@@ -12,6 +12,8 @@ from yarl import URL
 
 # Many times the longest answer of any model that Groq lists, and its list of models.
 MAX_REPLY_BYTES = 32 * 1024 * 1024
+# What a server leaves unread of a body that it refuses; all else has left this process by then.
+MAX_UNREAD_BYTES = 64 * 1024
 # Responses with another behind them; behind a change of protocols there is none.
 INFORMATIONAL = frozenset(range(100, 200)) - {HTTPStatus.SWITCHING_PROTOCOLS}
 # Headers that each body has of its own.
@@ -64,7 +66,7 @@ class PreparedRequest:
         Raises aiohttp.ClientError or OSError for anything but a whole response. The caller's
         deadline bounds it.
         """
-        connection = await self._connect()
+        connection = await self._connector.connect(self._request, [], self._limits)
         try:
             reply = await self._exchange(connection, body)
         except BaseException as error:
@@ -72,22 +74,11 @@ class PreparedRequest:
             if isinstance(error, HttpProcessingError):
                 raise aiohttp.ClientConnectionError("what came is not HTTP") from error
             raise
-        if connection.transport is not None and connection.transport.get_write_buffer_size():
-            # Answered before it was read: the next request would wait behind the rest.
+        if reply.status >= HTTPStatus.MULTIPLE_CHOICES and len(body or b"") > MAX_UNREAD_BYTES:
+            # Refused, it may be unread: the next request would wait behind the rest.
             _abort(connection)
         connection.release()
         return reply
-
-    async def _connect(self) -> Connection:
-        """Return a connection on which nothing has come that nobody asked for.
-
-        The reply to another request would be taken for that to ours, and so on for ever.
-        """
-        while True:
-            connection = await self._connector.connect(self._request, [], self._limits)
-            if connection.protocol is None or not connection.protocol.should_close:
-                return connection
-            connection.close()
 
     async def _exchange(self, connection: Connection, body: bytes | None) -> Reply:
         protocol = connection.protocol

@@ -11,6 +11,12 @@ from groqchat.storage.messages import ROLES, Message, new_message_id
 # They precede the conversation of this one request and are not kept.
 INSTRUCTION_ROLES = frozenset({"system", "developer"})
 
+# An image counts for about 2,000 tokens, however many bytes it has.
+IMAGE_BYTES = 2_000 * BYTES_PER_TOKEN
+
+# In place of a message that the session does not know.
+UNKNOWN = "\0"
+
 WireMessage: TypeAlias = dict[str, Any]
 
 
@@ -62,6 +68,12 @@ def on_wire(message: Message) -> WireMessage:
     return {"role": message.role, "content": message.content, **(message.extra or {})}
 
 
+def is_whole(said: Sequence[WireMessage]) -> bool:
+    """Tell whether a request holds a conversation, and not only what is new in one."""
+    # In the last place it is how the answer is to begin.
+    return any(message["role"] == "assistant" for message in said[:-1])
+
+
 def overlap(earlier: Sequence[WireMessage], said: Sequence[WireMessage]) -> Overlap:
     """Return what of a request its session holds already.
 
@@ -69,33 +81,51 @@ def overlap(earlier: Sequence[WireMessage], said: Sequence[WireMessage]) -> Over
     it, and send a request again that failed. Some have it otherwise than the session: an answer was
     stopped, or asked for again, or calls of tools are left out.
     """
-    codes: dict[str, str] = {}
-    # A character for each message: to look for one text in another takes no time.
-    known, sent = (
-        "".join(codes.setdefault(_meaning(message), chr(len(codes))) for message in messages)
-        for messages in (earlier, said)
-    )
+    known, sent = _coded(earlier, said)
+    found = _at_end(known, sent)
+    if not is_whole(said):
+        return found
+    other = _divergence(known, sent)
+    common = said[: other.known]
+    is_recognised = any(message["role"] == "assistant" for message in common) or other.begin == 0
+    return other if is_recognised and other.known > found.known else found
+
+
+def is_repeated(earlier: Sequence[WireMessage], said: Sequence[WireMessage]) -> bool:
+    """Tell whether a request is at the end of its session already."""
+    return _at_end(*_coded(earlier, said)).known == len(said)
+
+
+def _coded(earlier: Sequence[WireMessage], said: Sequence[WireMessage]) -> tuple[str, str]:
+    """Return a character for each message: to look for one text in another takes no time."""
+    codes: dict[object, str] = {}
+    known = "".join(codes.setdefault(_meaning(each), chr(len(codes) + 1)) for each in earlier)
+    return known, "".join(codes.get(_meaning(each), UNKNOWN) for each in said)
+
+
+def _at_end(known: str, sent: str) -> Overlap:
+    """Return what of a request the session ends with."""
     at = sent.rfind(known) if known else -1
     if at >= 0:
         return Overlap(known=at + len(known), begin=0)
     for count in range(min(len(sent), len(known)), 0, -1):
         if known.endswith(sent[:count]):
             return Overlap(known=count, begin=len(known) - count)
-    if any(message["role"] == "assistant" for message in said):
-        return _divergence(known, sent)
     return Overlap(known=0, begin=len(known))
 
 
 def _divergence(known: str, sent: str) -> Overlap:
     """Return how far a whole conversation is found in its session, which goes on otherwise."""
+    # What the session does not know before that is of the client's own making, such as a summary.
+    own = len(sent) - len(sent.lstrip(UNKNOWN))
     best = Overlap(known=0, begin=len(known))
     for begin, first in enumerate(known):
-        if first == sent[0]:
-            count = 0
+        if sent[own : own + 1] == first:
+            count = own
             for code in known[begin:]:
                 count += count < len(sent) and code == sent[count]
-            if count >= best.known:
-                best = Overlap(known=count, begin=begin)
+            if count > best.known:
+                best = Overlap(known=count, begin=0 if own else begin)
     return best
 
 
@@ -105,15 +135,18 @@ def within_budget(
     """Return the latest messages that fit, from one of a user on.
 
     Where they are `needed`, since what follows are results of tools, the last question and all
-    behind it come whether they fit or not.
+    behind it come whether they fit or not. Where a turn with many calls of tools does not fit, its
+    last answer is better than nothing.
     """
     begin = len(earlier)
+    ends_with_tools = [message["role"] for message in earlier[-2:]] == ["tool", "assistant"]
     for at in range(len(earlier) - 1, -1, -1):
         tokens -= _size(earlier[at]) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE
         fits = tokens >= 0 and len(earlier) - at <= messages
         if not fits and not (needed and begin == len(earlier)):
             break
-        if earlier[at]["role"] == "user":
+        is_last_answer = ends_with_tools and at == len(earlier) - 1
+        if earlier[at]["role"] == "user" or is_last_answer:
             begin = at
     return list(earlier[begin:])
 
@@ -150,23 +183,23 @@ def calls_of(message: WireMessage) -> list[dict[str, Any]]:
     return [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
 
 
-def _meaning(message: WireMessage) -> str:
+def _meaning(message: WireMessage) -> object:
     """Return what two messages have in common that mean the same.
 
     Clients send an answer back with fields that were null or absent before, its text in a part or
     trimmed, and its calls written anew.
     """
     calls = calls_of(message) if message["role"] == "assistant" else []
-    content = message.get("content")
+    content = message.get("content") or ""
     if isinstance(content, list) and all(map(_is_text, content)):
         content = _text(content)
-    meaning = (
+    return (
         message["role"],
-        (content or "").strip() if isinstance(content, str | None) else content,
+        content.strip() if isinstance(content, str) else json.dumps(content, sort_keys=True),
         message.get("tool_call_id") or "",
-        [_call(call) for call in calls],
+        message["role"] == "user" and json.dumps(message.get("name")),
+        (calls and json.dumps([_call(call) for call in calls], sort_keys=True)) or "",
     )
-    return json.dumps(meaning, sort_keys=True)
 
 
 def _is_text(part: object) -> bool:
@@ -184,7 +217,18 @@ def _call(call: dict[str, Any]) -> object:
 
 
 def _size(message: WireMessage) -> int:
-    return sum(len(str(value).encode(errors="replace")) for value in message.values())
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [content]
+    others = (value for name, value in message.items() if name != "content")
+    return sum(IMAGE_BYTES if _is_image(value) else _bytes(value) for value in (*parts, *others))
+
+
+def _is_image(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == "image_url"
+
+
+def _bytes(value: object) -> int:
+    return len(str(value).encode(errors="replace"))
 
 
 def _text(content: object) -> str:

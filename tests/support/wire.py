@@ -1,0 +1,25 @@
+"""Messages in Groq's wire format."""
+
+from typing import Any
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def answer(text: str | None, *calls: str, arguments: str = '{"a":1}') -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if calls:
+        message["tool_calls"] = [
+            {
+                "id": call,
+                "type": "function",
+                "function": {"name": "look_up", "arguments": arguments},
+            }
+            for call in calls
+        ]
+    return message
+
+
+def result(call: str) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": call, "content": "found"}
