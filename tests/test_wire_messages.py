@@ -67,11 +67,16 @@ from tests.support.wire import answer, result, user
             [user("hi"), answer("z"), user("q")],
             (1, 0),
         ),
-        # The client has put its own words in place of the beginning.
+        # What is new is never taken for known, even where something in it is said again.
         (
-            [user("a"), answer("b"), user("c"), answer("d")],
-            [user("so far"), answer("ok"), user("c"), answer("d"), user("e")],
-            (4, 0),
+            [user("hi"), answer("hello"), user("continue"), answer("more"), user("thanks")],
+            [user("Tell me X"), answer("X is"), user("continue")],
+            (0, 5),
+        ),
+        (
+            [user("hi"), answer("hello"), user("continue"), answer("more")],
+            [user("brand new"), answer("hello"), user("and")],
+            (0, 4),
         ),
         # How the answer is to begin is no conversation.
         ([user("x"), answer("y"), user("yes"), answer("z")], [user("yes"), answer("{")], (0, 4)),
@@ -108,6 +113,12 @@ def test_the_answer_of_a_long_turn_with_tools_comes_without_the_turn() -> None:
     for messages, begin in ((20, 0), (19, 19), (1, 19), (0, 20)):
         fitting = within_budget(earlier, messages=messages, tokens=1000, needed=False)
         assert fitting == earlier[begin:]
+
+
+def test_results_of_tools_come_with_their_question_however_long_the_turn() -> None:
+    calls = [message for number in range(15) for message in (answer("", f"{number}"), result("1"))]
+    earlier = [user("a"), *calls, answer("", "15")]
+    assert within_budget(earlier, messages=20, tokens=10, needed=True) == earlier
 
 
 def test_an_image_counts_for_what_a_model_makes_of_it() -> None:

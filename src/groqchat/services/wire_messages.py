@@ -86,8 +86,9 @@ def overlap(earlier: Sequence[WireMessage], said: Sequence[WireMessage]) -> Over
     if not is_whole(said):
         return found
     other = _divergence(known, sent)
-    common = said[: other.known]
-    is_recognised = any(message["role"] == "assistant" for message in common) or other.begin == 0
+    # What a question alone has in common may be chance.
+    roles = {message["role"] for message in said[: other.known]}
+    is_recognised = roles >= {"user", "assistant"} or other.begin == 0
     return other if is_recognised and other.known > found.known else found
 
 
@@ -116,16 +117,14 @@ def _at_end(known: str, sent: str) -> Overlap:
 
 def _divergence(known: str, sent: str) -> Overlap:
     """Return how far a whole conversation is found in its session, which goes on otherwise."""
-    # What the session does not know before that is of the client's own making, such as a summary.
-    own = len(sent) - len(sent.lstrip(UNKNOWN))
     best = Overlap(known=0, begin=len(known))
     for begin, first in enumerate(known):
-        if sent[own : own + 1] == first:
-            count = own
+        if first == sent[0]:
+            count = 0
             for code in known[begin:]:
                 count += count < len(sent) and code == sent[count]
             if count > best.known:
-                best = Overlap(known=count, begin=0 if own else begin)
+                best = Overlap(known=count, begin=begin)
     return best
 
 
@@ -139,7 +138,8 @@ def within_budget(
     last answer is better than nothing.
     """
     begin = len(earlier)
-    ends_with_tools = [message["role"] for message in earlier[-2:]] == ["tool", "assistant"]
+    roles = [message["role"] for message in earlier[-2:]]
+    ends_with_tools = not needed and roles == ["tool", "assistant"]
     for at in range(len(earlier) - 1, -1, -1):
         tokens -= _size(earlier[at]) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE
         fits = tokens >= 0 and len(earlier) - at <= messages
