@@ -1,4 +1,4 @@
-# The virtual environment holds everything; nothing is installed elsewhere.
+# Everything is installed into the virtual environment.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,42 +7,42 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 .DEFAULT_GOAL := help
 .PHONY: help run test check fmt lock bench clean
 
-help: ## Show what there is to make
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(VENV)/.run ## Serve on port 5000; needs no Redis, no key and no further step
+run: $(VENV)/.run ## Serve on port 5000; needs no Redis and no API key
 	@exec $(BIN)/groqchat serve --local
 
-test: $(VENV)/.dev ## Run the tests, in parallel and in random order
+test: $(VENV)/.dev ## Run the tests in parallel and in random order
 	$(BIN)/python -m pytest --numprocesses auto
 
-check: $(VENV)/.dev ## Lint, check the types, run the tests: what a change must pass
+check: $(VENV)/.dev ## Check format, lint rules and types, then run the tests
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(MAKE) test
 
-fmt: $(VENV)/.dev ## Format the code and mend what the linter can
+fmt: $(VENV)/.dev ## Format the code and apply the fixes of the linter
 	$(BIN)/ruff check --fix --exit-zero
 	$(BIN)/ruff format
 
-lock: ## Pin what the container installs, as requirements.lock
+lock: ## Pin the dependencies of the container image in requirements.lock
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip --disable-pip-version-check install --quiet .
 	$(VENV)-lock/bin/python -m pip freeze --exclude groqchat > requirements.lock
 	rm -rf $(VENV)-lock
 
-bench: $(VENV)/.bench ## Measure beside the floor and the usual way, in under five minutes
+bench: $(VENV)/.bench ## Compare with the floor and the naive service, in under five minutes
 	$(BIN)/python -m benchmarks
 
-clean: ## Remove the environment and the caches; .data, with its messages, stays
+clean: ## Remove the environment and the caches, but not the messages in .data
 	rm -rf $(VENV) $(VENV)-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "groqchat needs Python 3.11 or later; name one: make PYTHON=python3.12" >&2; exit 1; }
+		{ echo "groqchat requires Python 3.11 or later, for example: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: $(VENV)/bin/python pyproject.toml

@@ -1,8 +1,8 @@
-"""A load generator: keep-alive connections, each with one request under way, no HTTP library.
+"""The load generator: HTTP/1.1 keep-alive connections without an HTTP library.
 
-Run as a process of its own, so that it has a core of its own:
-`python -m benchmarks.load FILE`, where FILE holds the arguments of `run_load` as JSON. It prints
-one JSON object.
+It runs as a separate process on its own core: `python -m benchmarks.load FILE`. FILE contains the
+arguments of `run_closed_loop` or `run_open_loop` as JSON. The process prints a `LoadResult` in
+JSON.
 """
 
 import asyncio
@@ -18,19 +18,23 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
 
-# Answers before this much time has passed are not counted: caches and pools fill first.
+# Responses in this first part of a run are not measured, because caches and pools fill first.
 WARM_UP_SHARE = 0.25
 TIMEOUT_S = 30.0
-# Above this share of its core the generator may be what limits the figure.
+# Above this share of its core, the load generator may limit the throughput.
 BUSY_SHARE = 0.9
 NOT_SAVED = b'"history_saved":false'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What a run measured; latencies in milliseconds."""
+class LoadResult:
+    """The measurements of one run; latencies in milliseconds.
 
-    answers: int
+    `peak` is the highest number of concurrent requests of an open loop. `errors` also counts the
+    warm-up.
+    """
+
+    responses: int
     errors: int
     per_second: float
     p50_ms: float
@@ -39,20 +43,21 @@ class Result:
     peak: int
 
 
-class _Client(asyncio.Protocol):
-    """Sends a request and reads its answer."""
+class _Connection(asyncio.Protocol):
+    """Sends one request at a time and reads its response."""
 
-    def __init__(self, run: "_Run") -> None:
-        self._run = run
+    def __init__(self, recorder: "_Recorder") -> None:
+        self._recorder = recorder
         self._buffer = b""
         self._sent = 0.0
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are none of asyncio's classes.
+        # The transports of uvloop do not inherit from asyncio.Transport.
         self._transport = cast("asyncio.Transport", transport)
 
     def send(self, request: bytes, due: float | None = None) -> None:
+        """Send a request; its latency counts from `due`, or from now."""
         assert self._transport is not None
         self._sent = due or time.perf_counter()
         self._transport.write(request)
@@ -62,7 +67,7 @@ class _Client(asyncio.Protocol):
         self._transport.close()
 
     @abstractmethod
-    def answered(self) -> None: ...
+    def response_received(self) -> None: ...
 
     def data_received(self, data: bytes) -> None:
         self._buffer = self._buffer + data if self._buffer else data
@@ -70,135 +75,141 @@ class _Client(asyncio.Protocol):
         if head_end < 0:
             return
         head = self._buffer[:head_end].lower()
-        at = head.find(b"content-length: ") + 16
-        end = head.find(b"\r\n", at)
-        length = int(head[at : end if end >= 0 else None])
+        start = head.find(b"content-length: ") + 16
+        end = head.find(b"\r\n", start)
+        length = int(head[start : end if end >= 0 else None])
         if len(self._buffer) < head_end + 4 + length:
             return
-        # An answer that was not kept is none of those to be counted.
-        ok = self._buffer.startswith(b"HTTP/1.1 200") and NOT_SAVED not in self._buffer
+        # An answer that is not stored in Redis counts as an error.
+        is_ok = self._buffer.startswith(b"HTTP/1.1 200") and NOT_SAVED not in self._buffer
         self._buffer = b""
-        self._run.count(time.perf_counter() - self._sent, ok=ok)
-        self.answered()
+        self._recorder.record(time.perf_counter() - self._sent, is_ok=is_ok)
+        self.response_received()
 
 
-class _Connection(_Client):
-    """Sends the next request as soon as the last is answered."""
+class _ClosedLoopConnection(_Connection):
+    """Sends the next request after each response, until the run ends."""
 
-    def __init__(self, requests: Iterator[bytes], run: "_Run") -> None:
-        super().__init__(run)
+    def __init__(self, requests: Iterator[bytes], recorder: "_Recorder") -> None:
+        super().__init__(recorder)
         self._requests = requests
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.answered()
+        self.response_received()
 
-    def answered(self) -> None:
-        if self._run.is_over:
+    def response_received(self) -> None:
+        if self._recorder.is_over:
             self.close()
         else:
             self.send(next(self._requests))
 
     def connection_lost(self, _error: Exception | None) -> None:
         if not self.done.done():
-            self._run.errors += not self._run.is_over
+            self._recorder.errors += not self._recorder.is_over
             self.done.set_result(None)
 
 
-class _Arrival(_Client):
-    """Waits for the next arrival once its answer is there."""
+class _OpenLoopConnection(_Connection):
+    """Returns to the idle connections after each response."""
 
-    def __init__(self, run: "_Run", idle: "list[_Arrival]") -> None:
-        super().__init__(run)
+    def __init__(self, recorder: "_Recorder", idle: "list[_OpenLoopConnection]") -> None:
+        super().__init__(recorder)
         self._idle = idle
 
-    def answered(self) -> None:
+    def response_received(self) -> None:
         self._idle.append(self)
 
 
-class _Run:
-    """Counts the answers of all connections between warm-up and end."""
+class _Recorder:
+    """Records the responses of all connections between the warm-up and the end of a run."""
 
     def __init__(self, seconds: float) -> None:
         begin = time.perf_counter()
-        self._counting_from = begin + seconds * WARM_UP_SHARE
+        self._warm_up_end = begin + seconds * WARM_UP_SHARE
         self._end = begin + seconds
         self._seconds = seconds * (1 - WARM_UP_SHARE)
         self._latencies: list[float] = []
         self.errors = 0
-        # The most that were under way at once.
         self.peak = 0
 
     @property
     def is_over(self) -> bool:
         return time.perf_counter() >= self._end
 
-    def count(self, latency_s: float, *, ok: bool) -> None:
-        if ok and self._counting_from <= time.perf_counter() < self._end:
+    def record(self, latency_s: float, *, is_ok: bool) -> None:
+        if is_ok and self._warm_up_end <= time.perf_counter() < self._end:
             self._latencies.append(latency_s)
-        self.errors += not ok
+        self.errors += not is_ok
 
-    def result(self, cpu_s: float, wall_s: float) -> Result:
-        found = sorted(self._latencies) or [0.0]
-        return Result(
-            answers=len(self._latencies),
+    def result(self, *, cpu_s: float, wall_s: float) -> LoadResult:
+        latencies = sorted(self._latencies) or [0.0]
+        return LoadResult(
+            responses=len(self._latencies),
             errors=self.errors,
             per_second=len(self._latencies) / self._seconds,
-            p50_ms=found[len(found) // 2] * 1000,
-            p99_ms=found[min(len(found) - 1, len(found) * 99 // 100)] * 1000,
+            p50_ms=latencies[len(latencies) // 2] * 1000,
+            p99_ms=latencies[min(len(latencies) - 1, len(latencies) * 99 // 100)] * 1000,
             generator_cpu_share=cpu_s / wall_s,
             peak=self.peak,
         )
 
 
-async def run_load(url: str, *, connections: int, seconds: float, bodies: list[str]) -> Result:
-    """Load a URL with POST requests of `bodies` in turn, and return what came of it."""
+async def run_closed_loop(
+    url: str, *, connections: int, seconds: float, bodies: list[str]
+) -> LoadResult:
+    """Send POST requests on a fixed number of connections, each with one request at a time."""
     parts = urlsplit(url)
     requests = itertools.cycle([_request(parts.path, parts.netloc, body) for body in bodies])
-    run = _Run(seconds)
+    recorder = _Recorder(seconds)
     loop = asyncio.get_running_loop()
-    began, cpu = time.perf_counter(), _cpu_s()
+    begin, begin_cpu_s = time.perf_counter(), _cpu_s()
     opened = [
-        await loop.create_connection(lambda: _Connection(requests, run), parts.hostname, parts.port)
+        await loop.create_connection(
+            lambda: _ClosedLoopConnection(requests, recorder), parts.hostname, parts.port
+        )
         for _ in range(connections)
     ]
     async with asyncio.timeout(seconds + TIMEOUT_S):
         await asyncio.gather(*(connection.done for _, connection in opened))
-    return run.result(_cpu_s() - cpu, time.perf_counter() - began)
+    return recorder.result(cpu_s=_cpu_s() - begin_cpu_s, wall_s=time.perf_counter() - begin)
 
 
-async def run_arrivals(url: str, *, per_second: float, seconds: float, bodies: list[str]) -> Result:
-    """Send requests at an even pace, however many are under way, each over a connection of its own.
+async def run_open_loop(
+    url: str, *, per_second: float, seconds: float, bodies: list[str]
+) -> LoadResult:
+    """Send POST requests at a constant rate, whether or not earlier requests are finished.
 
-    A connection serves again once its answer is there; there are as many as are under way.
+    A request uses an idle connection, or opens a connection if none is idle. Its latency counts
+    from the time when it is due.
     """
     parts = urlsplit(url)
-    run = _Run(seconds)
+    recorder = _Recorder(seconds)
     loop = asyncio.get_running_loop()
-    idle: list[_Arrival] = []
-    opened: list[_Arrival] = []
-    began, cpu = time.perf_counter(), _cpu_s()
+    idle: list[_OpenLoopConnection] = []
+    opened: list[_OpenLoopConnection] = []
+    begin, begin_cpu_s = time.perf_counter(), _cpu_s()
     for number in range(int(per_second * seconds)):
-        due = began + number / per_second
+        due = begin + number / per_second
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         request = _request(parts.path, parts.netloc, bodies[number % len(bodies)])
         if idle:
             idle.pop().send(request, due)
-            run.peak = max(run.peak, len(opened) - len(idle))
+            recorder.peak = max(recorder.peak, len(opened) - len(idle))
             continue
         _, connection = await loop.create_connection(
-            lambda: _Arrival(run, idle), parts.hostname, parts.port
+            lambda: _OpenLoopConnection(recorder, idle), parts.hostname, parts.port
         )
         opened.append(connection)
         connection.send(request, due)
-        run.peak = max(run.peak, len(opened) - len(idle))
+        recorder.peak = max(recorder.peak, len(opened) - len(idle))
     async with asyncio.timeout(TIMEOUT_S):
-        while len(idle) < len(opened):  # noqa: ASYNC110 - nobody tells of the last answer
+        while len(idle) < len(opened):  # noqa: ASYNC110 - no event reports the last response
             await asyncio.sleep(0.1)
     for connection in opened:
         connection.close()
-    return run.result(_cpu_s() - cpu, time.perf_counter() - began)
+    return recorder.result(cpu_s=_cpu_s() - begin_cpu_s, wall_s=time.perf_counter() - begin)
 
 
 def _request(path: str, host: str, body: str) -> bytes:
@@ -215,11 +226,11 @@ def _cpu_s() -> float:
 
 
 def main() -> None:
-    """Run what the first argument describes."""
-    import uvloop  # noqa: PLC0415 - the generator is to be as fast as can be
+    """Run the load that the file in the first argument describes."""
+    import uvloop  # noqa: PLC0415 - only the generator process needs uvloop
 
     options = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    run = run_arrivals if "per_second" in options else run_load
+    run = run_open_loop if "per_second" in options else run_closed_loop
     print(json.dumps(asdict(uvloop.run(run(**options)))))
 
 

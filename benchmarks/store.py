@@ -1,4 +1,4 @@
-"""Messages saved a second by one process: the store, the usual pool, the bare protocol."""
+"""Saved messages per second of one process: the history store and three comparisons."""
 
 import asyncio
 import json
@@ -12,31 +12,40 @@ import orjson
 import redis
 from redis.asyncio import BlockingConnectionPool, Redis
 
-from benchmarks import stage
+from benchmarks import harness
 from benchmarks.peers.floor import RawRedis
-from groqchat.garbage import relax
+from groqchat.runtime.gc_tuning import apply_thresholds
 from groqchat.services.redis_chat_service import RedisChatService
-from groqchat.storage.messages import Message, encode_member, new_message_id
+from groqchat.storage.command_batcher import CommandBatcher
+from groqchat.storage.message_ids import new_message_id
+from groqchat.storage.messages import Message, encode_member
+
+# The ways to save a message.
+STORE = "store"
+POOL = "pool"
+RAW = "raw connection"
+REDIS_BENCHMARK = "redis-benchmark"
 
 WRITERS = 64
-# Whatever the number of messages, so many to a session.
-PER_SESSION = 150
+# The same for every number of messages, because a longer session makes ZADD slower.
+MESSAGES_PER_SESSION = 150
 CONTENT = "x" * 90
 TTL_S = 86400
-# What redis-benchmark puts twelve random digits in place of, below the number given by -r.
-RANDOM = "__rand_int__"
+# redis-benchmark replaces this text by twelve digits: a random number below its option -r.
+RANDOM_PLACEHOLDER = "__rand_int__"
 
 Save = Callable[[str, Message], Awaitable[object]]
 
 
-async def by_store(client: Redis, count: int) -> float:
-    """Save through RedisChatService."""
-    store = RedisChatService(client, ttl_s=TTL_S, timeout_s=10)
-    return await _timed(store.save_message, count)
+async def save_with_store(client: Redis, count: int) -> float:
+    """Save with RedisChatService."""
+    async with CommandBatcher(client, timeout_s=10) as batcher:
+        store = RedisChatService(client, batcher, ttl_s=TTL_S, timeout_s=10)
+        return await _messages_per_second(store.save_message, count)
 
 
-async def by_pool(client: Redis, count: int) -> float:
-    """Save with a redis.asyncio pipeline a message, each from the pool."""
+async def save_with_pool(client: Redis, count: int) -> float:
+    """Save each message with a redis.asyncio pipeline on a connection from the pool."""
 
     async def save(session_id: str, message: Message) -> None:
         key = f"chat:session:{session_id}"
@@ -46,11 +55,11 @@ async def by_pool(client: Redis, count: int) -> float:
             pipe.expire(key, TTL_S)
             await pipe.execute()
 
-    return await _timed(save, count)
+    return await _messages_per_second(save, count)
 
 
-async def at_floor(socket: str, count: int) -> float:
-    """Save over one bare multiplexed connection, without any of a store's care."""
+async def save_with_raw_connection(socket: str, count: int) -> float:
+    """Save with the floor's Redis connection: no session index, no timeouts, no error handling."""
     loop = asyncio.get_running_loop()
     transport, raw = await loop.create_unix_connection(RawRedis, socket)
 
@@ -58,15 +67,15 @@ async def at_floor(socket: str, count: int) -> float:
         key = f"chat:session:{session_id}"
         fields = {"id": message.id, "role": message.role, "content": message.content}
         zadd = ("ZADD", key, repr(message.score), orjson.dumps(fields))
-        await raw.run(zadd, ("EXPIRE", key, TTL_S))
+        await raw.execute(zadd, ("EXPIRE", key, TTL_S))
 
-    figure = await _timed(save, count)
+    per_second = await _messages_per_second(save, count)
     transport.close()
-    return figure
+    return per_second
 
 
-async def _timed(save: Save, count: int) -> float:
-    sessions = max(1, count // PER_SESSION)
+async def _messages_per_second(save: Save, count: int) -> float:
+    sessions = max(1, count // MESSAGES_PER_SESSION)
     messages: Iterator[tuple[str, Message]] = iter(
         [
             (
@@ -81,52 +90,55 @@ async def _timed(save: Save, count: int) -> float:
         for session_id, message in messages:
             await save(session_id, message)
 
-    # For all of them alike: otherwise the messages above are walked through again and again.
-    relax()
-    began = time.perf_counter()
+    # In every measurement: without it, the garbage collector traverses `messages` repeatedly.
+    apply_thresholds()
+    begin = time.perf_counter()
     await asyncio.gather(*(write() for _ in range(WRITERS)))
-    return count / (time.perf_counter() - began)
+    return count / (time.perf_counter() - begin)
 
 
-async def measure(kind: str, socket: Path, count: int) -> float:
-    """Measure one way once, over an empty database, and return messages a second."""
+async def measure(way: str, socket: Path, count: int) -> float:
+    """Measure one way to save on an empty database and return the messages per second."""
     pool = BlockingConnectionPool.from_url(
         f"unix://{socket}", max_connections=WRITERS, timeout=30, protocol=2
     )
     async with Redis.from_pool(pool) as client:
         await client.flushall()
-        if kind == "floor":
-            return await at_floor(str(socket), count)
-        return await (by_store if kind == "store" else by_pool)(client, count)
+        if way == RAW:
+            return await save_with_raw_connection(str(socket), count)
+        return await (save_with_store if way == STORE else save_with_pool)(client, count)
 
 
 def redis_benchmark(socket: Path, count: int) -> float | None:
-    """Return how many messages a second the server's own benchmark adds; None without it.
+    """Return the messages per second that redis-benchmark adds, or None if it is not installed.
 
-    As long as ours, to as many sessions, and no two alike: to add what is there already is a
-    third of the work. ZADD alone, where the store sends three commands for each.
+    The messages have the length of ours, in as many sessions, and all differ: ZADD of an existing
+    member is a third of the work. redis-benchmark sends only ZADD; the store sends three commands
+    for each message.
     """
     program = shutil.which("redis-benchmark") or shutil.which("valkey-benchmark")
     if program is None:
         return None
     with redis.Redis(unix_socket_path=str(socket)) as client:
         client.flushall()
-    content = (RANDOM * (len(CONTENT) // len(RANDOM))).ljust(len(CONTENT), "x")
+    placeholders = RANDOM_PLACEHOLDER * (len(CONTENT) // len(RANDOM_PLACEHOLDER))
+    content = placeholders.ljust(len(CONTENT), "x")
     message = Message(id=new_message_id(), role="user", content=content, model="m")
-    sessions = str(count // PER_SESSION)
+    sessions = str(count // MESSAGES_PER_SESSION)
     options = ("-s", str(socket), "-P", "16", "-n", str(count), "-r", sessions, "--csv")
-    command = ("ZADD", f"store-{RANDOM}", f"1763{RANDOM}e-6", encode_member(message))
-    printed = stage.run_on_core([program, *options, *command], stage.SERVICE_CORE)
-    # Requests a second, and six columns of latencies behind it; the first holds the command.
-    return float(printed.decode().rsplit(",", 7)[1].strip('"'))
+    key, score = f"store-{RANDOM_PLACEHOLDER}", f"1763{RANDOM_PLACEHOLDER}e-6"
+    command = ("ZADD", key, score, encode_member(message))
+    output = harness.run_on_core([program, *options, *command], harness.SERVICE_CORE)
+    # The columns are the command, which may contain commas, requests per second and six latencies.
+    return float(output.decode().rsplit(",", 7)[1].strip('"'))
 
 
 def main() -> None:
-    """Run `KIND SOCKET COUNT` and print the figure."""
-    import uvloop  # noqa: PLC0415 - the service runs on it as well
+    """Measure `WAY SOCKET COUNT` and print the messages per second."""
+    import uvloop  # noqa: PLC0415 - the service runs on uvloop too
 
-    kind, socket, count = sys.argv[1:]
-    print(json.dumps(uvloop.run(measure(kind, Path(socket), int(count)))))
+    way, socket, count = sys.argv[1:]
+    print(json.dumps(uvloop.run(measure(way, Path(socket), int(count)))))
 
 
 if __name__ == "__main__":

@@ -10,15 +10,15 @@ from fakeredis import FakeAsyncRedis
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from groqchat.server import create_runner
+from groqchat.runtime.server import create_runner
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.settings import Settings
-from tests.support.groq import FakeGroq
+from tests.support.groq import MockGroq
 from tests.support.redis_servers import RedisServer, server_binaries
+from tests.support.store import new_store
 
 Serve = Callable[..., Awaitable[ClientSession]]
 
-TTL_S = 86400
 _databases = itertools.count(1)
 
 
@@ -76,20 +76,20 @@ async def any_redis(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
 @pytest.fixture
 def store(any_redis: Redis) -> RedisChatService:
     """The history store over each kind of server."""
-    return RedisChatService(any_redis, ttl_s=TTL_S, timeout_s=5)
+    return new_store(any_redis)
 
 
 @pytest.fixture
-async def groq() -> AsyncIterator[FakeGroq]:
+async def groq() -> AsyncIterator[MockGroq]:
     """Groq's stand-in on a real socket."""
-    fake = FakeGroq()
+    fake = MockGroq()
     async with TestServer(fake.app()) as server:
         fake.url = str(server.make_url("/")).rstrip("/")
         yield fake
 
 
 @pytest.fixture
-async def serve(redis_url: str, groq: FakeGroq) -> AsyncIterator[Serve]:
+async def serve(redis_url: str, groq: MockGroq) -> AsyncIterator[Serve]:
     """Start the whole service with settings of the test's own; gives a client of it."""
     async with AsyncExitStack() as stack:
 

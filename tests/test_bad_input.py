@@ -13,14 +13,14 @@ from redis.asyncio import Redis
 
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
-from tests.support.groq import FakeGroq
+from tests.support.groq import MockGroq
 
 JSON = {"Content-Type": "application/json"}
 CHAT = f"{BASE}/chat"
 
 
 @pytest.fixture
-async def untouched(api: ClientSession, redis: Redis, groq: FakeGroq) -> Any:
+async def untouched(api: ClientSession, redis: Redis, groq: MockGroq) -> Any:
     """Check afterwards that nothing was stored or asked, and that the service lives on."""
     yield
     assert await redis.dbsize() == 0
@@ -131,7 +131,7 @@ async def test_a_flood_of_wrong_fields_is_not_listed(api: ClientSession) -> None
     body = json.dumps({"message": "a", **{f"f{number}": 1 for number in range(100_000)}})
     response = await api.post(CHAT, data=io.BytesIO(body.encode()), headers=JSON)
     error = await assert_error(response, 422, "invalid_field")
-    assert error["message"] == "More than 50 fields are wrong."
+    assert error["message"] == "More than 50 fields are invalid."
 
 
 @pytest.mark.usefixtures("untouched")

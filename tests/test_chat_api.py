@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from groqchat.storage.messages import MESSAGE_ID
+from groqchat.storage.message_ids import MESSAGE_ID
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
-from tests.support.groq import FakeGroq
+from tests.support.groq import MockGroq
 
 MODEL = "openai/gpt-oss-20b"
 
@@ -35,10 +35,10 @@ async def test_an_answer_has_every_field_of_the_specification(api: ClientSession
     message_id, timestamp = answer.pop("message_id"), answer.pop("timestamp")
     assert answer.pop("turn_id") < message_id
     assert answer == {
-        "message": 'This is the offline stand-in, not a model. You said: "What is Python?". '
-        "Messages I was given: 1.",
+        "message": 'This is the mock Groq server, not a model. You said: "What is Python?". '
+        "Messages received: 1.",
         "model": MODEL,
-        "tokens_used": 22,
+        "tokens_used": 21,
         "finish_reason": "stop",
         "session_id": "user-123-abc",
         "history_saved": True,
@@ -84,7 +84,7 @@ async def test_history_shows_both_messages_in_the_order_of_the_specification(
     assert question["timestamp"] < answer["timestamp"]
 
 
-async def test_simple_chat_takes_query_parameters(api: ClientSession, groq: FakeGroq) -> None:
+async def test_simple_chat_takes_query_parameters(api: ClientSession, groq: MockGroq) -> None:
     response = await api.post(
         f"{BASE}/simple-chat",
         params={"message": "Hello & good-bye", "session_id": "user-123", "temperature": "0.5"},
@@ -110,7 +110,7 @@ async def test_a_session_id_is_made_up_where_none_is_given(api: ClientSession) -
     assert (await history(api, first["session_id"]))["message_count"] == 2
 
 
-async def test_the_second_turn_sees_the_first(api: ClientSession, groq: FakeGroq) -> None:
+async def test_the_second_turn_sees_the_first(api: ClientSession, groq: MockGroq) -> None:
     first = await chat(api, "I am Ada.", session_id="s")
     second = await chat(api, "Who am I?", session_id="s")
 
@@ -132,7 +132,7 @@ async def test_the_second_turn_sees_the_first(api: ClientSession, groq: FakeGroq
     ],
 )
 async def test_context_says_how_many_earlier_messages_the_model_sees(
-    api: ClientSession, groq: FakeGroq, context: int, seen: list[str]
+    api: ClientSession, groq: MockGroq, context: int, seen: list[str]
 ) -> None:
     await chat(api, "one", session_id="s")
     await chat(api, "two", session_id="s")
@@ -142,7 +142,7 @@ async def test_context_says_how_many_earlier_messages_the_model_sees(
     assert shown == seen
 
 
-async def test_context_stays_within_its_budget_of_tokens(serve: Serve, groq: FakeGroq) -> None:
+async def test_context_stays_within_its_budget_of_tokens(serve: Serve, groq: MockGroq) -> None:
     # A question is estimated at 104 tokens, an answer at some 60.
     api = await serve(chat_context_tokens=200, chat_context_messages=50)
     for _ in range(3):
@@ -154,7 +154,7 @@ async def test_context_stays_within_its_budget_of_tokens(serve: Serve, groq: Fak
 
 
 async def test_options_reach_the_model_and_are_left_out_where_not_given(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     await chat(
         api,
@@ -222,7 +222,7 @@ async def test_another_default_model_is_used_and_kept(serve: Serve) -> None:
 
 
 async def test_half_a_character_in_an_answer_does_not_lose_the_answer(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.fail = "surrogate"
     answer = await chat(api, "Hello", session_id="s")

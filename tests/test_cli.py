@@ -48,7 +48,7 @@ def contents(url: str) -> list[str]:
 def test_serving_with_nothing_configured_says_what_runs_where(directory: Path) -> None:
     with Service(directory, "--local") as service:
         assert re.search(r"\[Redis Chat\] Connected to Redis at embedded:.data/redis", service.log)
-        assert re.search(r"\[Groq\] offline: .* a stand-in at http://127.0.0.1:\d+", service.log)
+        assert re.search(r"\[Groq\] offline: the mock Groq server answers at http://127.0.0.1:\d+", service.log)
         assert chat(service.url, "Hello")["history_saved"] is True
 
 
@@ -63,7 +63,7 @@ def test_history_outlives_sigterm_and_sigkill(directory: Path) -> None:
             assert service.wait() == (0 if number == signal.SIGTERM else -number)
     with Service(directory, "--local") as service:
         assert contents(service.url) == spoken
-        assert "taking over from a server left running" in service.log
+        assert "stopping the server of an earlier service" in service.log
         assert service.terminate() == 0
 
 
@@ -87,7 +87,7 @@ def test_a_second_service_over_the_same_data_is_refused_clearly(directory: Path)
     with Service(directory, "--local") as service:
         second = run_groqchat("serve", "--local", cwd=directory, PORT="0")
         assert second.returncode == 1
-        assert f"another groqchat service (pid {service._process.pid}) holds" in second.stderr
+        assert f"another groqchat service (pid {service._process.pid}) uses" in second.stderr
         assert "Traceback" not in second.stderr
 
 
@@ -145,7 +145,11 @@ def test_the_access_log_holds_no_message(directory: Path) -> None:
 
 def test_the_access_log_of_a_share_still_holds_every_failure(directory: Path) -> None:
     with Service(
-        directory, REDIS_URL="memory:", GROQ_API_KEY="", ACCESS_LOG="true", ACCESS_LOG_SHARE="0"
+        directory,
+        REDIS_URL="memory:",
+        GROQ_API_KEY="",
+        ACCESS_LOG="true",
+        ACCESS_LOG_SAMPLE_RATE="0",
     ) as service:
         requests.get(f"{service.url}/api/groq-chat/sessions", timeout=30)
         requests.post(f"{service.url}/api/groq-chat/chat", json={"message": "Hello"}, timeout=30)
@@ -157,7 +161,7 @@ def test_the_access_log_of_a_share_still_holds_every_failure(directory: Path) ->
 def test_settings_are_read_from_a_file_in_the_working_directory(directory: Path) -> None:
     (directory / ".env").write_text("REDIS_URL=memory:\nGROQ_BASE_URL=offline:\n")
     with Service(directory) as service:
-        assert "[Redis Chat] WARNING: memory: nothing outlives this process" in service.log
+        assert "[Redis Chat] WARNING: memory: messages are lost when this process ends" in service.log
         assert chat(service.url, "Hello")["history_saved"] is True
 
 
@@ -199,7 +203,7 @@ def test_reindex_lists_what_another_service_has_written(
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         "2500 session(s) listed",
-        "1 key(s) left out: the API takes no session id such as theirs",
+        "1 key(s) skipped: their session ids are not valid in the API",
     ]
     with Service(directory, REDIS_URL=url, GROQ_BASE_URL="offline:") as service:
         listed = requests.get(f"{service.url}/api/groq-chat/sessions", timeout=30).json()
@@ -220,7 +224,7 @@ def test_check_and_reindex_work_beside_a_running_service(directory: Path) -> Non
 def test_reindex_without_redis_says_so(directory: Path) -> None:
     result = run_groqchat("reindex", cwd=directory, REDIS_URL=NOWHERE)
     assert result.returncode == 1
-    assert "groqchat: The chat history cannot be reached at the moment." in result.stderr
+    assert "groqchat: The chat history is unavailable at the moment." in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -241,7 +245,7 @@ def test_the_stand_in_runs_alone(directory: Path) -> None:
     ) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
-        url = line.removeprefix("Groq's stand-in answers at ").strip()
+        url = line.removeprefix("the mock Groq server answers at ").strip()
         key = {"Authorization": "Bearer any"}
         body = {"model": "openai/gpt-oss-20b", "messages": [{"role": "user", "content": "Hi"}]}
         listed = requests.get(f"{url}/openai/v1/models", headers=key, timeout=30)

@@ -15,12 +15,12 @@ from pydantic import SecretStr
 
 from groqchat.errors import CompletionError, CompletionUnavailable
 from groqchat.offline.options import Failure
-from groqchat.services.completions import open_completions
-from groqchat.services.groq_errors import BY_CLASS, completion_error
+from groqchat.services.groq.client import open_groq_client
+from groqchat.services.groq.errors import BY_CLASS, completion_error
 from groqchat.settings import Settings
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
-from tests.support.groq import FakeGroq
+from tests.support.groq import MockGroq
 
 EXPECTED: dict[Failure, tuple[int, str, str | None]] = {
     "400": (400, "completion_rejected", None),
@@ -55,7 +55,7 @@ def test_every_failure_of_the_stand_in_is_expected() -> None:
 
 @pytest.mark.parametrize("failure", EXPECTED)
 async def test_each_failure_of_groq_has_its_status(
-    serve: Serve, groq: FakeGroq, failure: Failure
+    serve: Serve, groq: MockGroq, failure: Failure
 ) -> None:
     groq.options.fail = failure
     api = await serve(groq_max_retries=0, groq_timeout_s=0.5)
@@ -113,7 +113,7 @@ def test_an_exception_that_a_later_sdk_adds_is_still_one_of_ours() -> None:
     assert type(completion_error(make_error(TeapotError))) is CompletionUnavailable
 
 
-async def test_a_passing_failure_is_retried(serve: Serve, groq: FakeGroq) -> None:
+async def test_a_passing_failure_is_retried(serve: Serve, groq: MockGroq) -> None:
     groq.options.fail, groq.options.fail_times = "500", 2
     groq.options.retry_after_s = 0
     api = await serve(groq_max_retries=2)
@@ -124,14 +124,14 @@ async def test_a_passing_failure_is_retried(serve: Serve, groq: FakeGroq) -> Non
 
 @pytest.mark.parametrize("failure", ["400", "401", "404", "413", "422"])
 async def test_a_lasting_failure_is_not_retried(
-    api: ClientSession, groq: FakeGroq, failure: Failure
+    api: ClientSession, groq: MockGroq, failure: Failure
 ) -> None:
     groq.options.fail = failure
     assert (await ask(api)).status >= 400
     assert len(groq.asked) == 1
 
 
-async def test_retries_are_bounded(serve: Serve, groq: FakeGroq) -> None:
+async def test_retries_are_bounded(serve: Serve, groq: MockGroq) -> None:
     groq.options.fail, groq.options.retry_after_s = "503", 0
     api = await serve(groq_max_retries=3)
 
@@ -139,7 +139,7 @@ async def test_retries_are_bounded(serve: Serve, groq: FakeGroq) -> None:
     assert len(groq.asked) == 4
 
 
-async def test_a_long_retry_after_is_passed_on_at_once(api: ClientSession, groq: FakeGroq) -> None:
+async def test_a_long_retry_after_is_passed_on_at_once(api: ClientSession, groq: MockGroq) -> None:
     groq.options.fail, groq.options.retry_after_s = "429", 59.2
     started = time.monotonic()
     response = await ask(api)
@@ -153,7 +153,7 @@ async def test_a_long_retry_after_is_passed_on_at_once(api: ClientSession, groq:
 
 
 async def test_a_retry_that_would_end_after_the_deadline_is_not_begun(
-    serve: Serve, groq: FakeGroq
+    serve: Serve, groq: MockGroq
 ) -> None:
     groq.options.fail, groq.options.retry_after_s = "429", 4
     api = await serve(groq_timeout_s=2)
@@ -162,7 +162,7 @@ async def test_a_retry_that_would_end_after_the_deadline_is_not_begun(
     assert len(groq.asked) == 1
 
 
-async def test_a_slow_model_ends_at_the_deadline(serve: Serve, groq: FakeGroq) -> None:
+async def test_a_slow_model_ends_at_the_deadline(serve: Serve, groq: MockGroq) -> None:
     groq.options.latency_ms = 60_000
     api = await serve(groq_timeout_s=0.3)
 
@@ -171,7 +171,7 @@ async def test_a_slow_model_ends_at_the_deadline(serve: Serve, groq: FakeGroq) -
 
 
 async def test_the_detail_is_logged_with_the_request_id_and_without_prompt_or_key(
-    serve: Serve, groq: FakeGroq, caplog: pytest.LogCaptureFixture
+    serve: Serve, groq: MockGroq, caplog: pytest.LogCaptureFixture
 ) -> None:
     groq.options.fail = "401"
     api = await serve(groq_max_retries=0)
@@ -186,7 +186,7 @@ async def test_the_detail_is_logged_with_the_request_id_and_without_prompt_or_ke
 
 
 async def test_a_header_of_groq_that_is_not_ascii_changes_nothing(
-    serve: Serve, groq: FakeGroq
+    serve: Serve, groq: MockGroq
 ) -> None:
     groq.options.fail = "429"
     groq.response_headers = {"X-Note": "caf\u00e9"}
@@ -198,11 +198,11 @@ async def test_a_groq_that_is_away_leaves_nothing_for_the_garbage_collector() ->
     settings = Settings(
         groq_api_key=SecretStr("k"), groq_base_url="http://127.0.0.1:9", groq_max_retries=0
     )
-    async with open_completions(settings, settings.groq_base_url) as completions:
+    async with open_groq_client(settings, settings.groq_base_url) as client:
 
         async def fail() -> None:
             with pytest.raises(CompletionUnavailable):
-                await completions.models()
+                await client.list_models()
 
         await fail()
         gc.collect()

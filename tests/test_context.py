@@ -5,17 +5,17 @@ from collections.abc import Sequence
 import pytest
 from redis.asyncio import Redis
 
-from groqchat.services.context import within_budget
 from groqchat.services.redis_chat_service import FIRST_CONTEXT, RedisChatService
-from groqchat.storage.messages import Role, Spoken, decode_context
+from groqchat.services.turns.context import fit_to_budget
+from groqchat.storage.messages import PromptMessage, Role, decode_context
 from tests.test_store import message
 
 
-def conversation(*texts: str, role: Role = "user") -> list[Spoken]:
+def conversation(*texts: str, role: Role = "user") -> list[PromptMessage]:
     return [{"role": role, "content": text} for text in texts]
 
 
-async def spoken(store: RedisChatService, count: int) -> list[Spoken]:
+async def spoken(store: RedisChatService, count: int) -> list[PromptMessage]:
     """Save messages and return what was said."""
     messages = [message(f"message {number}") for number in range(count)]
     await store.save_message("s", *messages)
@@ -102,10 +102,10 @@ def test_what_is_no_message_is_left_out_of_the_context(
 def test_the_latest_messages_fill_the_budget(tokens: int, kept: Sequence[str]) -> None:
     # 400 bytes count 100 tokens, 4 bytes 1, and each message 4 more.
     messages = conversation("a" * 4, "b" * 400)
-    assert [said["content"][0] for said in within_budget(messages, tokens)] == kept
+    assert [said["content"][0] for said in fit_to_budget(messages, tokens)] == kept
 
 
 def test_messages_that_a_model_does_not_take_as_they_are_do_not_count() -> None:
     user, empty = conversation("Hello", "")
     tool = conversation("result", role="tool")
-    assert within_budget([*tool, user, empty], 100) == [user]
+    assert fit_to_budget([*tool, user, empty], 100) == [user]

@@ -10,10 +10,10 @@ from aiohttp import ClientSession
 from groqchat.storage.messages import Message, decode_member, encode_member
 from tests.conftest import Serve
 from tests.support.api import BASE
-from tests.support.groq import FakeGroq
+from tests.support.groq import MockGroq
+from tests.support.openai_messages import answer, result, user
 from tests.support.streams import history
-from tests.support.wire import answer, result, user
-from tests.test_compatible import CHOICE, HELLO, MODEL, SESSION, TOOL, origin
+from tests.test_openai_endpoint import CHOICE, HELLO, MODEL, SESSION, TOOL, origin
 
 COMPLETIONS = "/openai/v1/chat/completions"
 
@@ -28,7 +28,7 @@ async def ask(api: ClientSession, messages: list[Any]) -> dict[str, Any]:
 
 
 async def test_a_long_conversation_sent_whole_each_time_is_kept_once(
-    serve: Serve, groq: FakeGroq
+    serve: Serve, groq: MockGroq
 ) -> None:
     api = await serve(chat_context_messages=4)
     said: list[Any] = []
@@ -47,7 +47,7 @@ async def test_a_long_conversation_sent_whole_each_time_is_kept_once(
 
 
 async def test_a_client_with_tools_may_send_back_what_it_got(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     said: list[Any] = [*HELLO]
     async with openai.AsyncOpenAI(
@@ -66,7 +66,7 @@ async def test_a_client_with_tools_may_send_back_what_it_got(
 
 
 async def test_a_question_that_is_asked_again_is_kept_once(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     said: list[Any] = [user("one")]
     async with openai.AsyncOpenAI(
@@ -92,7 +92,7 @@ async def test_a_question_that_is_asked_again_is_kept_once(
 
 
 async def test_a_long_conversation_that_goes_on_otherwise_is_kept_once(
-    serve: Serve, groq: FakeGroq
+    serve: Serve, groq: MockGroq
 ) -> None:
     api = await serve(chat_context_messages=4)
     said: list[Any] = []
@@ -105,7 +105,7 @@ async def test_a_long_conversation_that_goes_on_otherwise_is_kept_once(
 
 
 async def test_an_answer_that_broke_off_is_kept_where_another_is_asked_for_again(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     said = [user("a")]
     said += [await ask(api, said), user("b")]
@@ -122,7 +122,7 @@ async def test_an_answer_that_broke_off_is_kept_where_another_is_asked_for_again
 
 
 async def test_a_session_that_begins_in_mid_conversation_puts_nothing_twice(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     window = [user("2"), answer("b"), user("3")]
     reply = await ask(api, window)
@@ -152,7 +152,7 @@ async def test_calls_that_are_none_are_refused_and_not_kept(
     await ask(api, [user("after")])
 
 
-async def test_what_groq_refuses_is_not_kept(api: ClientSession, groq: FakeGroq) -> None:
+async def test_what_groq_refuses_is_not_kept(api: ClientSession, groq: MockGroq) -> None:
     body = {"model": MODEL, "messages": [user("first")]}
     await api.post(COMPLETIONS, json=body, headers=SESSION)
     groq.options.fail = "400"
@@ -166,7 +166,7 @@ async def test_what_groq_refuses_is_not_kept(api: ClientSession, groq: FakeGroq)
 
 
 async def test_a_session_deleted_in_mid_turn_stays_deleted(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     async def delete() -> None:
         await api.delete(f"{BASE}/history/s")
@@ -180,7 +180,7 @@ async def test_a_session_deleted_in_mid_turn_stays_deleted(
 
 
 async def test_a_stream_that_broke_off_and_is_asked_for_again_leaves_one_answer(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     body = {"model": MODEL, "messages": HELLO, "stream": True}
     groq.options.fail = "500"

@@ -60,7 +60,7 @@ async def test_it_ends_with_the_service(directory: Path) -> None:
 
 async def test_a_second_service_is_told_who_holds_the_directory(directory: Path) -> None:
     async with EmbeddedServer(directory) as server, client(server) as redis:
-        with pytest.raises(ConfigurationError, match=f"pid {os.getpid()}.*holds"):
+        with pytest.raises(ConfigurationError, match=f"pid {os.getpid()}.*uses"):
             await EmbeddedServer(directory).__aenter__()
         assert await redis.ping() is True
 
@@ -143,8 +143,8 @@ async def test_a_directory_that_cannot_be_made_is_refused(directory: Path) -> No
 
 def forget(server: EmbeddedServer) -> None:
     """Let go of a server as a killed service does: without a word to it."""
-    assert server._keeper is not None
-    server._keeper.cancel()
+    assert server._supervisor is not None
+    server._supervisor.cancel()
     assert server._lock is not None
     server._lock.close()
 

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
-from tests.support.groq import FakeGroq
+from tests.support.groq import MockGroq
 from tests.support.redis_servers import RedisServer
 
 SESSION = f"{BASE}/history/s"
@@ -39,7 +39,7 @@ async def fragile(serve: Serve, own_redis_server: RedisServer) -> ClientSession:
 async def assert_degraded(api: ClientSession) -> None:
     answer = await chat(api, "in the dark")
     assert answer["history_saved"] is False
-    assert answer["message"].endswith("Messages I was given: 1.")
+    assert answer["message"].endswith("Messages received: 1.")
     for method, path in [
         ("GET", SESSION),
         ("DELETE", SESSION),
@@ -100,7 +100,7 @@ async def test_a_redis_that_was_never_there_is_no_reason_not_to_start(
 
 
 async def test_an_outage_during_the_completion_loses_nothing_once_it_is_over(
-    fragile: ClientSession, own_redis_server: RedisServer, groq: FakeGroq
+    fragile: ClientSession, own_redis_server: RedisServer, groq: MockGroq
 ) -> None:
     own_redis_server.kill()
 
@@ -115,7 +115,7 @@ async def test_an_outage_during_the_completion_loses_nothing_once_it_is_over(
 
 
 async def test_a_question_that_could_not_be_saved_is_saved_when_the_model_fails(
-    fragile: ClientSession, own_redis_server: RedisServer, groq: FakeGroq
+    fragile: ClientSession, own_redis_server: RedisServer, groq: MockGroq
 ) -> None:
     own_redis_server.kill()
 

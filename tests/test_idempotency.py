@@ -11,7 +11,7 @@ from groqchat.storage import keys
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.events import all_events, text_of
-from tests.support.groq import FakeGroq
+from tests.support.groq import MockGroq
 from tests.support.redis_servers import RedisServer
 from tests.support.streams import history
 
@@ -26,7 +26,7 @@ async def ask(api: ClientSession, **fields: Any) -> dict[str, Any]:
     return body
 
 
-async def test_fifty_at_once_are_one_turn(serve: Serve, groq: FakeGroq) -> None:
+async def test_fifty_at_once_are_one_turn(serve: Serve, groq: MockGroq) -> None:
     groq.options.latency_ms = 300
     workers = [await serve(), await serve()]
     answers = await asyncio.gather(*(ask(workers[number % 2]) for number in range(50)))
@@ -39,7 +39,7 @@ async def test_fifty_at_once_are_one_turn(serve: Serve, groq: FakeGroq) -> None:
 
 
 async def test_a_session_that_is_only_now_named_has_one_name(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     answers = await asyncio.gather(*(ask(api, session_id=None) for _ in range(5)))
     assert {answer["session_id"] for answer in answers} == {answers[0]["session_id"]}
@@ -47,7 +47,7 @@ async def test_a_session_that_is_only_now_named_has_one_name(
 
 
 async def test_a_stream_and_a_plain_request_share_a_turn(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.chunk_ms = 20
     response = await api.post(f"{BASE}/chat", json={**BODY, "stream": True}, headers=KEY)
@@ -75,7 +75,7 @@ async def test_a_key_that_makes_no_sense_is_refused(api: ClientSession, key: str
 
 
 async def test_a_failure_is_shared_by_those_who_wait_and_then_tried_anew(
-    serve: Serve, groq: FakeGroq
+    serve: Serve, groq: MockGroq
 ) -> None:
     api = await serve(groq_max_retries=0)
     groq.options.fail = "429"
@@ -98,7 +98,7 @@ async def test_a_failure_is_shared_by_those_who_wait_and_then_tried_anew(
 
 
 async def test_an_attempt_that_broke_off_leaves_nothing_beside_the_answer(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     await api.post(f"{BASE}/chat", json={"message": "Before", "session_id": "s"})
     groq.options.fail = "500"
@@ -119,8 +119,8 @@ async def test_an_attempt_that_broke_off_leaves_nothing_beside_the_answer(
     assert groq.conversations[-1] == groq.conversations[-2]
 
 
-async def test_a_turn_that_could_not_begin_holds_up_nobody(serve: Serve, groq: FakeGroq) -> None:
-    api = await serve(max_turns_in_flight=1)
+async def test_a_turn_that_could_not_begin_holds_up_nobody(serve: Serve, groq: MockGroq) -> None:
+    api = await serve(max_concurrent_turns=1)
     groq.options.latency_ms = 300
     busy = asyncio.create_task(api.post(f"{BASE}/chat", json={"message": "Busy"}))
     async with asyncio.timeout(20):
@@ -132,7 +132,7 @@ async def test_a_turn_that_could_not_begin_holds_up_nobody(serve: Serve, groq: F
     assert (await asyncio.wait_for(ask(api), 5))["history_saved"] is True
 
 
-async def test_a_wait_that_groq_asks_for_is_passed_on(serve: Serve, groq: FakeGroq) -> None:
+async def test_a_wait_that_groq_asks_for_is_passed_on(serve: Serve, groq: MockGroq) -> None:
     api = await serve(groq_max_retries=0)
     groq.options.fail = "429"
     groq.options.retry_after_s = 30
@@ -141,7 +141,7 @@ async def test_a_wait_that_groq_asks_for_is_passed_on(serve: Serve, groq: FakeGr
 
 
 async def test_the_turn_of_a_worker_that_is_gone_is_run_by_the_next_who_asks(
-    api: ClientSession, groq: FakeGroq, redis: Redis
+    api: ClientSession, groq: MockGroq, redis: Redis
 ) -> None:
     groq.options.latency_ms = 60_000
     lost = asyncio.create_task(ask(api))
@@ -167,7 +167,7 @@ async def test_the_turn_of_a_worker_that_is_gone_is_run_by_the_next_who_asks(
 
 
 async def test_without_redis_nothing_is_promised(
-    serve: Serve, own_redis_server: RedisServer, groq: FakeGroq
+    serve: Serve, own_redis_server: RedisServer, groq: MockGroq
 ) -> None:
     api = await serve(redis_url=own_redis_server.url(0), redis_timeout_s=0.5)
     own_redis_server.kill()

@@ -9,18 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groqchat.models import MESSAGE_ID_PATTERN
-from groqchat.storage.messages import (
+from groqchat.storage.message_ids import (
     MAX_SCORE_S,
     MESSAGE_ID,
-    ROLES,
-    Message,
-    decode_member,
-    encode_member,
     iso_time,
     micros_of,
     new_message_id,
-    row_id,
 )
+from groqchat.storage.messages import ROLES, Message, decode_member, encode_member, member_id
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 MESSAGES = st.builds(
@@ -73,7 +69,7 @@ def test_an_id_tells_the_time() -> None:
 @given(st.binary(max_size=60), st.floats(allow_nan=False))
 def test_any_member_at_any_score_is_a_message_or_none(member: bytes, score: float) -> None:
     decode_member(member, score)
-    assert re.fullmatch(MESSAGE_ID_PATTERN, row_id((member, score)))
+    assert re.fullmatch(MESSAGE_ID_PATTERN, member_id((member, score)))
 
 
 @given(
@@ -98,7 +94,7 @@ def test_a_score_that_is_no_time_makes_no_message(score: float) -> None:
 
 def test_members_of_another_program_have_ids_of_their_own() -> None:
     ids = {
-        row_id((json.dumps({"role": "user", "content": text}).encode(), 1.7e9))
+        member_id((json.dumps({"role": "user", "content": text}).encode(), 1.7e9))
         for text in ("a", "b", "c")
     }
     assert len(ids) == 3

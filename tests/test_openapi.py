@@ -58,7 +58,7 @@ async def test_operations_have_names_summaries_answers_and_errors(api: ClientSes
     assert [parameter["name"] for parameter in chat["parameters"]] == ["Idempotency-Key"]
     schemas = document["components"]["schemas"]
     assert schemas["ChatRequest"]["examples"]
-    assert schemas["ErrorAnswer"]["examples"]
+    assert schemas["ErrorResponse"]["examples"]
 
 
 async def test_limits_and_models_are_those_in_force(serve: Serve) -> None:

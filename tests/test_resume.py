@@ -1,4 +1,4 @@
-"""Turns that are stopped and followed from anywhere."""
+"""Turns that are stopped and followed from any worker."""
 
 import asyncio
 import random
@@ -7,20 +7,20 @@ import pytest
 from aiohttp import ClientSession
 from redis.asyncio import Redis
 
-from groqchat.services.turn import MAX_PIECE_BYTES, Turn
+from groqchat.services.turns.turn import Turn
+from groqchat.sse import MAX_WRITE_BYTES, split_writes
 from groqchat.storage import keys
-from groqchat.storage.turn_log import pieces
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.events import all_events, read_events, text_of
-from tests.support.groq import FakeGroq
+from tests.support.groq import MockGroq
 from tests.support.redis_servers import RedisServer
 from tests.support.streams import begin, history, until
 
 
 @pytest.mark.parametrize("where", ["same worker", "another worker"])
 async def test_a_turn_is_stopped_wherever_it_runs(
-    api: ClientSession, serve: Serve, groq: FakeGroq, where: str
+    api: ClientSession, serve: Serve, groq: MockGroq, where: str
 ) -> None:
     groq.options.chunk_ms = 100
     other = api if where == "same worker" else await serve()
@@ -49,7 +49,7 @@ async def test_a_turn_is_stopped_wherever_it_runs(
 
 
 async def test_a_turn_stopped_before_its_first_word_leaves_no_empty_answer(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.latency_ms = 20_000
     response, start = await begin(api)
@@ -82,7 +82,7 @@ async def test_a_place_that_is_no_number_is_refused(api: ClientSession, last: st
 
 
 async def test_a_client_that_comes_back_again_and_again_misses_nothing(
-    serve: Serve, groq: FakeGroq
+    serve: Serve, groq: MockGroq
 ) -> None:
     groq.options.chunk_ms = 5
     groq.options.chunks = 200
@@ -116,7 +116,7 @@ async def test_the_events_of_a_turn_outlive_its_worker(
     key = keys.turn_key(start.data["turn_id"])
 
     async def published() -> bool:
-        return 30 < await redis.ttl(key) <= keys.TURN_KEPT_S
+        return 30 < await redis.ttl(key) <= keys.TURN_RETENTION_S
 
     await until(published)
     other = await serve()
@@ -125,7 +125,7 @@ async def test_the_events_of_a_turn_outlive_its_worker(
 
 
 async def test_redis_sees_few_writes_of_a_stream(
-    api: ClientSession, groq: FakeGroq, redis: Redis
+    api: ClientSession, groq: MockGroq, redis: Redis
 ) -> None:
     groq.options.chunks = 2000
     response, start = await begin(api)
@@ -173,7 +173,7 @@ async def test_a_client_that_has_everything_is_told_so(
 
 
 async def test_a_place_ahead_of_a_running_turn_goes_on_with_what_comes(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.chunk_ms = 20
     _, start = await begin(api)
@@ -183,7 +183,7 @@ async def test_a_place_ahead_of_a_running_turn_goes_on_with_what_comes(
 
 
 async def test_events_that_redis_has_lost_are_stored_again_from_the_first(
-    serve: Serve, api: ClientSession, groq: FakeGroq, redis: Redis
+    serve: Serve, api: ClientSession, groq: MockGroq, redis: Redis
 ) -> None:
     groq.options.chunk_ms = 30
     response, start = await begin(api)
@@ -206,7 +206,7 @@ async def test_events_that_redis_has_lost_are_stored_again_from_the_first(
 
 
 async def test_a_follower_outlives_a_pause_of_redis(
-    serve: Serve, groq: FakeGroq, own_redis_server: RedisServer
+    serve: Serve, groq: MockGroq, own_redis_server: RedisServer
 ) -> None:
     groq.options.chunk_ms = 100
     url = own_redis_server.url(0)
@@ -229,7 +229,7 @@ async def test_a_turn_that_is_over_elsewhere_is_not_asked_to_stop(
     await all_events(response)
     stopped = await (await serve()).post(f"{BASE}/chat/{start.data['turn_id']}/stop")
     assert (await stopped.json())["status"] == "finished"
-    assert await redis.xlen(keys.STOPS) == 0
+    assert await redis.xlen(keys.STOP_REQUESTS) == 0
 
 
 async def test_events_take_no_head(api: ClientSession) -> None:
@@ -242,10 +242,10 @@ def test_what_is_sent_at_once_is_bounded() -> None:
     for _ in range(300):
         turn.add("delta", {"text": "x" * 1000})
     sent, after = [], 0
-    while after < len(turn.frames):
-        piece, after = turn.piece(after)
+    while after < len(turn.events):
+        piece, after = turn.next_events(after)
         sent.append(piece)
-    assert b"".join(sent) == b"".join(turn.frames)
-    assert max(map(len, sent)) <= MAX_PIECE_BYTES
-    assert b"".join(pieces(b"".join(turn.frames))) == b"".join(turn.frames)
-    assert max(map(len, pieces(b"".join(turn.frames)))) <= MAX_PIECE_BYTES + 2000
+    assert b"".join(sent) == b"".join(turn.events)
+    assert max(map(len, sent)) <= MAX_WRITE_BYTES
+    assert b"".join(split_writes(b"".join(turn.events))) == b"".join(turn.events)
+    assert max(map(len, split_writes(b"".join(turn.events)))) <= MAX_WRITE_BYTES + 2000

@@ -8,7 +8,8 @@ from redis.asyncio import Redis
 from groqchat.errors import SessionNotFound
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.storage import session_index
-from groqchat.storage.messages import Message, new_message_id
+from groqchat.storage.message_ids import new_message_id
+from groqchat.storage.messages import Message
 from groqchat.storage.session_index import SessionIndex, SessionPage
 
 INDEX = "chat:sessions"

@@ -88,8 +88,8 @@ def test_secrets_show_in_no_representation(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("REDIS_URL", "redis://user:hunter2@example.org:7000/2")
     settings = load_settings()
 
-    assert "hunter2" not in f"{settings!r} {settings} {settings.redis_place}"
-    assert settings.redis_place == "example.org:7000"
+    assert "hunter2" not in f"{settings!r} {settings} {settings.redis_address}"
+    assert settings.redis_address == "example.org:7000"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_the_place_of_redis_is_told_without_credentials(
     url: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REDIS_URL", url)
-    assert load_settings().redis_place == place
+    assert load_settings().redis_address == place
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_local_defaults_fill_only_what_is_not_configured(monkeypatch: pytest.Mon
     monkeypatch.setenv("GROQ_API_KEY", "gsk_key")
     configured = load_settings().with_local_defaults()
 
-    assert (bare.redis_place, bare.groq_base_url) == ("embedded:.data/redis", "offline:")
-    assert configured.redis_place == "redis.example:6379"
+    assert (bare.redis_address, bare.groq_base_url) == ("embedded:.data/redis", "offline:")
+    assert configured.redis_address == "redis.example:6379"
     assert configured.groq_base_url == "https://api.groq.com"
 
 
@@ -156,7 +156,7 @@ def test_a_redis_that_is_named_in_part_is_not_replaced(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, "redis://localhost" if name == "REDIS_URL" else "7")
-    assert load_settings().with_local_defaults().redis_place.startswith("localhost:")
+    assert load_settings().with_local_defaults().redis_address.startswith("localhost:")
 
 
 def test_blank_secrets_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

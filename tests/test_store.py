@@ -11,8 +11,9 @@ from redis.asyncio import Redis
 from groqchat.errors import HistoryUnavailable, SessionCleared
 from groqchat.services.redis_chat_service import HistoryPage, RedisChatService, SessionInfo
 from groqchat.storage import history_reader
-from groqchat.storage.messages import Message, Role, encode_member, new_message_id
-from tests.conftest import TTL_S
+from groqchat.storage.message_ids import new_message_id
+from groqchat.storage.messages import Message, Role, encode_member
+from tests.support.store import TTL_S, new_store
 
 KEY = "chat:session:s"
 MODEL = "openai/gpt-oss-20b"
@@ -112,7 +113,7 @@ async def test_every_write_renews_the_sessions_life(
 async def test_a_members_time_to_live_is_set_in_the_transaction_that_writes_it(
     redis: Redis,
 ) -> None:
-    store = RedisChatService(redis, ttl_s=TTL_S, timeout_s=5)
+    store = new_store(redis)
     async with redis.monitor() as monitor:
         await store.save_message("s", message("Hello"), context=2)
         seen: list[str] = []
@@ -318,18 +319,18 @@ async def test_an_answer_whose_question_was_deleted_is_not_kept(
     await store.save_message("s", question)
     await store.clear_session("s")
     with pytest.raises(SessionCleared):
-        await store.save_message("s", answer, question=question)
+        await store.save_message("s", answer, user_message=question)
     assert await any_redis.keys("*") == []
 
     [new] = await saved(store, 1)
     with pytest.raises(SessionCleared):
-        await store.save_message("s", answer, question=question)
+        await store.save_message("s", answer, user_message=question)
     assert (await store.get_session_history("s")).messages == [new]
 
 
 async def test_a_store_without_a_server_says_so() -> None:
     async with Redis(unix_socket_path="/nowhere/redis.sock") as client:
-        store = RedisChatService(client, ttl_s=TTL_S, timeout_s=1)
+        store = new_store(client, timeout_s=1)
         assert await store.is_connected() is False
         with pytest.raises(HistoryUnavailable):
             await store.save_message("s", message("Hello"))

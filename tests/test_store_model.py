@@ -17,8 +17,10 @@ from hypothesis.stateful import (
 from redis.asyncio import Redis
 
 from groqchat.services.redis_chat_service import RedisChatService
-from groqchat.storage.messages import Message, new_message_id
+from groqchat.storage.message_ids import new_message_id
+from groqchat.storage.messages import Message
 from tests.support.redis_servers import RedisServer
+from tests.support.store import new_store
 
 SESSIONS = st.sampled_from(["a", "b:1", "C.d-e_f"])
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -42,7 +44,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.loop = asyncio.Runner()
         url = self.server.url(next(self.database))
         self.redis = Redis.from_url(url, protocol=2)
-        self.store = RedisChatService(self.redis, ttl_s=TTL_S, timeout_s=10)
+        self.store = new_store(self.redis, timeout_s=10)
 
     def teardown(self) -> None:
         self.loop.run(self.redis.aclose())

@@ -10,17 +10,17 @@ from aiohttp import ClientSession
 
 from groqchat.http import event_stream
 from groqchat.offline import answers
-from groqchat.services import chat
+from groqchat.services.turns import chat
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.events import all_events, read_events, text_of
-from tests.support.groq import FakeGroq
+from tests.support.groq import MockGroq
 from tests.support.redis_servers import RedisServer
 from tests.support.streams import ASK, begin, history, until
 
 
 async def test_a_stream_tells_of_a_turn_from_start_to_done(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     response = await api.post(
         f"{BASE}/chat", json={**ASK, "temperature": 0.5, "system_prompt": "Be brief."}
@@ -60,7 +60,7 @@ async def test_a_stream_tells_of_a_turn_from_start_to_done(
 
 
 async def test_events_arrive_while_the_model_still_speaks(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.chunk_ms = 50
     response, _ = await begin(api)
@@ -77,7 +77,7 @@ async def test_a_simple_chat_streams_as_well(api: ClientSession) -> None:
 
 
 async def test_a_model_that_groq_does_not_list_is_refused_before_the_stream(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     await api.get(f"{BASE}/models")
     for stream in (True, False):
@@ -87,7 +87,7 @@ async def test_a_model_that_groq_does_not_list_is_refused_before_the_stream(
     assert groq.asked == []
 
 
-async def test_a_client_that_leaves_loses_nothing(api: ClientSession, groq: FakeGroq) -> None:
+async def test_a_client_that_leaves_loses_nothing(api: ClientSession, groq: MockGroq) -> None:
     groq.options.chunk_ms = 20
     response, _ = await begin(api)
     response.close()
@@ -97,11 +97,11 @@ async def test_a_client_that_leaves_loses_nothing(api: ClientSession, groq: Fake
 
     await until(answered)
     answer = (await history(api))[1]
-    assert answer["content"].endswith("Messages I was given: 1.")
+    assert answer["content"].endswith("Messages received: 1.")
     assert "status" not in answer
 
 
-async def test_a_client_that_leaves_may_cancel_its_turn(api: ClientSession, groq: FakeGroq) -> None:
+async def test_a_client_that_leaves_may_cancel_its_turn(api: ClientSession, groq: MockGroq) -> None:
     groq.options.chunk_ms = 200
     response, _ = await begin(api, on_disconnect="cancel")
     delta = await anext(read_events(response))
@@ -119,7 +119,7 @@ async def test_a_client_that_leaves_may_cancel_its_turn(api: ClientSession, groq
 
 
 async def test_a_client_that_leaves_may_cancel_a_plain_turn_too(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.latency_ms = 20_000
     body = {"message": "Hello", "session_id": "s", "on_disconnect": "cancel"}
@@ -151,7 +151,7 @@ async def test_an_old_client_is_told_the_end_by_that_of_its_connection(api: Clie
     [("429", "rate_limited"), ("400", "completion_rejected"), ("500", "completion_unavailable")],
 )
 async def test_a_failure_before_the_first_word_is_an_event(
-    serve: Serve, groq: FakeGroq, fail: Any, code: str
+    serve: Serve, groq: MockGroq, fail: Any, code: str
 ) -> None:
     api = await serve(groq_max_retries=0)
     groq.options.fail = fail
@@ -165,7 +165,7 @@ async def test_a_failure_before_the_first_word_is_an_event(
 
 
 async def test_a_failure_that_passes_is_tried_again_before_the_first_word(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.fail = "503"
     groq.options.fail_times = 1
@@ -176,7 +176,7 @@ async def test_a_failure_that_passes_is_tried_again_before_the_first_word(
 
 @pytest.mark.parametrize("fail", ["500", "drop"])
 async def test_what_came_before_a_failure_in_mid_stream_is_kept(
-    api: ClientSession, groq: FakeGroq, fail: Any
+    api: ClientSession, groq: MockGroq, fail: Any
 ) -> None:
     groq.options.fail = fail
     groq.options.fail_after_chunks = 4
@@ -192,7 +192,7 @@ async def test_what_came_before_a_failure_in_mid_stream_is_kept(
 
 
 async def test_a_model_that_falls_silent_in_mid_stream_is_given_up(
-    serve: Serve, groq: FakeGroq
+    serve: Serve, groq: MockGroq
 ) -> None:
     api = await serve(groq_timeout_s=0.3)
     groq.options.fail = "hang"
@@ -216,7 +216,7 @@ async def test_a_stream_without_redis_goes_on_and_says_so(
 
 
 async def test_a_quiet_stream_is_pinged(
-    api: ClientSession, groq: FakeGroq, monkeypatch: pytest.MonkeyPatch
+    api: ClientSession, groq: MockGroq, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_stream, "PING_S", 1)
     groq.options.latency_ms = 3000
@@ -227,7 +227,7 @@ async def test_a_quiet_stream_is_pinged(
 
 async def test_a_client_that_does_not_read_is_dropped_and_hurts_nobody(
     serve: Serve,
-    groq: FakeGroq,
+    groq: MockGroq,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -235,7 +235,7 @@ async def test_a_client_that_does_not_read_is_dropped_and_hurts_nobody(
     # More than the system's own buffers take.
     monkeypatch.setattr(chat, "MAX_ANSWER_CHARS", 20_000_000)
     monkeypatch.setattr(answers, "_sentence", lambda *_: " ".join(["x" * 9_999] * 1500))
-    api = await serve(stream_stall_s=1)
+    api = await serve(stream_write_timeout_s=1)
     port = (await api.get("/healthz")).url.port
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -254,7 +254,7 @@ async def test_a_client_that_does_not_read_is_dropped_and_hurts_nobody(
         assert len((await history(api))[1]["content"]) == 14_999_999
 
         async def dropped() -> bool:
-            return "dropping a client that does not read" in caplog.text
+            return "disconnecting a client that does not read" in caplog.text
 
         await until(dropped)
         assert await asyncio.to_thread(received, client) < 15_000_000
@@ -273,7 +273,7 @@ def received(client: socket.socket) -> int:
     return size
 
 
-async def test_many_streams_at_once_keep_apart(api: ClientSession, groq: FakeGroq) -> None:
+async def test_many_streams_at_once_keep_apart(api: ClientSession, groq: MockGroq) -> None:
     groq.options.chunk_ms = 10
 
     async def talk(number: int) -> None:

@@ -9,21 +9,23 @@ import pytest
 from aiohttp import ClientSession
 from redis.asyncio import Redis
 
+from groqchat import sse
 from groqchat.errors import Overloaded, ShuttingDown
-from groqchat.http.errors import event_error
+from groqchat.http.errors import error_event_data
 from groqchat.models import ChatRequest
-from groqchat.offline.options import OfflineOptions
-from groqchat.offline.server import serve_offline
-from groqchat.services.admission import Admission
-from groqchat.services.chat import ChatService
-from groqchat.services.completions import open_completions
+from groqchat.offline.options import MockGroqOptions
+from groqchat.offline.server import serve_mock_groq
+from groqchat.services.groq.client import open_groq_client
 from groqchat.services.redis_chat_service import RedisChatService
-from groqchat.services.turns import Turns
+from groqchat.services.turns.chat import ChatService
+from groqchat.services.turns.limiter import TurnLimiter
+from groqchat.services.turns.registry import TurnRegistry
 from groqchat.settings import Settings
-from groqchat.storage.turn_log import TurnLog, parse_frame
+from groqchat.storage.command_batcher import CommandBatcher
+from groqchat.storage.event_log import EventLog
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
-from tests.support.groq import FakeGroq
+from tests.support.groq import MockGroq
 
 
 async def contents(api: ClientSession, session_id: str = "s") -> list[str]:
@@ -70,7 +72,7 @@ async def test_both_writes_of_a_turn_carry_the_time_to_live(
 
 
 async def test_a_client_that_leaves_does_not_end_its_turn(
-    api: ClientSession, groq: FakeGroq
+    api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.latency_ms = 500
     body = {"message": "Hello", "session_id": "s"}
@@ -85,7 +87,7 @@ async def test_a_client_that_leaves_does_not_end_its_turn(
 
 
 async def test_a_session_deleted_in_mid_turn_stays_deleted(
-    api: ClientSession, groq: FakeGroq, redis: Redis
+    api: ClientSession, groq: MockGroq, redis: Redis
 ) -> None:
     async def delete() -> None:
         assert (await api.delete(f"{BASE}/history/s")).status == 200
@@ -98,10 +100,10 @@ async def test_a_session_deleted_in_mid_turn_stays_deleted(
 
 
 async def test_turns_beyond_the_limit_are_refused_and_told_when_to_return(
-    serve: Serve, groq: FakeGroq
+    serve: Serve, groq: MockGroq
 ) -> None:
     groq.options.latency_ms = 500
-    api = await serve(max_turns_in_flight=3)
+    api = await serve(max_concurrent_turns=3)
 
     async def ask() -> int:
         response = await api.post(f"{BASE}/chat", json={"message": "Hello"})
@@ -133,30 +135,31 @@ class OwnService:
 
     def __init__(self, redis: Redis, latency_ms: float, grace_s: float) -> None:
         self.redis = redis
-        self.options = OfflineOptions(latency_ms=latency_ms)
+        self.options = MockGroqOptions(latency_ms=latency_ms)
         self.settings = Settings(
-            groq_base_url="offline:", shutdown_grace_s=grace_s, max_turns_in_flight=2
+            groq_base_url="offline:", shutdown_grace_s=grace_s, max_concurrent_turns=2
         )
 
     async def __aenter__(self) -> ChatService:
-        self.offline = serve_offline(self.options)
+        self.offline = serve_mock_groq(self.options)
         base_url = await self.offline.__aenter__()
-        self.opened = open_completions(self.settings, base_url)
-        completions = await self.opened.__aenter__()
-        self.history = RedisChatService(self.redis, ttl_s=100, timeout_s=5)
-        self.admission = Admission(self.settings.max_turns_in_flight)
-        self.turns = Turns(TurnLog(self.history.batcher), event_error)
+        self.opened = open_groq_client(self.settings, base_url)
+        groq = await self.opened.__aenter__()
+        batcher = CommandBatcher(self.redis, timeout_s=5)
+        self.history = RedisChatService(self.redis, batcher, ttl_s=100, timeout_s=5)
+        self.limiter = TurnLimiter(self.settings.max_concurrent_turns)
+        self.turns = TurnRegistry(EventLog(batcher), error_event_data)
         return ChatService(
-            self.history,
-            completions,
-            self.turns,
-            self.admission,
-            self.settings,
+            history=self.history,
+            groq=groq,
+            turns=self.turns,
+            limiter=self.limiter,
+            settings=self.settings,
         )
 
     async def drain(self) -> None:
         stop = partial(self.turns.stop_all, "shutdown")
-        await self.admission.drain(self.settings.shutdown_grace_s, stop)
+        await self.limiter.drain(self.settings.shutdown_grace_s, stop)
 
     async def __aexit__(self, *_: object) -> None:
         await self.opened.__aexit__(None, None, None)
@@ -200,7 +203,7 @@ async def test_a_stream_that_outlasts_the_grace_time_ends_with_an_error(redis: R
     async with service as chat:
         turn = chat.start(ChatRequest(message="Hello", session_id="s", stream=True))
         await service.drain()
-        name, data = parse_frame(await turn.last_event())
+        name, data = sse.parse_event(await turn.final_event())
         assert (name, json.loads(data)["error"]["code"]) == ("error", "shutting_down")
         assert turn.is_over
         assert await service.history.get_session_size("s") == 1

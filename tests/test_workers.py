@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from groqchat import workers
 from groqchat.errors import ConfigurationError
-from groqchat.workers import reserved_port
+from groqchat.runtime import workers
+from groqchat.runtime.workers import reserved_port
 from tests.support.service import Service, run_groqchat
 from tests.test_cli import chat, contents
 
@@ -118,7 +118,7 @@ def test_workers_do_not_share_what_is_in_memory(directory: Path) -> None:
         *("serve", "--workers", "2"), cwd=directory, PORT="0", REDIS_URL="memory:"
     )
     assert result.returncode == 1
-    assert "REDIS_URL=memory: is one for each process" in result.stderr
+    assert "REDIS_URL=memory: cannot be shared by workers" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""The floor: what a turn costs on aiohttp with nothing around it.
+"""The floor: a turn on bare aiohttp, with one raw connection to Redis and a plain POST to Groq.
 
-Bare handlers, commands packed by hiredis over one raw connection, a plain POST, no validation,
-no errors, no TTL on the index, no limits. Nothing that may be served to anyone.
+hiredis packs the commands. The floor has no validation, no error handling, no limits and no session
+index. Do not use it in production.
 """
 
 import asyncio
@@ -16,14 +16,14 @@ import orjson
 import uvloop
 from aiohttp import ClientSession, TCPConnector, web
 
-from groqchat.garbage import relax
+from groqchat.runtime.gc_tuning import apply_thresholds
 
 TTL_S = 86400
 BACKLOG = 4096
 
 
 class RawRedis(asyncio.Protocol):
-    """One multiplexed connection: what is written within a tick leaves together."""
+    """One connection for all turns: commands of one event loop iteration share one write."""
 
     def __init__(self) -> None:
         self._reader = hiredis.Reader()
@@ -35,7 +35,7 @@ class RawRedis(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
 
-    def run(self, *commands: tuple[str | bytes | int, ...]) -> asyncio.Future[list[Any]]:
+    def execute(self, *commands: tuple[str | bytes | int, ...]) -> asyncio.Future[list[Any]]:
         loop = asyncio.get_running_loop()
         if not self._pending:
             loop.call_soon(self._flush)
@@ -67,25 +67,25 @@ HTTP = web.AppKey("http", ClientSession)
 
 
 async def chat(request: web.Request) -> web.Response:
-    """Save, read the context, ask, save, answer."""
-    asked = orjson.loads(await request.read())
+    """Read the context and save the user message, call Groq, save the answer and return it."""
+    fields = orjson.loads(await request.read())
     redis, http = request.app[REDIS], request.app[HTTP]
-    key = f"chat:session:{asked['session_id']}"
-    question = {"role": "user", "content": asked["message"]}
+    key = f"chat:session:{fields['session_id']}"
+    user_message = {"role": "user", "content": fields["message"]}
     now = repr(time.time())
-    tail, *_ = await redis.run(
-        ("ZRANGE", key, -asked["context"], -1),
-        ("ZADD", key, now, orjson.dumps({"id": now, **question})),
+    members, *_ = await redis.execute(
+        ("ZRANGE", key, -fields["context"], -1),
+        ("ZADD", key, now, orjson.dumps({"id": now, **user_message})),
         ("EXPIRE", key, TTL_S),
     )
-    earlier = [orjson.loads(member) for member in tail]
-    messages = [{"role": each["role"], "content": each["content"]} for each in earlier]
-    body = orjson.dumps({"model": asked["model"], "messages": [*messages, question]})
+    stored = [orjson.loads(member) for member in members]
+    context = [{"role": message["role"], "content": message["content"]} for message in stored]
+    body = orjson.dumps({"model": fields["model"], "messages": [*context, user_message]})
     async with http.post("/openai/v1/chat/completions", data=body) as response:
         completion = orjson.loads(await response.read())
     answer = completion["choices"][0]["message"]["content"]
     now = repr(time.time())
-    await redis.run(
+    await redis.execute(
         ("ZADD", key, now, orjson.dumps({"id": now, "role": "assistant", "content": answer})),
         ("EXPIRE", key, TTL_S),
     )
@@ -103,8 +103,8 @@ async def chat(request: web.Request) -> web.Response:
     )
 
 
-async def resources(app: web.Application) -> AsyncIterator[None]:
-    """Open the connection to Redis and the client for the upstream."""
+async def clients(app: web.Application) -> AsyncIterator[None]:
+    """Open the connection to Redis and the HTTP client for Groq."""
     loop = asyncio.get_running_loop()
     transport, app[REDIS] = await loop.create_unix_connection(RawRedis, os.environ["REDIS_SOCKET"])
     headers = {"Authorization": "Bearer bench", "Content-Type": "application/json"}
@@ -116,12 +116,12 @@ async def resources(app: web.Application) -> AsyncIterator[None]:
 
 
 def main() -> None:
-    """Serve on PORT; with COLLECTOR=relaxed, the garbage collector is as groqchat has it."""
-    if os.environ.get("COLLECTOR") == "relaxed":
-        relax()
+    """Serve on PORT; GC_SETTINGS=groqchat applies groqchat's garbage collector settings."""
+    if os.environ.get("GC_SETTINGS") == "groqchat":
+        apply_thresholds()
     app = web.Application()
     app.router.add_post("/api/groq-chat/chat", chat)
-    app.cleanup_ctx.append(resources)
+    app.cleanup_ctx.append(clients)
     web.run_app(
         app,
         host="127.0.0.1",

@@ -1,4 +1,4 @@
-"""The application: the one place that puts its parts together. Importing it starts nothing."""
+"""The application: the only place that wires its parts. Importing it starts nothing."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -9,109 +9,121 @@ from aiohttp import web
 from redis.asyncio import Redis
 
 from groqchat.errors import StorageError
-from groqchat.http import middlewares, state
+from groqchat.http import middlewares
 from groqchat.http.cors import setup_cors
-from groqchat.http.errors import event_error
+from groqchat.http.errors import error_event_data
 from groqchat.http.event_stream import EventStreams
+from groqchat.http.state import SERVICES, SETTINGS, Services
 from groqchat.offline.options import parse_options
-from groqchat.offline.server import serve_offline
-from groqchat.routes import documents, groq_chat, health, history, models, openai, sessions
-from groqchat.routes import turns as turn_routes
-from groqchat.services.admission import Admission
-from groqchat.services.chat import ChatService
-from groqchat.services.compatible_chat import CompatibleChat
-from groqchat.services.completions import open_completions
-from groqchat.services.conversations import Conversations
-from groqchat.services.idempotency import Idempotency
-from groqchat.services.model_catalog import ModelCatalog
+from groqchat.offline.server import serve_mock_groq
+from groqchat.routes import docs, groq_chat, health, history, models, openai, sessions, turns
+from groqchat.services.groq import aiohttp_internals
+from groqchat.services.groq.client import open_groq_client
+from groqchat.services.groq.model_catalog import ModelCatalog
+from groqchat.services.openai.conversations import Conversations
+from groqchat.services.openai.proxy import OpenAIProxy
 from groqchat.services.redis_chat_service import RedisChatService
-from groqchat.services.turns import Turns
+from groqchat.services.turns.chat import ChatService
+from groqchat.services.turns.idempotency import IdempotencyKeys
+from groqchat.services.turns.limiter import TurnLimiter
+from groqchat.services.turns.registry import TurnRegistry
 from groqchat.settings import Settings
+from groqchat.storage import redis_internals
+from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.connection import open_redis
-from groqchat.storage.guard import guarded
-from groqchat.storage.housekeeping import housekeeping
-from groqchat.storage.turn_log import TurnLog
+from groqchat.storage.errors import redis_errors
+from groqchat.storage.event_log import EventLog
+from groqchat.storage.index_pruner import prune_index
 
 BASE_PATH = "/api/groq-chat"
 ROUTE_TABLES = (
     groq_chat.routes,
-    turn_routes.routes,
+    turns.routes,
     models.routes,
     openai.routes,
     history.routes,
     sessions.routes,
     health.routes,
-    documents.routes,
+    docs.routes,
 )
 
 log = logging.getLogger("groqchat")
 
 
 def create_app(settings: Settings) -> web.Application:
-    """Return the application; it connects to nothing before it starts."""
+    """Return the application; it opens connections only when it starts."""
     app = web.Application(middlewares=[middlewares.errors], client_max_size=settings.max_body_bytes)
-    state.set_settings(app, settings)
+    app[SETTINGS] = settings
     for table in ROUTE_TABLES:
         app.add_routes(table)
     setup_cors(app, settings.cors_allowed_origins)
-    app.cleanup_ctx.append(_resources)
+    app.cleanup_ctx.append(_open_services)
     app.on_shutdown.append(_drain)
     return app
 
 
-async def _resources(app: web.Application) -> AsyncIterator[None]:
-    """Open what requests need, in the order of need; close it the other way round."""
-    settings = state.settings_of(app)
+async def _open_services(app: web.Application) -> AsyncIterator[None]:
+    """Open the services, each after those that it uses; close them in reverse order."""
+    settings = app[SETTINGS]
+    _warn_of_missing_internals()
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(open_redis(settings))
-        history_service = RedisChatService(
-            redis, ttl_s=settings.chat_history_ttl, timeout_s=settings.redis_timeout_s
+        batcher = await stack.enter_async_context(
+            CommandBatcher(redis, timeout_s=settings.redis_timeout_s)
         )
-        stack.push_async_callback(history_service.close)
-        await _report_redis(settings, redis)
-        base_url = await stack.enter_async_context(groq_place(settings))
-        completions = await stack.enter_async_context(open_completions(settings, base_url))
-        turns = Turns(TurnLog(history_service.batcher), event_error)
-        await stack.enter_async_context(turns.published())
+        await _log_redis_state(settings, redis)
+        base_url = await stack.enter_async_context(open_groq_base_url(settings))
+        groq = await stack.enter_async_context(open_groq_client(settings, base_url))
+        registry = TurnRegistry(EventLog(batcher), error_event_data)
+        await stack.enter_async_context(registry.publishing())
         event_streams = EventStreams(
-            stall_s=settings.stream_stall_s, limit=settings.max_turns_in_flight
+            write_timeout_s=settings.stream_write_timeout_s, limit=settings.max_concurrent_turns
         )
-        await stack.enter_async_context(event_streams.looked_after())
-        admission = Admission(settings.max_turns_in_flight)
-        chat = ChatService(history_service, completions, turns, admission, settings)
-        conversations = Conversations(history_service, settings)
-        compatible = CompatibleChat(completions, conversations, turns, admission, settings)
-        catalog = ModelCatalog(completions, settings.groq_allowed_models)
-        await stack.enter_async_context(catalog.kept_fresh())
-        services = state.Services(
-            history=history_service,
+        await stack.enter_async_context(event_streams.watchdog())
+        catalog = ModelCatalog(groq, settings.groq_allowed_models)
+        await stack.enter_async_context(catalog.auto_refresh())
+        history_store = RedisChatService(
+            redis, batcher, ttl_s=settings.chat_history_ttl, timeout_s=settings.redis_timeout_s
+        )
+        limiter = TurnLimiter(settings.max_concurrent_turns)
+        chat = ChatService(
+            history=history_store, groq=groq, turns=registry, limiter=limiter, settings=settings
+        )
+        proxy = OpenAIProxy(
+            groq=groq,
+            conversations=Conversations(history_store, settings),
+            turns=registry,
+            limiter=limiter,
+            settings=settings,
+        )
+        app[SERVICES] = Services(
+            settings=settings,
+            history=history_store,
             chat=chat,
-            turns=turns,
-            idempotency=Idempotency(history_service.batcher, chat, turns),
+            turns=registry,
+            idempotency=IdempotencyKeys(batcher=batcher, chat=chat, turns=registry),
             catalog=catalog,
-            compatible=compatible,
-            admission=admission,
+            openai=proxy,
+            limiter=limiter,
             event_streams=event_streams,
         )
-        state.set_services(app, services)
-        await stack.enter_async_context(housekeeping(redis, settings.redis_timeout_s))
+        await stack.enter_async_context(prune_index(redis, settings.redis_timeout_s))
         yield
 
 
 async def _drain(app: web.Application) -> None:
-    """Let turns end while their clients can still be answered."""
-    grace_s = state.settings_of(app).shutdown_grace_s
-    turns = state.turns_of(app)
-    await state.admission_of(app).drain(grace_s, partial(turns.stop_all, "shutdown"))
+    """Wait for running turns while their clients can still receive the answers."""
+    services = app[SERVICES]
+    stop_streams = partial(services.turns.stop_all, "shutdown")
+    await services.limiter.drain(services.settings.shutdown_grace_s, stop_streams)
 
 
 @asynccontextmanager
-async def groq_place(settings: Settings) -> AsyncIterator[str]:
-    """Give the URL of Groq's API, starting the stand-in where that is asked for."""
+async def open_groq_base_url(settings: Settings) -> AsyncIterator[str]:
+    """Return the base URL of Groq's API; start the mock Groq server if it is configured."""
     if settings.is_offline:
-        options = parse_options(settings.offline_options)
-        async with serve_offline(options) as base_url:
-            log.info("[Groq] offline: answers come from a stand-in at %s, not a model", base_url)
+        async with serve_mock_groq(parse_options(settings.offline_options)) as base_url:
+            log.info("[Groq] offline: the mock Groq server answers at %s, not a model", base_url)
             yield base_url
         return
     if settings.groq_api_key is None:
@@ -121,16 +133,26 @@ async def groq_place(settings: Settings) -> AsyncIterator[str]:
     yield settings.groq_base_url
 
 
-async def _report_redis(settings: Settings, redis: Redis) -> None:
-    place = settings.redis_place
+async def _log_redis_state(settings: Settings, redis: Redis) -> None:
+    address = settings.redis_address
     try:
-        async with guarded(settings.redis_timeout_s):
+        async with redis_errors(settings.redis_timeout_s):
             await redis.ping()
     except StorageError as error:
-        log.warning("[Redis Chat] WARNING: Could not connect to Redis at %s", place)
-        log.warning("[Redis Chat] going on without history: %s", error.detail)
+        log.warning("[Redis Chat] WARNING: Could not connect to Redis at %s", address)
+        log.warning("[Redis Chat] starting without history: %s", error.detail)
         return
-    if place.startswith("memory:"):
-        log.warning("[Redis Chat] WARNING: memory: nothing outlives this process")
+    if address.startswith("memory:"):
+        log.warning("[Redis Chat] WARNING: memory: messages are lost when this process ends")
     else:
-        log.info("[Redis Chat] Connected to Redis at %s", place)
+        log.info("[Redis Chat] Connected to Redis at %s", address)
+
+
+def _warn_of_missing_internals() -> None:
+    """Log one warning if private parts of the libraries are missing.
+
+    The command batcher and the Groq client then use the public APIs, which are slower.
+    """
+    missing = redis_internals.missing_internals() + aiohttp_internals.missing_internals()
+    if missing:
+        log.warning("using slower public APIs, because these parts are missing: %s", missing)

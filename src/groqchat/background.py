@@ -1,17 +1,52 @@
-"""Work that goes on beside a block of code, and ends with it."""
+"""Supervised background tasks: repeated work that runs until a block of code ends."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+# Long enough not to flood the log if each attempt fails.
+FAILURE_DELAY_S = 1.0
+
+log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Run a coroutine that has no end of its own until the block ends."""
-    task = asyncio.create_task(work)
+async def background_task(
+    name: str, step: Callable[[], Awaitable[float]], *, first_delay_s: float = 0.0
+) -> AsyncIterator[None]:
+    """Call `step` repeatedly until the block ends.
+
+    `step` returns the delay before its next call, in seconds. If it raises, the error is logged
+    with its traceback and `step` is called again after FAILURE_DELAY_S. At the end of the block a
+    running step is cancelled.
+    """
+    stopping = asyncio.Event()
+    task = asyncio.create_task(_repeat(name, step, stopping, first_delay_s), name=name)
     try:
         yield
     finally:
+        # redis-py swallows a cancellation that arrives just after a command was sent. The event
+        # makes sure that the task ends after this step in that case.
+        stopping.set()
         task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await asyncio.wait([task])
+
+
+async def _repeat(
+    name: str,
+    step: Callable[[], Awaitable[float]],
+    stopping: asyncio.Event,
+    delay_s: float,
+) -> None:
+    if delay_s:
+        await asyncio.sleep(delay_s)
+    while True:
+        try:
+            delay_s = await step()
+        except Exception:
+            log.exception("background task %r failed; it runs again in %g s", name, FAILURE_DELAY_S)
+            delay_s = FAILURE_DELAY_S
+        if stopping.is_set():
+            return
+        await asyncio.sleep(delay_s)

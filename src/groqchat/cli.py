@@ -10,25 +10,26 @@ from typing import Any
 from tqdm import tqdm
 
 from groqchat import __version__
-from groqchat.app import groq_place
+from groqchat.app import open_groq_base_url
 from groqchat.errors import ConfigurationError, GroqChatError
-from groqchat.garbage import collected_when_quiet
-from groqchat.logs import configure_logging
-from groqchat.offline.options import OfflineOptions, parse_options
-from groqchat.offline.server import serve_offline
-from groqchat.server import cannot_listen, new_event_loop, serve, stop_signal
-from groqchat.services.completions import open_completions
+from groqchat.offline.options import MockGroqOptions, parse_options
+from groqchat.offline.server import serve_mock_groq
+from groqchat.runtime.gc_tuning import tuned_gc
+from groqchat.runtime.logs import configure_logging
+from groqchat.runtime.server import listen_error, new_event_loop, serve, stop_signal
+from groqchat.runtime.workers import CONFIGURATION_STATUS, serve_workers
+from groqchat.services.groq.client import open_groq_client
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.settings import Settings, load_settings
-from groqchat.storage.connection import visit_redis
-from groqchat.storage.guard import guarded
+from groqchat.storage.command_batcher import CommandBatcher
+from groqchat.storage.connection import attach_redis
+from groqchat.storage.errors import redis_errors
 from groqchat.storage.reindex import SCAN_BATCH, reindex
-from groqchat.workers import CONFIGURATION_STATUS, serve_workers
 
 OFFLINE_PORT = 5001
-# As the setting WORKERS has it.
+# The maximum of the setting WORKERS.
 MAX_WORKERS = 256
-# One step of a reindex looks at a thousand keys; a busy server may take its time.
+# One step scans a thousand keys; a busy server may need several seconds.
 REINDEX_STEP_TIMEOUT_S = 30.0
 
 
@@ -56,23 +57,25 @@ def _parser() -> argparse.ArgumentParser:
     for name, command, text in (
         ("serve", _serve, "serve the API"),
         ("check", _check, "print the effective settings and test each dependency"),
-        ("reindex", _reindex, "list the sessions that exist in Redis, whoever wrote them"),
+        ("reindex", _reindex, "add every session that exists in Redis to the list of sessions"),
     ):
         added = commands.add_parser(name, help=text, description=text)
         added.add_argument(
             "--local",
             action="store_true",
-            help="where nothing is configured, use an embedded Redis and offline answers",
+            help="use the embedded server and the mock Groq server if none is configured",
         )
         added.set_defaults(command=command)
         if command is _serve:
-            added.add_argument("--workers", type=_worker_count, help="processes; 0: one a CPU")
-            # How a process is started by serve_workers.
+            added.add_argument(
+                "--workers", type=_worker_count, help="number of processes; 0: one for each CPU"
+            )
+            # Used by serve_workers for each worker process.
             added.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    offline = commands.add_parser("offline", help="serve a stand-in for Groq's API alone")
+    offline = commands.add_parser("offline", help="serve the mock Groq server alone")
     offline.add_argument("--host", default="127.0.0.1")
     offline.add_argument("--port", type=int, default=OFFLINE_PORT)
-    for name, field in OfflineOptions.model_fields.items():
+    for name, field in MockGroqOptions.model_fields.items():
         offline.add_argument(f"--{name.replace('_', '-')}", help=field.description)
     offline.set_defaults(command=_offline)
     return parser
@@ -121,35 +124,36 @@ async def _report(name: str, check: Any) -> bool:
 
 
 async def _check_redis(settings: Settings) -> str:
-    async with visit_redis(settings) as redis:
-        async with guarded(settings.redis_timeout_s):
+    async with attach_redis(settings) as redis:
+        async with redis_errors(settings.redis_timeout_s):
             await redis.ping()
-        history = RedisChatService(
-            redis, ttl_s=settings.chat_history_ttl, timeout_s=settings.redis_timeout_s
-        )
-        page = await history.get_all_sessions(limit=1)
-    return f"ok at {settings.redis_place}, {page.total_sessions} session(s)"
+        async with CommandBatcher(redis, timeout_s=settings.redis_timeout_s) as batcher:
+            history = RedisChatService(
+                redis, batcher, ttl_s=settings.chat_history_ttl, timeout_s=settings.redis_timeout_s
+            )
+            page = await history.get_all_sessions(limit=1)
+    return f"ok at {settings.redis_address}, {page.total_sessions} session(s)"
 
 
 async def _check_groq(settings: Settings) -> str:
     async with (
-        groq_place(settings) as base_url,
-        open_completions(settings, base_url) as completions,
+        open_groq_base_url(settings) as base_url,
+        open_groq_client(settings, base_url) as groq,
     ):
-        await completions.models()
+        await groq.list_models()
     return f"ok at {settings.groq_base_url}"
 
 
 async def _reindex(options: argparse.Namespace) -> None:
     settings = _settings(options)
     listed = unaddressable = 0
-    async with visit_redis(settings) as redis:
-        async with guarded(settings.redis_timeout_s):
+    async with attach_redis(settings) as redis:
+        async with redis_errors(settings.redis_timeout_s):
             total = await redis.dbsize()
         steps = aiter(reindex(redis))
         with tqdm(total=total, unit="key", disable=None) as bar:
             while True:
-                async with guarded(REINDEX_STEP_TIMEOUT_S):
+                async with redis_errors(REINDEX_STEP_TIMEOUT_S):
                     step = await anext(steps, None)
                 if step is None:
                     break
@@ -159,20 +163,20 @@ async def _reindex(options: argparse.Namespace) -> None:
             bar.update(total - bar.n)
     print(f"{listed} session(s) listed")
     if unaddressable:
-        print(f"{unaddressable} key(s) left out: the API takes no session id such as theirs")
+        print(f"{unaddressable} key(s) skipped: their session ids are not valid in the API")
 
 
 async def _offline(options: argparse.Namespace) -> None:
-    given = {name: getattr(options, name) for name in OfflineOptions.model_fields}
+    given = {name: getattr(options, name) for name in MockGroqOptions.model_fields}
     behaviour = parse_options({name: value for name, value in given.items() if value is not None})
     stop = stop_signal()
     try:
-        async with serve_offline(behaviour, host=options.host, port=options.port) as url:
-            print(f"Groq's stand-in answers at {url}", flush=True)
-            async with collected_when_quiet(lambda: 0):
+        async with serve_mock_groq(behaviour, host=options.host, port=options.port) as url:
+            print(f"the mock Groq server answers at {url}", flush=True)
+            async with tuned_gc(lambda: 0):
                 await stop.wait()
     except OSError as error:
-        raise cannot_listen(options.host, options.port, error) from error
+        raise listen_error(options.host, options.port, error) from error
 
 
 def _shown(value: object) -> str:

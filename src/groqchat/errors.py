@@ -1,41 +1,44 @@
-"""Every error of ours.
+"""Every error that the service raises on purpose.
 
 GroqChatError
-├── ConfigurationError           the service cannot start as it is set up
-├── InvalidField                 a value in the request is not acceptable
+├── ConfigurationError           the service cannot start with these settings
+├── InvalidField                 a field of the request has an invalid value
 ├── SessionNotFound
-├── IdempotencyKeyReused         for another message
-├── TurnNotFound                 it never was, or is over for a while
-├── TurnLost                     whoever ran the turn is gone
-├── NotReady                     Redis is away, or there is no API key
-├── Overloaded                   too many turns in flight
+├── IdempotencyKeyReused         the key was used with a different request
+├── TurnNotFound                 the turn does not exist, or its events have expired
+├── TurnLost                     the worker of the turn died
+├── NotReady                     Redis is unavailable, or no API key is set
+├── Overloaded                   too many turns or streams
 ├── ShuttingDown
 ├── StorageError
-│   ├── HistoryUnavailable       Redis cannot be reached or refuses work for now
-│   ├── HistoryFailed            Redis answered, but not as our data model needs
-│   └── SessionCleared           the session was deleted while its turn was under way
+│   ├── HistoryUnavailable       Redis cannot be reached, or rejects commands for now
+│   ├── HistoryFailed            Redis rejects a command, such as one for a key of another type
+│   └── SessionCleared           the session was deleted during the turn
 └── CompletionError
-    ├── CompletionNotConfigured  no API key
-    ├── CompletionRejected       Groq refused the request itself
+    ├── CompletionNotConfigured  no API key is set
+    ├── CompletionRejected       Groq rejected the request
     ├── UnknownModel
-    ├── PromptTooLarge           more tokens than the model or the quota takes
+    ├── PromptTooLarge           more tokens than the model or the quota allows
     ├── RateLimited
     ├── CompletionOverloaded     Groq is out of capacity
-    ├── CompletionUnavailable    Groq failed, or could not be reached
+    ├── CompletionUnavailable    Groq failed or cannot be reached
     └── CompletionTimeout
 
-`message` is safe to show to a client. `detail` is for the log only; it names no
-prompt, no key and no password.
+`http/errors.py` maps each class to its HTTP status.
 """
 
 from typing import ClassVar
 
 
 class GroqChatError(Exception):
-    """Base of every error that the service raises on purpose."""
+    """Base of every error.
+
+    `code` is stable, for programs. `message` is safe to show to clients. `detail` is only for the
+    log; it contains no prompt, API key or password. `param` names the invalid field.
+    """
 
     code: ClassVar[str] = "internal_error"
-    default_message: ClassVar[str] = "The service failed to answer."
+    default_message: ClassVar[str] = "An internal error occurred."
 
     def __init__(
         self,
@@ -62,27 +65,27 @@ class InvalidField(GroqChatError):
 
 class SessionNotFound(GroqChatError):
     code = "session_not_found"
-    default_message = "There is no such session."
+    default_message = "The session does not exist."
 
 
 class IdempotencyKeyReused(GroqChatError):
     code = "idempotency_key_reused"
-    default_message = "This Idempotency-Key stands for another message already."
+    default_message = "This Idempotency-Key was already used with a different request."
 
 
 class TurnNotFound(GroqChatError):
     code = "turn_not_found"
-    default_message = "There is no such turn, or it has been over for a while."
+    default_message = "The turn does not exist, or its events have expired."
 
 
 class TurnLost(GroqChatError):
     code = "turn_lost"
-    default_message = "The turn ended before its answer did."
+    default_message = "The worker that ran the turn ended before the answer was complete."
 
 
 class NotReady(GroqChatError):
     code = "not_ready"
-    default_message = "Something that the service needs is missing."
+    default_message = "The service is not ready."
 
 
 class Overloaded(GroqChatError):
@@ -101,7 +104,7 @@ class StorageError(GroqChatError):
 
 class HistoryUnavailable(StorageError):
     code = "history_unavailable"
-    default_message = "The chat history cannot be reached at the moment."
+    default_message = "The chat history is unavailable at the moment."
 
 
 class HistoryFailed(StorageError):
@@ -111,42 +114,42 @@ class HistoryFailed(StorageError):
 
 class SessionCleared(StorageError):
     code = "session_cleared"
-    default_message = "The session was deleted in the meantime."
+    default_message = "The session was deleted during the turn."
 
 
 class CompletionError(GroqChatError):
     code = "completion_error"
-    default_message = "The model could not answer."
+    default_message = "The completion failed."
 
 
 class CompletionNotConfigured(CompletionError):
     code = "completion_not_configured"
-    default_message = "The service has no access to a model: it is not configured."
+    default_message = "The service has no API key for Groq."
 
 
 class CompletionRejected(CompletionError):
     code = "completion_rejected"
-    default_message = "The model refused the request."
+    default_message = "Groq rejected the request."
 
 
 class UnknownModel(CompletionError):
     code = "unknown_model"
-    default_message = "The model does not exist, or is not available to this service."
+    default_message = "The model does not exist or is not available."
 
 
 class PromptTooLarge(CompletionError):
     code = "prompt_too_large"
-    default_message = "The conversation is too large for the model."
+    default_message = "The prompt has more tokens than the model or the quota allows."
 
 
 class RateLimited(CompletionError):
     code = "rate_limited"
-    default_message = "The model's rate limit is used up for now."
+    default_message = "Groq's rate limit is exhausted."
 
 
 class CompletionOverloaded(CompletionError):
     code = "completion_overloaded"
-    default_message = "The model is out of capacity at the moment."
+    default_message = "Groq is out of capacity at the moment."
 
 
 class CompletionUnavailable(CompletionError):

@@ -1,4 +1,4 @@
-"""JSON as others write it: half a character is no reason to refuse the rest."""
+"""JSON parser that accepts lone surrogates, which some programs write."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ import orjson
 
 
 def loads(data: bytes) -> Any:
-    """Parse JSON, in which half of a surrogate pair becomes a `?`; ValueError for what is none."""
+    """Parse JSON; a lone surrogate becomes `?`. Raises ValueError if the data is not JSON."""
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:

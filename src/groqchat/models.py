@@ -1,4 +1,4 @@
-"""What crosses the wire, as pydantic models."""
+"""The request and response models of the API."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -15,42 +15,43 @@ from pydantic import (
 )
 
 SESSION_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
-# Those of messages that another program wrote are longer.
+# 17 digits; messages that another program wrote have 29.
 MESSAGE_ID_PATTERN = r"^[0-9a-f]{17}([0-9a-f]{12})?$"
-# A session id, with or without the place that an earlier page gave.
+# A session id, or the cursor of an earlier page: a session id, `@` and a score.
 SESSION_CURSOR_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(@(inf|[0-9][0-9.e+]{0,39}))?$"
-# Provider, slash and version are all part of Groq's model names.
+# Groq's model names contain a provider, a slash and a version.
 MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
 MAX_PAGE = 1000
-# The largest answer of any model that Groq lists.
+# The maximum of every model that Groq lists.
 MAX_COMPLETION_TOKENS = 131_072
 # More events than any turn has.
 MAX_EVENTS = 10_000_000
-# In the description of the API: where the names of the models that may be used stand.
-MODELS = "GROQ_ALLOWED_MODELS"
-# Context for validation: the longest text, in characters.
-MAX_CHARS = "CHAT_MAX_MESSAGE_CHARS"
+# The OpenAPI document contains the names of the available models instead of this text.
+MODELS_PLACEHOLDER = "GROQ_ALLOWED_MODELS"
+# The maximum length of a text: its key in the validation context, its placeholder in OpenAPI.
+MAX_CHARS_PLACEHOLDER = "CHAT_MAX_MESSAGE_CHARS"
 
 
 def is_session_id(text: str) -> bool:
-    """Tell whether the API can name a session so."""
+    """Tell whether the API accepts a text as a session id."""
     return re.fullmatch(SESSION_ID_PATTERN, text) is not None
 
 
-def _has_text(text: str) -> str:
+def _check_not_blank(text: str) -> str:
     if not text.strip():
-        raise ValueError("must hold more than white space")
+        raise ValueError("must not be blank")
     return text
 
 
-def _is_not_too_long(text: str, info: ValidationInfo) -> str:
-    limit = (info.context or {}).get(MAX_CHARS)
+def _check_length(text: str, info: ValidationInfo) -> str:
+    limit = (info.context or {}).get(MAX_CHARS_PLACEHOLDER)
     if limit is not None and len(text) > limit:
-        raise ValueError(f"must not be longer than {limit} characters")
+        raise ValueError(f"must have at most {limit} characters")
     return text
 
 
-def _as_whole(value: object) -> object:
+def _as_integer(value: object) -> object:
+    """Return a float without a fraction as an integer: JSON has only one type of number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -60,75 +61,81 @@ SessionCursor = Annotated[str, StringConstraints(pattern=SESSION_CURSOR_PATTERN)
 ModelName = Annotated[
     str,
     StringConstraints(pattern=MODEL_PATTERN),
-    WithJsonSchema({"type": "string", "pattern": MODEL_PATTERN, "enum": MODELS}),
+    WithJsonSchema({"type": "string", "pattern": MODEL_PATTERN, "enum": MODELS_PLACEHOLDER}),
 ]
-# As JSON has it: 5.0 is as whole a number as 5.
-TokenCount = Annotated[int, Field(ge=1, le=MAX_COMPLETION_TOKENS), BeforeValidator(_as_whole)]
-MessageCount = Annotated[int, Field(ge=0, le=MAX_PAGE), BeforeValidator(_as_whole)]
-# Printable ASCII; quotes, as some clients add them, are part of it.
+TokenCount = Annotated[int, Field(ge=1, le=MAX_COMPLETION_TOKENS), BeforeValidator(_as_integer)]
+MessageCount = Annotated[int, Field(ge=0, le=MAX_PAGE), BeforeValidator(_as_integer)]
+# Printable ASCII. If a client encloses the key in quotes, they are part of the key.
 IdempotencyKey = Annotated[str, StringConstraints(pattern=r"^[ -~]{1,255}$")]
 Text = Annotated[
     str,
-    # Only a constrained string is checked for lone surrogates.
+    # pydantic rejects lone surrogates only in a string with constraints.
     StringConstraints(min_length=1),
-    AfterValidator(_has_text),
-    AfterValidator(_is_not_too_long),
-    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_CHARS, "pattern": r"\S"}),
+    AfterValidator(_check_not_blank),
+    AfterValidator(_check_length),
+    WithJsonSchema(
+        {"type": "string", "minLength": 1, "maxLength": MAX_CHARS_PLACEHOLDER, "pattern": r"\S"}
+    ),
 ]
 
 
 def is_none(value: object) -> bool:
-    """Tell whether a field has nothing to say."""
+    """Tell whether a field is absent from the JSON."""
     return value is None
 
 
 def example(**fields: Any) -> ConfigDict:
-    """Return a configuration with an example for the description of the API."""
+    """Return a model configuration with an example for the OpenAPI document."""
     return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
-class Request(BaseModel):
-    """What a client sends; a field that is not known is an error."""
+class RequestModel(BaseModel):
+    """Base of the request models; unknown fields are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class NoQuery(Request):
-    """The query of a route that takes none."""
+class NoQuery(RequestModel):
+    """The query of a route without query parameters."""
 
 
-class Answer(BaseModel):
-    """What a client is sent."""
+class ResponseModel(BaseModel):
+    """Base of the response models."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class ChatRequest(Request):
-    """One message to answer; `context` is how many earlier messages the model sees.
-
-    With `stream` the answer comes as server-sent events. `on_disconnect` says what becomes of the
-    turn when its client leaves: it goes on and is kept, or is cut there.
-    """
+class ChatRequest(RequestModel):
+    """A user message and the options of its answer. Unknown fields are rejected with 422."""
 
     model_config = example(message="What is Python?", session_id="user-123-abc")
 
     message: Text
-    model: ModelName | None = None
-    session_id: SessionId | None = None
-    system_prompt: Text | None = None
+    model: ModelName | None = Field(None, description="Default: the service's default model.")
+    session_id: SessionId | None = Field(None, description="Default: a new session.")
+    system_prompt: Text | None = Field(None, description="Applies to this answer. Not stored.")
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     max_completion_tokens: TokenCount | None = None
-    context: MessageCount | None = None
-    stream: bool = False
-    on_disconnect: Literal["continue", "cancel"] = "continue"
+    context: MessageCount | None = Field(
+        None, description="The maximum number of earlier messages that the model receives."
+    )
+    stream: bool = Field(default=False, description="Return the answer as server-sent events.")
+    on_disconnect: Literal["continue", "cancel"] = Field(
+        "continue",
+        description="If the client disconnects, `continue` completes and stores the turn, "
+        "`cancel` stops it.",
+    )
 
 
-class ChatAnswer(Answer):
-    """The model's answer; `history_saved` tells whether both messages are kept.
+class ChatResponse(ResponseModel):
+    """The model's answer to a user message.
 
-    `turn_id` is the id of the message that was answered; `status` is `incomplete` where the
-    answer was cut short.
+    `turn_id` is also the id of the user message, `message_id` is the id of the answer.
+    `tokens_used` counts prompt and answer, null if Groq did not report it. `finish_reason` is
+    `stopped` if a client stopped the turn, else Groq's, such as `stop` or `length`.
+    `history_saved` is false unless Redis confirmed both messages. `status` is `incomplete` if the
+    turn was stopped, else absent.
     """
 
     model_config = example(
@@ -155,8 +162,8 @@ class ChatAnswer(Answer):
     status: str | None = Field(None, exclude_if=is_none)
 
 
-class StartEvent(Answer):
-    """The first event of a stream: by `turn_id` it can be followed and stopped."""
+class StartEvent(ResponseModel):
+    """The data of the `start` event; with `turn_id`, a client can resume or stop the turn."""
 
     model_config = example(
         turn_id="660dffe0b39799a87",
@@ -171,28 +178,32 @@ class StartEvent(Answer):
     timestamp: str
 
 
-class DeltaEvent(Answer):
-    """A piece of the answer."""
+class DeltaEvent(ResponseModel):
+    """The data of a `delta` event: the next part of the answer's text."""
 
     model_config = example(text="A programming ")
 
     text: str
 
 
-class TurnPath(Request):
-    """The turn that a path names, by the id of its user's message."""
+class TurnPath(RequestModel):
+    """The path parameter of the routes of one turn."""
 
     turn_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{17}$")]
 
 
 class ChatHeaders(BaseModel):
-    """With a key, a request that is sent again gets the answer of the first."""
+    """The headers of a chat request."""
 
-    idempotency_key: IdempotencyKey | None = Field(None, alias="Idempotency-Key")
+    idempotency_key: IdempotencyKey | None = Field(
+        None,
+        alias="Idempotency-Key",
+        description="For one hour, every request with this key returns the answer of the first.",
+    )
 
 
-class ModelInfo(Answer):
-    """A model as Groq describes it; sizes in tokens."""
+class ModelInfo(ResponseModel):
+    """A model as Groq describes it; the last two fields are numbers of tokens."""
 
     id: str
     owned_by: str | None = None
@@ -201,8 +212,8 @@ class ModelInfo(Answer):
     max_completion_tokens: int | None = None
 
 
-class ModelsAnswer(Answer):
-    """The models that may be used, and when Groq listed them."""
+class ModelsResponse(ResponseModel):
+    """The available models, the default model, and when Groq returned this list."""
 
     models: list[ModelInfo]
     default_model: str
@@ -210,60 +221,75 @@ class ModelsAnswer(Answer):
 
 
 class LastEventId(BaseModel):
-    """How far a client has come with a turn's events."""
+    """The header with which a client resumes a stream."""
 
-    last_event_id: int = Field(0, alias="Last-Event-ID", ge=0, le=MAX_EVENTS)
+    last_event_id: int = Field(
+        0, alias="Last-Event-ID", ge=0, le=MAX_EVENTS, description="The last event received."
+    )
 
 
-class StopAnswer(Answer):
-    """What became of a turn: ended by this, over before, or still to be ended by its worker."""
+class StopResponse(ResponseModel):
+    """The state of a turn after a stop request.
+
+    `finished`: the turn was over before. `stopping`: its worker has not confirmed the stop yet.
+    """
 
     turn_id: str
     status: Literal["stopped", "finished", "stopping"]
 
 
-class HealthAnswer(Answer):
-    """That the process lives."""
+class HealthResponse(ResponseModel):
+    """The process runs."""
 
     status: Literal["ok"] = "ok"
 
 
-class ReadyAnswer(Answer):
-    """That what the service needs is there."""
+class ReadyResponse(ResponseModel):
+    """The service can answer messages; `checks` contains the state of each dependency."""
 
     status: Literal["ok"] = "ok"
     checks: dict[str, str]
 
 
-class SessionPath(Request):
-    """The session that a path names."""
+class SessionPath(RequestModel):
+    """The path parameter of the routes of one session."""
 
     session_id: SessionId
 
 
-class _PageQuery(Request):
-    limit: int = Field(MAX_PAGE, ge=1, le=MAX_PAGE)
-    order: Literal["asc", "desc"] = "desc"
+class _PageQuery(RequestModel):
+    limit: int = Field(MAX_PAGE, ge=1, le=MAX_PAGE, description="The maximum number of items.")
+    order: Literal["asc", "desc"] = Field(
+        "desc", description="Start with the latest items (`desc`) or with the earliest (`asc`)."
+    )
 
 
 class HistoryQuery(_PageQuery):
-    """A page of messages: those after one, before one, or between two; else an end's."""
+    """The query of a page of messages; `order` matters only without `after` and `before`."""
 
-    after: MessageId | None = None
-    before: MessageId | None = None
+    after: MessageId | None = Field(None, description="Return the messages after this id.")
+    before: MessageId | None = Field(
+        None, description="Return the messages before this id; with `after`, those between both."
+    )
 
 
 class SessionsQuery(_PageQuery):
-    """A page of sessions: those after or before one in the order asked for."""
+    """The query of a page of sessions, in the order of their last activity."""
 
-    after: SessionCursor | None = None
-    before: SessionCursor | None = None
+    after: SessionCursor | None = Field(
+        None, description="Return the sessions after this session id or cursor (`next`)."
+    )
+    before: SessionCursor | None = Field(
+        None, description="Return the sessions before it; with `after`, those between both."
+    )
 
 
-class HistoryMessage(Answer):
-    """One message; `tokens` and `finish_reason` where a completion gave them.
+class HistoryMessage(ResponseModel):
+    """One message of a session; `tokens`, `finish_reason`, `status` and `extra` can be absent.
 
-    `extra` holds what else a client of the OpenAI-compatible endpoint sent with it.
+    Answers have `tokens`, the tokens of the whole turn, and `finish_reason`. `status` is
+    `incomplete` if the answer was stopped or failed. `extra` contains further fields of a message
+    from the OpenAI-compatible endpoint, such as `tool_calls`.
     """
 
     id: str
@@ -277,8 +303,8 @@ class HistoryMessage(Answer):
     extra: dict[str, Any] | None = Field(None, exclude_if=is_none)
 
 
-class HistoryAnswer(Answer):
-    """A page of messages in time order; counts are of the whole session."""
+class HistoryResponse(ResponseModel):
+    """A page of messages in time order; count and last time describe the whole session."""
 
     session_id: str
     messages: list[HistoryMessage]
@@ -289,15 +315,18 @@ class HistoryAnswer(Answer):
     last_id: str | None
 
 
-class ClearAnswer(Answer):
-    """That a session is gone."""
+class ClearResponse(ResponseModel):
+    """The confirmation that a session is deleted."""
 
     status: Literal["success"] = "success"
     message: str
 
 
-class SessionsAnswer(Answer):
-    """A page of sessions; `next` goes on behind it where there are more."""
+class SessionsResponse(ResponseModel):
+    """A page of session ids; `total_sessions` counts all live sessions.
+
+    `next` is the cursor of the next page, null at the end.
+    """
 
     sessions: list[str]
     total_sessions: int
@@ -307,8 +336,8 @@ class SessionsAnswer(Answer):
     next: str | None
 
 
-class SessionAnswer(Answer):
-    """What is known of one session; no expiry where another program left its key without."""
+class SessionResponse(ResponseModel):
+    """Count and times of a session; the last two are null if another program set no TTL."""
 
     session_id: str
     message_count: int

@@ -1,4 +1,4 @@
-"""Every environment variable, with its unit, its default and its reason."""
+"""The settings of the service: names, defaults, bounds and descriptions."""
 
 import re
 from functools import cached_property
@@ -11,14 +11,15 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from groqchat.errors import ConfigurationError
 
 REDIS_SCHEMES = ("redis", "rediss", "unix", "embedded", "memory")
-# Whoever sets one of these has a server in mind.
-REDIS_PLACE = {"redis_url", "redis_host", "redis_port", "redis_db", "redis_password"}
+# If one of these is set, `--local` does not replace the Redis server.
+REDIS_ADDRESS_FIELDS = {"redis_url", "redis_host", "redis_port", "redis_db", "redis_password"}
 LOCAL_REDIS_URL = "embedded:.data/redis"
 OFFLINE_SCHEME = "offline:"
-# The SDK adds this path itself; a base URL copied from Groq's documentation holds it already.
+# The Groq SDK appends this path. A base URL copied from Groq's documentation already contains it.
 SDK_PATH = "/openai/v1"
 
-# What of redis-py's options has no setting of its own: the database, who asks, and TLS.
+# The options of redis-py that a URL may set: database, credentials and TLS. Timeouts and limits
+# are settings of the service.
 REDIS_URL_OPTION = re.compile(
     "db|username|password|ssl_(ca_certs|ca_path|certfile|keyfile|keyfile_password|cert_reqs|"
     "check_hostname|min_version|ciphers)"
@@ -27,7 +28,7 @@ ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
 
 
 class Settings(BaseSettings):
-    """The effective settings, read from the environment and `.env`; frozen."""
+    """Immutable settings, read from the environment and `.env`."""
 
     model_config = SettingsConfigDict(
         env_file=".env",
@@ -38,106 +39,131 @@ class Settings(BaseSettings):
         populate_by_name=True,
     )
 
-    redis_host: str = Field("localhost", description="Host of the Redis server.")
+    redis_host: str = Field("localhost", description="Host name of the Redis server.")
     redis_port: int = Field(6379, ge=1, le=65535, description="Port of the Redis server.")
-    redis_db: int = Field(0, ge=0, description="Database number on the Redis server.")
-    redis_password: SecretStr | None = Field(None, description="Empty: no password.")
+    redis_db: int = Field(0, ge=0, description="Number of the Redis database.")
+    redis_password: SecretStr | None = Field(
+        None, description="Password of the Redis server. Empty: no password."
+    )
     redis_url: SecretStr | None = Field(
         None,
-        description="Overrides the four above: redis://, rediss:// (TLS), unix:///socket?db=0, "
-        "embedded:DIR (a private server, data kept in DIR), memory: (nothing is kept).",
+        description="URL of the Redis server. It replaces the four settings above. redis://, "
+        "rediss:// (TLS), unix:///socket?db=0, embedded:DIR (a private server with its data in "
+        "DIR) or memory: (nothing survives a restart).",
     )
     redis_timeout_s: float = Field(
-        2.0, gt=0, le=60, description="Deadline of one history operation, retries included."
+        2.0,
+        gt=0,
+        le=60,
+        description="Timeout of one operation on the history in seconds, retries included.",
     )
     redis_max_connections: int = Field(
         64,
-        # Two are kept for batches of turns, the others serve lists, checks and housekeeping.
+        # The command batcher uses two. Session lists, health checks and the index pruner use the
+        # others.
         ge=4,
         le=10_000,
-        description="Connections to Redis; further operations wait for one.",
+        description="Maximum number of connections to Redis. Further operations wait for one.",
     )
     chat_history_ttl: int = Field(
         86400,
         ge=1,
         le=315_360_000,
-        description="Seconds that a session lives after its last message; at most ten years.",
+        description="Lifetime of a session after its last message, in seconds. At most ten years.",
     )
 
-    groq_api_key: SecretStr | None = Field(None, description="The key from console.groq.com.")
+    groq_api_key: SecretStr | None = Field(None, description="API key from console.groq.com.")
     groq_base_url: str = Field(
         "https://api.groq.com",
-        description="Where Groq's API is; `offline:` answers from a stand-in inside the service, "
-        "`offline:?latency_ms=300` after a wait.",
+        description="Base URL of Groq's API. `offline:` starts the mock Groq server inside the "
+        "service. `offline:?latency_ms=300` delays its answers.",
     )
     groq_default_model: str = Field(
-        "openai/gpt-oss-20b", min_length=1, description="The model where a request names none."
+        "openai/gpt-oss-20b",
+        min_length=1,
+        description="The model of a request that does not name a model.",
     )
     groq_allowed_models: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Models that may be used, comma-separated; none: all that Groq has."
+        (),
+        description="Models that clients may use, separated by commas. Empty: all models of Groq.",
     )
     groq_timeout_s: float = Field(
-        60.0, gt=0, le=3600, description="Deadline of one completion, retries included."
+        60.0,
+        gt=0,
+        le=3600,
+        description="Timeout of one completion in seconds, retries included.",
     )
     groq_connect_timeout_s: float = Field(
-        5.0, gt=0, le=60, description="Longest wait for a connection to Groq."
+        5.0, gt=0, le=60, description="Timeout of a new connection to Groq in seconds."
     )
     groq_max_retries: int = Field(
-        2, ge=0, le=10, description="Further attempts after a failure that may pass."
+        2, ge=0, le=10, description="Retries after a transient failure of Groq."
     )
 
     chat_max_message_chars: int = Field(
-        100_000, ge=1, description="Longest message and longest system prompt, in characters."
+        100_000,
+        ge=1,
+        description="Maximum length of a message and of a system prompt, in characters.",
     )
     chat_context_messages: int = Field(
-        50, ge=0, le=1000, description="Earlier messages that the model sees, unless asked."
+        50,
+        ge=0,
+        le=1000,
+        description="Maximum number of earlier messages in the prompt. A request can override it.",
     )
     chat_context_tokens: int = Field(
         16_000,
         ge=0,
-        description="Budget for earlier messages, in estimated tokens: one eighth of the "
-        "context window of the default model, so that it stays fast and cheap.",
+        # One eighth of the context window of the default model keeps answers fast and cheap.
+        description="Maximum size of the earlier messages in the prompt, in estimated tokens.",
     )
-    max_turns_in_flight: int = Field(
-        8192, ge=1, description="Messages being answered at once; further ones are refused (503)."
+    max_concurrent_turns: int = Field(
+        8192,
+        ge=1,
+        description="Maximum number of turns at the same time. Further ones are rejected with 503.",
     )
     max_body_bytes: int = Field(
         4_194_304,
         ge=1024,
-        description="Largest request body: a message and a system prompt of the greatest length, "
-        "every character escaped.",
+        # Fits a message and a system prompt of the maximum length with every character escaped.
+        description="Maximum size of a request body, in bytes.",
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(5000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(5000, ge=0, le=65535, description="Port to listen on. 0: any free port.")
     workers: int = Field(
-        1, ge=0, le=256, description="Processes that serve the port; 0: one for each CPU."
+        1, ge=0, le=256, description="Number of worker processes. 0: one for each available CPU."
     )
-    stream_stall_s: float = Field(
+    stream_write_timeout_s: float = Field(
         30.0,
         gt=0,
         le=3600,
-        description="A client that does not read its stream for so long is dropped.",
+        description="A client that does not read its stream for this many seconds is disconnected.",
     )
     shutdown_grace_s: float = Field(
-        20.0, ge=0, le=600, description="How long running turns may take to end after SIGTERM."
+        20.0,
+        ge=0,
+        le=600,
+        description="Maximum time for running turns to finish after SIGTERM, in seconds.",
     )
     cors_allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Origins whose pages may call the API, comma-separated; `*` for any."
+        (),
+        description="Origins whose pages may call the API, separated by commas. `*`: any origin.",
     )
     access_log: bool = Field(
-        default=False, description="One log line for each request; costs throughput."
+        default=False, description="Log one line of JSON for each request. This reduces throughput."
     )
-    access_log_share: float = Field(
+    access_log_sample_rate: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="Share of the requests that ACCESS_LOG logs; failures of the service always.",
+        description="Fraction of the requests that ACCESS_LOG logs, chosen at random. "
+        "Responses with status 5xx are always logged.",
     )
     log_level: str = Field(
         "INFO",
         pattern="^(DEBUG|INFO|WARNING|ERROR)$",
-        description="DEBUG, INFO, WARNING or ERROR.",
+        description="Minimum level of log lines: DEBUG, INFO, WARNING or ERROR.",
     )
 
     @field_validator("redis_url")
@@ -152,7 +178,7 @@ class Settings(BaseSettings):
             known = ", ".join(f"{name}:" for name in REDIS_SCHEMES)
             raise ValueError(f"the URL must start with one of {known}")
         if scheme == "embedded" and not rest:
-            raise ValueError("name the directory for the data: embedded:DIR")
+            raise ValueError("the URL must name a directory for the data: embedded:DIR")
         if scheme in {"redis", "rediss", "unix"}:
             _check_server_url(url.get_secret_value())
         return url
@@ -162,13 +188,13 @@ class Settings(BaseSettings):
     def _groq_base_url_fits_the_sdk(cls, url: str) -> str:
         if url.startswith(OFFLINE_SCHEME):
             if url[len(OFFLINE_SCHEME) :][:1] not in {"", "?"}:
-                raise ValueError("options follow a question mark: offline:?latency_ms=300")
+                raise ValueError("options must follow a question mark: offline:?latency_ms=300")
             return url
         parts = _split(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError("the URL must start with http://, https:// or be offline:")
+            raise ValueError("the URL must start with http://, https:// or offline:")
         if "@" in parts.netloc:
-            raise ValueError("credentials do not belong into this URL")
+            raise ValueError("this URL must not contain credentials")
         return url.rstrip("/").removesuffix(SDK_PATH)
 
     @field_validator("log_level", mode="before")
@@ -188,7 +214,7 @@ class Settings(BaseSettings):
     def _origins_are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
             if not ORIGIN.fullmatch(origin):
-                raise ValueError(f"{origin!r} is no origin such as https://example.org")
+                raise ValueError(f"{origin!r} is not an origin, for example https://example.org")
         return origins
 
     @model_validator(mode="after")
@@ -205,18 +231,18 @@ class Settings(BaseSettings):
 
     @property
     def is_offline(self) -> bool:
-        """Whether completions come from the stand-in."""
+        """Whether completions come from the mock Groq server."""
         return self.groq_base_url.startswith(OFFLINE_SCHEME)
 
     @cached_property
     def offline_options(self) -> dict[str, str]:
-        """The options behind `offline:?`, the last one of each name."""
+        """The options after `offline:?`; the last value of a repeated option."""
         query = self.groq_base_url.removeprefix(OFFLINE_SCHEME).removeprefix("?")
         return {name: values[-1] for name, values in parse_qs(query).items()}
 
     @property
-    def redis_place(self) -> str:
-        """Where Redis is, without credentials."""
+    def redis_address(self) -> str:
+        """The address of Redis, without credentials."""
         if self.redis_url is None:
             return f"{self.redis_host}:{self.redis_port}"
         url = self.redis_url.get_secret_value()
@@ -228,9 +254,9 @@ class Settings(BaseSettings):
         return f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
 
     def with_local_defaults(self) -> Self:
-        """Fill what is not configured with what needs nothing: embedded Redis, offline answers."""
+        """Use the embedded server and the mock Groq server if Redis or Groq is not configured."""
         changes: dict[str, Any] = {}
-        if not self.model_fields_set & REDIS_PLACE:
+        if not self.model_fields_set & REDIS_ADDRESS_FIELDS:
             changes["redis_url"] = SecretStr(LOCAL_REDIS_URL)
         if self.groq_api_key is None and "groq_base_url" not in self.model_fields_set:
             changes["groq_base_url"] = OFFLINE_SCHEME
@@ -238,32 +264,34 @@ class Settings(BaseSettings):
 
 
 def _split(url: str) -> SplitResult:
-    """Split a URL; the error of one that is none does not repeat it, nor its password."""
+    """Split a URL; the error for an invalid URL does not repeat it, because it may be secret."""
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 - looked at, because only that checks it
+        parts.port  # noqa: B018 - reading the property validates the port
     except ValueError:
-        raise ValueError("this is not a URL; special characters must be escaped") from None
+        raise ValueError(
+            "this is not a valid URL; special characters must be percent-encoded"
+        ) from None
     return parts
 
 
 def _check_server_url(url: str) -> None:
     parts = _split(url)
     if parts.fragment:
-        raise ValueError("a # in a URL must be escaped as %23")
+        raise ValueError("a # in the URL must be percent-encoded as %23")
     if parts.scheme == "unix" and not parts.path.startswith("/"):
-        raise ValueError("name the socket: unix:///path/to/socket")
+        raise ValueError("the URL must name a socket: unix:///path/to/socket")
     if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
-        raise ValueError("the path of the URL is the number of the database")
+        raise ValueError("the path of the URL must be the number of the database")
     query = parse_qs(parts.query, keep_blank_values=True)
     if unknown := [name for name in query if not REDIS_URL_OPTION.fullmatch(name)]:
-        raise ValueError(f"the URL takes no option {', '.join(unknown)}")
+        raise ValueError(f"the URL does not accept the option {', '.join(unknown)}")
     if any(not value.isdecimal() for value in query.get("db", [])):
-        raise ValueError("db is the number of the database")
+        raise ValueError("db must be the number of the database")
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the settings; every problem is named at once in one ConfigurationError."""
+    """Read the settings; one ConfigurationError lists every invalid value."""
     try:
         return Settings(**overrides)
     except ValidationError as error:

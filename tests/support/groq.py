@@ -8,15 +8,15 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from groqchat.offline.options import OfflineOptions
-from groqchat.offline.server import create_offline_app
+from groqchat.offline.options import MockGroqOptions
+from groqchat.offline.server import create_mock_groq_app
 
 
 @dataclass
-class FakeGroq:
+class MockGroq:
     """`options` decide how it behaves, `asked` holds the bodies of the completions asked for."""
 
-    options: OfflineOptions = field(default_factory=OfflineOptions)
+    options: MockGroqOptions = field(default_factory=MockGroqOptions)
     asked: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     response_headers: dict[str, str] = field(default_factory=dict)
@@ -24,7 +24,7 @@ class FakeGroq:
     before: Callable[[], Awaitable[None]] | None = None
 
     def app(self) -> web.Application:
-        app = create_offline_app(self.options)
+        app = create_mock_groq_app(self.options)
         app.middlewares.append(self._remember)
         return app
 

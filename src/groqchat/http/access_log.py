@@ -1,4 +1,7 @@
-"""One structured line for a request, without its query: that may hold a message."""
+"""The access log: one line of JSON for each request, without the query.
+
+The query may contain a message.
+"""
 
 import random
 from http import HTTPStatus
@@ -11,15 +14,15 @@ MS_PER_S = 1000
 
 
 class AccessLogger(AbstractAccessLogger):
-    """Logs as JSON who asked for what, and what became of it."""
+    """Logs client address, method, path, status, size and duration of a request."""
 
-    # Of the requests that were served; those that the service failed are logged whatever it is.
-    share = 1.0
+    # The fraction of requests to log. Responses with status 5xx are always logged.
+    sample_rate = 1.0
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
         """Log one request; `time` is in seconds."""
         failed = response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        if not failed and random.random() >= self.share:  # noqa: S311 - no secret
+        if not failed and random.random() >= self.sample_rate:  # noqa: S311 - no secret
             return
         line = {
             "remote": request.remote,
@@ -32,6 +35,6 @@ class AccessLogger(AbstractAccessLogger):
         self.logger.info("%s", orjson.dumps(line).decode())
 
 
-def access_logger(share: float) -> type[AccessLogger]:
-    """Return a logger of so much of what is served, as aiohttp wants it: a class."""
-    return type(AccessLogger.__name__, (AccessLogger,), {"share": share})
+def access_logger(sample_rate: float) -> type[AccessLogger]:
+    """Return an access logger with a sample rate; aiohttp requires a class."""
+    return type(AccessLogger.__name__, (AccessLogger,), {"sample_rate": sample_rate})

@@ -1,4 +1,4 @@
-"""Every error on the wire: one shape, and the status of each class of ours."""
+"""Error responses: the one error shape, and the status of each error class."""
 
 import math
 from collections.abc import Sequence
@@ -10,10 +10,11 @@ import orjson
 from aiohttp import web
 from pydantic import ValidationError
 
-from groqchat import errors, logs
-from groqchat.error_models import ErrorAnswer, ErrorDetail, ErrorEvent, ErrorInfo
+from groqchat import errors
+from groqchat.http.error_models import ErrorDetail, ErrorEvent, ErrorInfo, ErrorResponse
+from groqchat.http.request_id import request_id
 
-# Looked up along the class hierarchy; anything else is a 500.
+# Looked up along the class hierarchy of the error; any other class is a 500.
 STATUS: dict[type[errors.GroqChatError], int] = {
     errors.InvalidField: 422,
     errors.SessionNotFound: 404,
@@ -34,11 +35,11 @@ STATUS: dict[type[errors.GroqChatError], int] = {
     errors.CompletionUnavailable: 502,
     errors.CompletionTimeout: 504,
 }
-# A client that gets 429 or 503 is told when to come back, even where the cause did not say.
+# Every 429 and 503 has a Retry-After header, even if the cause did not specify a delay.
 DEFAULT_RETRY_AFTER_S = 1
-# Past so many, listing what is wrong takes longer than it helps.
+# Beyond this number, listing the invalid fields takes longer than it helps.
 MAX_DETAILS = 50
-# Names of unknown fields are repeated so far; ours are shorter.
+# The names of unknown fields are truncated to this length; known names are shorter.
 MAX_PARAM_CHARS = 64
 RETRY_AFTER_STATUS = frozenset({429, 503})
 
@@ -53,23 +54,23 @@ _TYPES = {
 }
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 _MESSAGES = {
-    404: "There is nothing at this path.",
-    405: "This path does not take this method.",
+    404: "This path does not exist.",
+    405: "This path does not support this method.",
     413: "The request body is too large.",
 }
 
 
 class RequestError(Exception):
-    """A request that is turned down before any service sees it."""
+    """A request that is rejected before it reaches a service."""
 
-    def __init__(self, error: "WireError") -> None:
+    def __init__(self, error: "ApiError") -> None:
         super().__init__(error.message)
         self.error = error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WireError:
-    """An error as clients see it; `closes` ends the connection with it."""
+class ApiError:
+    """An error as clients see it; with `closes`, its response closes the connection."""
 
     status: int
     code: str
@@ -81,39 +82,39 @@ class WireError:
 
     @property
     def type(self) -> str:
-        """The broad kind that the status stands for."""
-        kind = "server_error" if self.is_ours else "invalid_request_error"
+        """The general category of the status."""
+        kind = "server_error" if self.is_server_error else "invalid_request_error"
         return _TYPES.get(self.status, kind)
 
     @property
-    def is_ours(self) -> bool:
-        """Whether the service, not the client, is at fault."""
+    def is_server_error(self) -> bool:
+        """Whether the status is a 5xx."""
         return self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON object, with the id of the request at hand."""
-        return ErrorAnswer(error=self.info()).model_dump()
+        """Return the JSON body, with the id of the current request."""
+        return ErrorResponse(error=self.info()).model_dump()
 
     def info(self) -> ErrorInfo:
-        """Return the error itself, with the id of the request at hand."""
+        """Return the error object, with the id of the current request."""
         return ErrorInfo(
             message=self.message,
             type=self.type,
             code=self.code,
             param=self.param,
-            request_id=logs.request_id.get(),
+            request_id=request_id.get(),
             details=list(self.details) or None,
         )
 
     def headers(self) -> dict[str, str]:
-        """Return the headers that go with the status."""
+        """Return the headers that the status requires."""
         if self.status not in RETRY_AFTER_STATUS:
             return {}
         seconds = math.ceil(self.retry_after_s or DEFAULT_RETRY_AFTER_S)
         return {"Retry-After": str(max(seconds, 1))}
 
     def response(self) -> web.Response:
-        """Return the whole response."""
+        """Return the complete response."""
         response = web.Response(
             status=self.status,
             body=orjson.dumps(self.body()),
@@ -125,13 +126,13 @@ class WireError:
         return response
 
 
-def wire_error(error: Exception) -> WireError:
-    """Return what clients see of any exception; what we do not know is a plain 500."""
+def to_api_error(error: Exception) -> ApiError:
+    """Return the API error of an exception; a plain 500 for an unknown class."""
     if isinstance(error, RequestError):
         return error.error
     if isinstance(error, errors.GroqChatError):
         status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
-        return WireError(
+        return ApiError(
             status=status,
             code=error.code,
             message=error.message,
@@ -139,26 +140,28 @@ def wire_error(error: Exception) -> WireError:
             retry_after_s=error.retry_after_s,
         )
     if isinstance(error, web.HTTPException):
-        return http_error(error.status)
-    return WireError(
+        return api_error_for_status(error.status)
+    return ApiError(
         status=500,
         code=errors.GroqChatError.code,
         message=errors.GroqChatError.default_message,
     )
 
 
-def event_error(error: Exception) -> dict[str, Any]:
-    """Return the data of an error event: the error and the status that would go with it."""
-    wire = wire_error(error)
-    event = ErrorEvent(error=wire.info(), status=wire.status, retry_after_s=wire.retry_after_s)
+def error_event_data(error: Exception) -> dict[str, Any]:
+    """Return the data of an `error` event: the error object and its status."""
+    api_error = to_api_error(error)
+    event = ErrorEvent(
+        error=api_error.info(), status=api_error.status, retry_after_s=api_error.retry_after_s
+    )
     return event.model_dump()
 
 
-def error_of_event(data: dict[str, Any]) -> RequestError:
-    """Return the error that the data of an error event stands for."""
+def error_from_event(data: dict[str, Any]) -> RequestError:
+    """Return the error in the data of an `error` event."""
     error = data["error"]
     return RequestError(
-        WireError(
+        ApiError(
             status=data["status"],
             code=error["code"],
             message=error["message"],
@@ -168,23 +171,23 @@ def error_of_event(data: dict[str, Any]) -> RequestError:
     )
 
 
-def http_error(status: int) -> WireError:
-    """Return the error for a status that aiohttp itself gives."""
+def api_error_for_status(status: int) -> ApiError:
+    """Return the error for a status that aiohttp itself sets."""
     phrase = HTTPStatus(status).phrase
-    return WireError(
+    return ApiError(
         status=status,
         code=_CODES.get(status, phrase.lower().replace(" ", "_")),
         message=_MESSAGES.get(status, f"{phrase}."),
     )
 
 
-def validation_error(error: ValidationError) -> WireError:
-    """Return the error that names every field that is wrong, and repeats no value."""
+def validation_error(error: ValidationError) -> ApiError:
+    """Return an error that names every invalid field but contains no values."""
     if error.error_count() > MAX_DETAILS:
-        return WireError(
+        return ApiError(
             status=422,
             code=errors.InvalidField.code,
-            message=f"More than {MAX_DETAILS} fields are wrong.",
+            message=f"More than {MAX_DETAILS} fields are invalid.",
         )
     details = [
         ErrorDetail(
@@ -196,7 +199,7 @@ def validation_error(error: ValidationError) -> WireError:
     ]
     first = details[0]
     message = ": ".join(text for text in (first.param, first.message) if text)
-    return WireError(
+    return ApiError(
         status=422,
         code=errors.InvalidField.code,
         message=message,
@@ -206,5 +209,5 @@ def validation_error(error: ValidationError) -> WireError:
 
 
 def _printable(param: str) -> str:
-    """Return a field's name, which the client made up, fit for JSON and for reading."""
+    """Return the name of a field, which a client may have chosen, shortened and valid UTF-8."""
     return param[:MAX_PARAM_CHARS].encode(errors="replace").decode()

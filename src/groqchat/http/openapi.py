@@ -1,4 +1,4 @@
-"""The API described as OpenAPI 3.1, from the declarations that validate and serve it."""
+"""The OpenAPI 3.1 document, generated from the endpoint declarations that validate requests."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
@@ -8,32 +8,32 @@ from aiohttp import hdrs, web
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from groqchat import __version__
+from groqchat import __version__, sse
 from groqchat.errors import GroqChatError, InvalidField
 from groqchat.http.endpoint import JSON, Endpoint
 from groqchat.http.errors import STATUS
-from groqchat.models import MAX_CHARS, MODELS
+from groqchat.models import MAX_CHARS_PLACEHOLDER, MODELS_PLACEHOLDER
 from groqchat.settings import Settings
 
 Schema: TypeAlias = dict[str, Any]
 
 REF = "#/components/schemas/{model}"
-EVENT_STREAM = "text/event-stream"
-# What can happen to any request with such a part, before its handler sees it.
-OF_BODY = {
+# Error codes by status that a request can cause before it reaches its handler: with a body, with
+# a query, with path parameters, and in every case.
+BODY_ERRORS = {
     400: ("malformed_json", "malformed_body", "incomplete_body"),
     413: ("body_too_large",),
     415: ("unsupported_media_type",),
 }
-OF_QUERY = {400: ("malformed_query",)}
-OF_PATH = {404: ("not_found",)}
-OF_ANY = {422: (InvalidField.code,), 500: (GroqChatError.code,)}
+QUERY_ERRORS = {400: ("malformed_query",)}
+PATH_ERRORS = {404: ("not_found",)}
+COMMON_ERRORS = {422: (InvalidField.code,), 500: (GroqChatError.code,)}
 
 
 def describe(app: web.Application, settings: Settings, models: Sequence[str]) -> Schema:
-    """Return the document of all endpoints that the application has.
+    """Return the OpenAPI document of an application.
 
-    Where `models` are known, no other is valid.
+    `models` are the valid model names; if it is empty, every name is valid.
     """
     endpoints = list(endpoints_of(app))
     schemas, definitions = _schemas(endpoints)
@@ -46,20 +46,22 @@ def describe(app: web.Application, settings: Settings, models: Sequence[str]) ->
         "info": {
             "title": "groqchat",
             "version": __version__,
-            "description": "Chat through Groq, every message kept in Redis.",
+            "description": "A chat service over Groq that stores every message in Redis.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "paths": paths,
         "components": {"schemas": definitions},
     }
-    limited: Schema = _with_limits(
-        document, {MAX_CHARS: settings.chat_max_message_chars, MODELS: list(models) or None}
-    )
-    return limited
+    values = {
+        MAX_CHARS_PLACEHOLDER: settings.chat_max_message_chars,
+        MODELS_PLACEHOLDER: list(models) or None,
+    }
+    complete: Schema = _fill_placeholders(document, values)
+    return complete
 
 
 def endpoints_of(app: web.Application) -> Iterable[Endpoint]:
-    """Yield what the application's routes were declared as, HEAD aside, which follows GET."""
+    """Yield the endpoints of an application, without the HEAD routes that aiohttp adds."""
     for route in app.router.routes():
         owner = getattr(route.handler, "__self__", None)
         if isinstance(owner, Endpoint) and route.method in {owner.method, hdrs.METH_ANY}:
@@ -67,16 +69,16 @@ def endpoints_of(app: web.Application) -> Iterable[Endpoint]:
 
 
 def _schemas(endpoints: Sequence[Endpoint]) -> tuple[dict[type[BaseModel], Schema], Schema]:
-    """Return a reference for each model of a body or an answer, and what they refer to."""
+    """Return a reference to each model of a request or response body, and the definitions."""
     wanted: dict[tuple[type[BaseModel], JsonSchemaMode], None] = {
-        (endpoint.notes.error_model, "serialization"): None for endpoint in endpoints
+        (endpoint.docs.error_model, "serialization"): None for endpoint in endpoints
     }
     for endpoint in endpoints:
         if endpoint.body_model is not None:
             wanted[endpoint.body_model, "validation"] = None
-        if endpoint.answer_model is not None:
-            wanted[endpoint.answer_model, "serialization"] = None
-        for event in endpoint.notes.events:
+        if endpoint.response_model is not None:
+            wanted[endpoint.response_model, "serialization"] = None
+        for event in endpoint.docs.events:
             wanted[event, "serialization"] = None
     references, definitions = models_json_schema(list(wanted), ref_template=REF)
     by_model = {model: references[model, mode] for model, mode in wanted}
@@ -105,94 +107,96 @@ def _operation(endpoint: Endpoint, schemas: dict[type[BaseModel], Schema]) -> Sc
     return operation
 
 
-def _parameters(place: str, model: type[BaseModel] | None) -> Iterable[Schema]:
+def _parameters(location: str, model: type[BaseModel] | None) -> Iterable[Schema]:
     if model is None:
         return
     schema = model.model_json_schema(by_alias=True)
     for name, field in schema["properties"].items():
+        description = {"description": field.pop("description")} if "description" in field else {}
         yield {
             "name": name,
-            "in": place,
+            "in": location,
             "required": name in schema.get("required", ()),
-            "schema": _sendable(field),
+            **description,
+            "schema": _without_null(field),
         }
 
 
-def _sendable(schema: Schema) -> Schema:
-    """Return a field's schema without null, which a query or a header cannot hold."""
-    some = [option for option in schema.get("anyOf", ()) if option.get("type") != "null"]
-    if len(some) != 1:
+def _without_null(schema: Schema) -> Schema:
+    """Return a field's schema without null, which a query or a header cannot contain."""
+    options = [option for option in schema.get("anyOf", ()) if option.get("type") != "null"]
+    if len(options) != 1:
         return schema
     rest = {name: value for name, value in schema.items() if name not in {"anyOf", "default"}}
-    return {**rest, **some[0]}
+    return {**rest, **options[0]}
 
 
 def _responses(endpoint: Endpoint, schemas: dict[type[BaseModel], Schema]) -> Schema:
     content: Schema = {}
-    if endpoint.answer_model is not None:
-        content[JSON] = {"schema": schemas[endpoint.answer_model]}
-    if endpoint.notes.media_type is not None:
-        content[endpoint.notes.media_type] = {"schema": {"type": "string"}}
+    if endpoint.response_model is not None:
+        content[JSON] = {"schema": schemas[endpoint.response_model]}
+    if endpoint.docs.media_type is not None:
+        content[endpoint.docs.media_type] = {"schema": {"type": "string"}}
     if endpoint.streams:
-        content[EVENT_STREAM] = {"schema": _event(endpoint, schemas)}
+        content[sse.CONTENT_TYPE] = {"schema": _event(endpoint, schemas)}
     responses: Schema = {"200": {"description": "OK", "content": content}}
-    if endpoint.notes.no_content:
-        responses["204"] = {"description": endpoint.notes.no_content}
-    for status, codes in sorted(_failures(endpoint).items()):
+    if endpoint.docs.no_content:
+        responses["204"] = {"description": endpoint.docs.no_content}
+    for status, codes in sorted(_error_codes(endpoint).items()):
         responses[str(status)] = {
             "description": f"{HTTPStatus(status).phrase}: {', '.join(sorted(codes))}",
-            "content": {JSON: {"schema": schemas[endpoint.notes.error_model]}},
+            "content": {JSON: {"schema": schemas[endpoint.docs.error_model]}},
         }
-    if endpoint.notes.passes_errors_on:
+    if endpoint.docs.forwards_upstream_errors:
         responses["default"] = {
-            "description": "Any other error of Groq's",
-            "content": {JSON: {"schema": schemas[endpoint.notes.error_model]}},
+            "description": "Any other error that Groq returns",
+            "content": {JSON: {"schema": schemas[endpoint.docs.error_model]}},
         }
     return responses
 
 
 def _event(endpoint: Endpoint, schemas: dict[type[BaseModel], Schema]) -> Schema:
-    """Return the schema of one event of a stream; what its data hold is JSON in a string."""
+    """Return the schema of one event of a stream; its `data` is a string that contains JSON."""
     data: Schema = {"type": "string", "contentMediaType": JSON}
-    if endpoint.notes.events:
-        data["contentSchema"] = {"anyOf": [schemas[model] for model in endpoint.notes.events]}
+    if endpoint.docs.events:
+        data["contentSchema"] = {"anyOf": [schemas[model] for model in endpoint.docs.events]}
     fields = {"id": {"type": "string"}, "event": {"type": "string"}, "data": data}
     return {
         "type": "object",
-        "description": endpoint.notes.stream,
+        "description": endpoint.docs.stream,
         "required": ["data"],
         "properties": fields,
     }
 
 
-def _failures(endpoint: Endpoint) -> dict[int, set[str]]:
-    """Return the codes of an endpoint's errors by their status."""
+def _error_codes(endpoint: Endpoint) -> dict[int, set[str]]:
+    """Return the error codes of an endpoint by their status."""
     found: dict[int, set[str]] = {}
     parts = (
-        (OF_ANY, True),
-        (OF_PATH, endpoint.path_model is not None),
-        (OF_QUERY, True),
-        (OF_BODY, endpoint.body_model is not None),
+        (COMMON_ERRORS, True),
+        (PATH_ERRORS, endpoint.path_model is not None),
+        (QUERY_ERRORS, True),
+        (BODY_ERRORS, endpoint.body_model is not None),
     )
-    for codes, is_there in parts:
-        for status, some in codes.items() if is_there else ():
-            found.setdefault(status, set()).update(some)
-    for error in endpoint.notes.errors:
+    for errors, is_possible in parts:
+        for status, codes in errors.items() if is_possible else ():
+            found.setdefault(status, set()).update(codes)
+    for declared in endpoint.docs.errors:
         for kind, status in STATUS.items():
-            if issubclass(kind, error):
+            if issubclass(kind, declared):
                 found.setdefault(status, set()).add(kind.code)
     return found
 
 
-def _with_limits(value: Any, limits: Mapping[str, object]) -> Any:
-    """Return a schema in which the names of limits have become their values, or are gone."""
+def _fill_placeholders(value: Any, values: Mapping[str, object]) -> Any:
+    """Replace each placeholder in a schema by its value; remove a field whose value is None."""
     if isinstance(value, dict):
-        limited = {name: _with_limits(inner, limits) for name, inner in value.items()}
+        filled = {name: _fill_placeholders(inner, values) for name, inner in value.items()}
         return {
             name: inner
-            for name, inner in limited.items()
+            for name, inner in filled.items()
             if inner is not None or value[name] is None
         }
     if isinstance(value, list):
-        return [_with_limits(inner, limits) for inner in value]
-    return limits.get(value, value) if isinstance(value, str) else value
+        return [_fill_placeholders(inner, values) for inner in value]
+    return values.get(value, value) if isinstance(value, str) else value

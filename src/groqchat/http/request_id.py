@@ -1,13 +1,14 @@
-"""The id of a request: the caller's own where it does no harm, else a new one."""
+"""The id of the current request: the client's own if it is valid, otherwise a random one."""
 
 import random
 import re
-
-from groqchat.logs import request_id
+from contextvars import ContextVar
 
 REQUEST_ID_HEADER = "X-Request-ID"
-# What can stand in a log line as it is.
+# Characters that a log line can contain without escaping.
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 
 def new_request_id(given: str = "") -> str:

@@ -1,4 +1,8 @@
-"""What the stand-in says: the same to the same question, and enough to see that it remembers."""
+"""The answers of the mock Groq server.
+
+Equal messages receive equal answers. An answer quotes the last two user messages and counts all
+messages, which shows the context that the server received.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,14 +11,14 @@ from itertools import cycle, islice
 from typing import Any
 from zlib import crc32
 
-# A quotation long enough to recognise, short enough to read.
+# Long enough to recognise a message, short enough to read.
 QUOTE_CHARS = 80
 CHARS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OfflineAnswer:
-    """An answer in pieces, with what it is said to have cost."""
+class MockAnswer:
+    """An answer in chunks, with estimated token counts."""
 
     id: str
     chunks: Sequence[str]
@@ -25,12 +29,12 @@ class OfflineAnswer:
 
     @property
     def text(self) -> str:
-        """The whole answer."""
+        """The complete text."""
         return "".join(self.chunks)
 
     @property
     def usage(self) -> dict[str, float]:
-        """Tokens, and times in seconds, in Groq's form."""
+        """Tokens, and times in seconds, in Groq's format."""
         return {
             "queue_time": 0.0,
             "prompt_tokens": self.prompt_tokens,
@@ -46,37 +50,41 @@ def answer_to(
     messages: Sequence[Mapping[str, Any]],
     max_tokens: int | None,
     *,
-    pieces: int | None = None,
+    chunk_count: int | None = None,
     as_json: bool = False,
-) -> OfflineAnswer:
-    """Return the answer to a conversation, of so many pieces, cut at `max_tokens`."""
-    asked = [_text(message) for message in messages if message["role"] == "user"]
-    sentence = _sentence(asked, len(messages))
+) -> MockAnswer:
+    """Return the answer to a conversation.
+
+    Each word is a chunk and counts as one token. `chunk_count` repeats or shortens the text;
+    `max_tokens` truncates the answer.
+    """
+    user_texts = [_text(message) for message in messages if message["role"] == "user"]
+    sentence = _sentence(user_texts, len(messages))
     if as_json:
         sentence = json.dumps({"answer": sentence}, ensure_ascii=False)
     words = [f"{word} " for word in sentence.split(" ")]
-    if pieces is not None:
-        words = list(islice(cycle(words), pieces))
+    if chunk_count is not None:
+        words = list(islice(cycle(words), chunk_count))
     chunks = [*words[:-1], words[-1].rstrip()]
-    cut = max_tokens is not None and len(chunks) > max_tokens
-    if cut:
+    is_truncated = max_tokens is not None and len(chunks) > max_tokens
+    if is_truncated:
         chunks = chunks[:max_tokens]
-    everything = "\n".join(_text(message) for message in messages)
-    return OfflineAnswer(
-        id=f"chatcmpl-{crc32(everything.encode(errors='replace')):08x}",
+    prompt = "\n".join(_text(message) for message in messages)
+    return MockAnswer(
+        id=f"chatcmpl-{crc32(prompt.encode(errors='replace')):08x}",
         chunks=chunks,
-        prompt_tokens=len(everything) // CHARS_PER_TOKEN + 1,
+        prompt_tokens=len(prompt) // CHARS_PER_TOKEN + 1,
         completion_tokens=len(chunks),
-        finish_reason="length" if cut else "stop",
+        finish_reason="length" if is_truncated else "stop",
     )
 
 
-def call_of(name: str, messages: Sequence[Mapping[str, Any]]) -> OfflineAnswer:
-    """Return the call of a tool with what the user said last."""
-    asked = [_text(message) for message in messages if message["role"] == "user"]
-    arguments = json.dumps({"said": _quote(asked[-1]) if asked else ""})
+def tool_call_answer(name: str, messages: Sequence[Mapping[str, Any]]) -> MockAnswer:
+    """Return an answer that calls a tool; the argument quotes the last user message."""
+    user_texts = [_text(message) for message in messages if message["role"] == "user"]
+    arguments = json.dumps({"said": _quote(user_texts[-1]) if user_texts else ""})
     number = crc32(arguments.encode())
-    return OfflineAnswer(
+    return MockAnswer(
         id=f"chatcmpl-{number:08x}",
         chunks=(),
         prompt_tokens=1,
@@ -92,13 +100,13 @@ def call_of(name: str, messages: Sequence[Mapping[str, Any]]) -> OfflineAnswer:
     )
 
 
-def _sentence(asked: Sequence[str], count: int) -> str:
-    if not asked:
+def _sentence(user_texts: Sequence[str], message_count: int) -> str:
+    if not user_texts:
         return "You have asked nothing yet."
-    sentence = f'This is the offline stand-in, not a model. You said: "{_quote(asked[-1])}".'
-    if len(asked) > 1:
-        sentence += f' Before that you said: "{_quote(asked[-2])}".'
-    return f"{sentence} Messages I was given: {count}."
+    sentence = f'This is the mock Groq server, not a model. You said: "{_quote(user_texts[-1])}".'
+    if len(user_texts) > 1:
+        sentence += f' Before that you said: "{_quote(user_texts[-2])}".'
+    return f"{sentence} Messages received: {message_count}."
 
 
 def _quote(text: str) -> str:
@@ -106,7 +114,7 @@ def _quote(text: str) -> str:
 
 
 def _text(message: Mapping[str, Any]) -> str:
-    """Return the text of a message whose content may come in parts."""
+    """Return the text of a message, whose content may be a list of parts."""
     content = message.get("content")
     if isinstance(content, list):
         return " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))

@@ -1,6 +1,5 @@
-"""How the stand-in behaves: how slowly it answers, and whether it fails."""
+"""The options of the mock Groq server: delays and failures."""
 
-import re
 from collections.abc import Mapping
 from typing import Literal, Self, TypeAlias, get_args
 
@@ -14,53 +13,63 @@ Failure: TypeAlias = Literal[
 ]  # fmt: skip
 
 HEADER_PREFIX = "X-Offline-"
-# The stand-in holds no request for longer than this.
+# The maximum of each delay.
 MAX_WAIT_MS = 600_000
-# Longer than what any model answers.
+# Longer than the answers of any model.
 MAX_CHUNKS = 1_000_000
 
 
-class OfflineOptions(BaseModel):
-    """Settings of the stand-in; a request's `X-Offline-Latency-Ms` and so on override them.
+class MockGroqOptions(BaseModel):
+    """The behaviour of the mock Groq server.
 
-    `fail` is a status, or `drop` (the connection breaks), `hang` (no answer), `garbage` (not
-    JSON), `empty` (no choices), `surrogate` (half a character). `fail_times` limits it to that
-    many requests; in a stream, `fail_after_chunks` lets so many pieces through first.
+    A request overrides an option with a header, for example `X-Offline-Latency-Ms`.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    latency_ms: float = Field(0, ge=0, le=MAX_WAIT_MS, description="wait before an answer")
-    chunk_ms: float = Field(0, ge=0, le=MAX_WAIT_MS, description="wait before a streamed piece")
+    latency_ms: float = Field(0, ge=0, le=MAX_WAIT_MS, description="delay before a response, in ms")
+    chunk_ms: float = Field(
+        0, ge=0, le=MAX_WAIT_MS, description="delay before each further chunk of a stream, in ms"
+    )
     chunks: int | None = Field(
-        None, ge=1, le=MAX_CHUNKS, description="pieces of an answer, whatever it says"
+        None,
+        ge=1,
+        le=MAX_CHUNKS,
+        description="length of the answer in words, which are the chunks of a stream",
     )
-    fail: Failure | None = Field(None, description=", ".join(get_args(Failure)))
-    fail_times: int | None = Field(None, ge=0, description="how many requests fail; default all")
+    fail: Failure | None = Field(
+        None,
+        description=f"status ({', '.join(filter(str.isdigit, get_args(Failure)))}), "
+        "drop (break the connection), hang (do not respond), garbage (respond with HTML), "
+        "empty (no choices) or surrogate (a lone surrogate in the answer)",
+    )
+    fail_times: int | None = Field(
+        None, ge=0, description="number of requests that fail; default: all"
+    )
     fail_after_chunks: int | None = Field(
-        None, ge=0, description="streamed pieces before the failure"
+        None, ge=0, description="chunks of a stream before the failure"
     )
-    retry_after_s: float | None = Field(None, ge=0, description="sent with a failure")
+    retry_after_s: float | None = Field(None, ge=0, description="Retry-After header of a failure")
 
     def for_request(self, headers: Mapping[str, str]) -> Self:
-        """Return the options of one request, and count the failure that it takes."""
-        given = {
+        """Return the options for one request; a failure reduces the remaining `fail_times`."""
+        overrides = {
             _field_name(name): value
             for name, value in headers.items()
             if name.lower().startswith(HEADER_PREFIX.lower())
         }
-        options = self.model_validate({**self.model_dump(), **given})
-        if "fail" not in given and options.fail is not None and self.fail_times is not None:
+        options = self.model_validate({**self.model_dump(), **overrides})
+        if "fail" not in overrides and options.fail is not None and self.fail_times is not None:
             if self.fail_times == 0:
                 return options.model_copy(update={"fail": None})
             self.fail_times -= 1
         return options
 
 
-def parse_options(given: Mapping[str, str]) -> OfflineOptions:
-    """Return the options of a URL or a command line; ConfigurationError names a wrong one."""
+def parse_options(given: Mapping[str, str]) -> MockGroqOptions:
+    """Return the options in a URL or on a command line; ConfigurationError names an invalid one."""
     try:
-        return OfflineOptions.model_validate(given)
+        return MockGroqOptions.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         option = str(first["loc"][0]).replace("_", "-")
@@ -68,4 +77,4 @@ def parse_options(given: Mapping[str, str]) -> OfflineOptions:
 
 
 def _field_name(header: str) -> str:
-    return re.sub("-", "_", header[len(HEADER_PREFIX) :].lower())
+    return header[len(HEADER_PREFIX) :].lower().replace("-", "_")

@@ -1,8 +1,9 @@
-"""POST /chat and /simple-chat: a message in, the model's answer out, whole or as it comes."""
+"""POST /chat and /simple-chat: answer a user message, as a whole or as a stream."""
 
 import orjson
 from aiohttp import web
 
+from groqchat import sse
 from groqchat.errors import (
     CompletionError,
     IdempotencyKeyReused,
@@ -11,13 +12,12 @@ from groqchat.errors import (
     StorageError,
     TurnLost,
 )
-from groqchat.http.endpoint import JSON, Notes, endpoint
-from groqchat.http.errors import error_of_event
-from groqchat.http.event_stream import EVENTS, STREAM_NOTE, outcome_while_there
-from groqchat.http.state import catalog_of, chat_of, event_streams_of, idempotency_of
-from groqchat.models import ChatAnswer, ChatHeaders, ChatRequest
-from groqchat.services.turn import Turn
-from groqchat.storage.turn_log import parse_frame
+from groqchat.http.endpoint import JSON, RouteDocs, endpoint
+from groqchat.http.errors import error_from_event
+from groqchat.http.event_stream import EVENT_MODELS, STREAM_DESCRIPTION, wait_or_stop
+from groqchat.http.state import Services
+from groqchat.models import ChatHeaders, ChatRequest, ChatResponse
+from groqchat.services.turns.turn import Turn
 
 routes = web.RouteTableDef()
 
@@ -29,56 +29,57 @@ ERRORS = (
     IdempotencyKeyReused,
     TurnLost,
 )
-NOTES = Notes(errors=ERRORS, stream=STREAM_NOTE, events=EVENTS)
+DOCS = RouteDocs(errors=ERRORS, stream=STREAM_DESCRIPTION, events=EVENT_MODELS)
 
 
-@endpoint(routes, "POST", "/api/groq-chat/chat", notes=NOTES)
+@endpoint(routes, "POST", "/api/groq-chat/chat", docs=DOCS)
 async def chat(
-    request: web.Request, headers: ChatHeaders, body: ChatRequest
-) -> ChatAnswer | web.StreamResponse:
-    """Answer a message given as JSON."""
-    return await _answer(request, body, headers.idempotency_key)
+    request: web.Request, services: Services, headers: ChatHeaders, body: ChatRequest
+) -> ChatResponse | web.StreamResponse:
+    """Answer a user message in a JSON body."""
+    return await _answer(request, services, body, headers.idempotency_key)
 
 
-@endpoint(routes, "POST", "/api/groq-chat/simple-chat", notes=NOTES)
+@endpoint(routes, "POST", "/api/groq-chat/simple-chat", docs=DOCS)
 async def simple_chat(
-    request: web.Request, headers: ChatHeaders, query: ChatRequest
-) -> ChatAnswer | web.StreamResponse:
-    """Answer a message given as query parameters."""
-    return await _answer(request, query, headers.idempotency_key)
+    request: web.Request, services: Services, headers: ChatHeaders, query: ChatRequest
+) -> ChatResponse | web.StreamResponse:
+    """Answer a user message in the query string."""
+    return await _answer(request, services, query, headers.idempotency_key)
 
 
 async def _answer(
-    request: web.Request, asked: ChatRequest, key: str | None
-) -> ChatAnswer | web.StreamResponse:
-    catalog = catalog_of(request.app)
-    if asked.model is not None and not catalog.admits(asked.model):
-        # Told before a stream begins, which has its status by then.
-        await catalog.check(asked.model)
-    if asked.stream:
-        return await _stream(request, asked, key)
+    request: web.Request, services: Services, message: ChatRequest, key: str | None
+) -> ChatResponse | web.StreamResponse:
+    if message.model is not None and not services.catalog.may_exist(message.model):
+        # Checked before a stream begins, because a stream has sent its status already.
+        await services.catalog.check(message.model)
+    if message.stream:
+        return await _stream(request, services, message, key)
     if key is not None:
-        last = await idempotency_of(request.app).outcome(key, asked)
-    elif asked.on_disconnect == "cancel":
-        last = await outcome_while_there(request, chat_of(request.app).start(asked))
+        final = await services.idempotency.outcome(key, message)
+    elif message.on_disconnect == "cancel":
+        final = await wait_or_stop(request, services.chat.start(message))
     else:
-        return await chat_of(request.app).answer(asked)
-    name, data = parse_frame(last)
+        return await services.chat.answer(message)
+    name, data = sse.parse_event(final)
     if name == "error":
-        raise error_of_event(orjson.loads(data))
+        raise error_from_event(orjson.loads(data))
     return web.Response(body=data, content_type=JSON)
 
 
-async def _stream(request: web.Request, asked: ChatRequest, key: str | None) -> web.StreamResponse:
+async def _stream(
+    request: web.Request, services: Services, message: ChatRequest, key: str | None
+) -> web.StreamResponse:
     turn: Turn | None
     if key is None:
-        turn = chat_of(request.app).start(asked)
+        turn = services.chat.start(message)
         events = turn.follow()
     else:
-        events, turn = await idempotency_of(request.app).begin(key, asked)
+        events, turn = await services.idempotency.follow(key, message)
 
-    def leave() -> None:
-        if turn is not None and asked.on_disconnect == "cancel":
-            turn.stop("left")
+    def on_disconnect() -> None:
+        if turn is not None and message.on_disconnect == "cancel":
+            turn.stop("disconnected")
 
-    return await event_streams_of(request.app).send(request, events, on_leave=leave)
+    return await services.event_streams.send(request, events, on_disconnect=on_disconnect)

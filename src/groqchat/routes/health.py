@@ -1,34 +1,34 @@
-"""GET /healthz and /readyz: whether the process lives, and whether it can do its work."""
+"""GET /healthz and /readyz: liveness and readiness of the process."""
 
 import orjson
 from aiohttp import web
 
 from groqchat.errors import NotReady
-from groqchat.http.endpoint import JSON, Notes, endpoint
-from groqchat.http.errors import wire_error
-from groqchat.http.state import chat_of, history_of
-from groqchat.models import HealthAnswer, ReadyAnswer
+from groqchat.http.endpoint import JSON, RouteDocs, endpoint
+from groqchat.http.errors import to_api_error
+from groqchat.http.state import Services
+from groqchat.models import HealthResponse, ReadyResponse
 
 routes = web.RouteTableDef()
 
 
 @endpoint(routes, "GET", "/healthz")
-async def healthz(_request: web.Request) -> HealthAnswer:
-    """Say that the process lives; asks nobody else, so that no outage restarts it."""
-    return HealthAnswer()
+async def healthz(_request: web.Request, _services: Services) -> HealthResponse:
+    """Report that the process runs; does not contact Redis or Groq."""
+    return HealthResponse()
 
 
-@endpoint(routes, "GET", "/readyz", notes=Notes(errors=(NotReady,)))
-async def readyz(request: web.Request) -> ReadyAnswer | web.Response:
-    """Say whether Redis answers and a model is configured."""
+@endpoint(routes, "GET", "/readyz", docs=RouteDocs(errors=(NotReady,)))
+async def readyz(_request: web.Request, services: Services) -> ReadyResponse | web.Response:
+    """Report whether Redis answers and a model is configured."""
     checks = {
-        "redis": "ok" if await history_of(request.app).is_connected() else "unreachable",
-        "groq": "ok" if chat_of(request.app).is_configured else "no API key",
+        "redis": "ok" if await services.history.is_connected() else "unreachable",
+        "groq": "ok" if services.chat.is_configured else "no API key",
     }
-    wrong = [f"{name}: {state}" for name, state in checks.items() if state != "ok"]
-    if not wrong:
-        return ReadyAnswer(checks=checks)
-    error = wire_error(NotReady(message="; ".join(wrong)))
+    failed = [f"{name}: {state}" for name, state in checks.items() if state != "ok"]
+    if not failed:
+        return ReadyResponse(checks=checks)
+    error = to_api_error(NotReady(message="; ".join(failed)))
     body = {"status": "unavailable", "checks": checks, **error.body()}
     return web.Response(
         body=orjson.dumps(body), status=error.status, headers=error.headers(), content_type=JSON

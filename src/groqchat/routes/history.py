@@ -1,41 +1,36 @@
-"""GET and DELETE /history/{session_id}: a session's messages."""
+"""GET and DELETE /history/{session_id}: the messages of a session."""
 
 from aiohttp import web
 
 from groqchat.errors import StorageError
-from groqchat.http.endpoint import Notes, endpoint
-from groqchat.http.state import history_of
-from groqchat.models import ClearAnswer, HistoryAnswer, HistoryMessage, HistoryQuery, SessionPath
-from groqchat.services.redis_chat_service import HistoryPage
+from groqchat.http.endpoint import RouteDocs, endpoint
+from groqchat.http.state import Services
+from groqchat.models import (
+    ClearResponse,
+    HistoryMessage,
+    HistoryQuery,
+    HistoryResponse,
+    SessionPath,
+)
 
 routes = web.RouteTableDef()
 
+PATH = "/api/groq-chat/history/{session_id}"
+DOCS = RouteDocs(errors=(StorageError,))
 
-@endpoint(routes, "GET", "/api/groq-chat/history/{session_id}", notes=Notes(errors=(StorageError,)))
+
+@endpoint(routes, "GET", PATH, docs=DOCS)
 async def get_history(
-    request: web.Request, path: SessionPath, query: HistoryQuery
-) -> HistoryAnswer:
-    """Return a page of a session's messages; an unknown session has none."""
-    page = await history_of(request.app).get_session_history(
+    _request: web.Request, services: Services, path: SessionPath, query: HistoryQuery
+) -> HistoryResponse:
+    """Return a page of a session's messages; the page of an unknown session is empty."""
+    page = await services.history.get_session_history(
         path.session_id,
         limit=query.limit,
         after=query.after,
         before=query.before,
         oldest_first=query.order == "asc",
     )
-    return _answer(path.session_id, page)
-
-
-@endpoint(
-    routes, "DELETE", "/api/groq-chat/history/{session_id}", notes=Notes(errors=(StorageError,))
-)
-async def clear_history(request: web.Request, path: SessionPath) -> ClearAnswer:
-    """Delete a session's messages; doing so again changes nothing."""
-    await history_of(request.app).clear_session(path.session_id)
-    return ClearAnswer(message=f"Chat history cleared for session {path.session_id}")
-
-
-def _answer(session_id: str, page: HistoryPage) -> HistoryAnswer:
     messages = [
         HistoryMessage(
             id=message.id,
@@ -50,8 +45,8 @@ def _answer(session_id: str, page: HistoryPage) -> HistoryAnswer:
         )
         for message in page.messages
     ]
-    return HistoryAnswer(
-        session_id=session_id,
+    return HistoryResponse(
+        session_id=path.session_id,
         messages=messages,
         message_count=page.message_count,
         last_message_time=page.last_message_time,
@@ -59,3 +54,12 @@ def _answer(session_id: str, page: HistoryPage) -> HistoryAnswer:
         first_id=page.first_id,
         last_id=page.last_id,
     )
+
+
+@endpoint(routes, "DELETE", PATH, docs=DOCS)
+async def clear_history(
+    _request: web.Request, services: Services, path: SessionPath
+) -> ClearResponse:
+    """Delete a session's messages; idempotent."""
+    await services.history.clear_session(path.session_id)
+    return ClearResponse(message=f"Chat history cleared for session {path.session_id}")

@@ -1,16 +1,17 @@
-"""POST /openai/v1/chat/completions and GET /openai/v1/models: Groq's own wire format."""
+"""POST /openai/v1/chat/completions and GET /openai/v1/models: the OpenAI-compatible endpoints."""
 
 from aiohttp import web
 
 from groqchat.errors import CompletionError, Overloaded, ShuttingDown
-from groqchat.http.endpoint import Notes, endpoint
-from groqchat.http.state import catalog_of, compatible_of, event_streams_of
-from groqchat.relay_models import (
-    GroqErrorAnswer,
-    RelayedCompletion,
-    RelayedModels,
-    RelayHeaders,
-    RelayRequest,
+from groqchat.http.endpoint import RouteDocs, endpoint
+from groqchat.http.state import Services
+from groqchat.openai_paths import COMPLETIONS_PATH, MODELS_PATH
+from groqchat.services.openai.models import (
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+    ModelListResponse,
+    OpenAIErrorResponse,
+    OpenAIHeaders,
 )
 
 routes = web.RouteTableDef()
@@ -21,40 +22,44 @@ ERRORS = (CompletionError, Overloaded, ShuttingDown)
 @endpoint(
     routes,
     "POST",
-    "/openai/v1/chat/completions",
-    notes=Notes(
+    COMPLETIONS_PATH,
+    docs=RouteDocs(
         errors=ERRORS,
-        error_model=GroqErrorAnswer,
-        stream="Groq's own chunks, as they come.",
-        passes_errors_on=True,
+        error_model=OpenAIErrorResponse,
+        stream="Groq's chunks, forwarded unchanged.",
+        forwards_upstream_errors=True,
     ),
 )
 async def complete(
-    request: web.Request, headers: RelayHeaders, body: RelayRequest
-) -> RelayedCompletion | web.StreamResponse:
-    """Pass a completion on to Groq as it is, within a session where one is named."""
-    content = await request.read()
-    relayed = await compatible_of(request.app).complete(content, body, headers.session_id)
-    turn = relayed.turn
+    request: web.Request,
+    services: Services,
+    headers: OpenAIHeaders,
+    body: ChatCompletionRequest,
+) -> ChatCompletionResponse | web.StreamResponse:
+    """Forward a chat completion to Groq, within a session if `X-Session-Id` names one."""
+    # The raw body is forwarded, with every field that the model does not declare.
+    raw_body = await request.read()
+    reply = await services.openai.complete(raw_body, body, headers.session_id)
+    turn = reply.turn
     if turn is None:
         return web.Response(
-            body=relayed.body,
-            status=relayed.status,
-            headers=dict(relayed.headers),
-            content_type=relayed.content_type,
+            body=reply.body,
+            status=reply.status,
+            headers=dict(reply.headers),
+            content_type=reply.content_type,
         )
 
-    def leave() -> None:
-        # Nobody would ever see the rest of it.
+    def on_disconnect() -> None:
+        # Without a session, the rest of the answer would be lost.
         if headers.session_id is None:
-            turn.stop("left")
+            turn.stop("disconnected")
 
-    return await event_streams_of(request.app).send(
-        request, turn.follow(), on_leave=leave, headers=relayed.headers
+    return await services.event_streams.send(
+        request, turn.follow(), on_disconnect=on_disconnect, headers=reply.headers
     )
 
 
-@endpoint(routes, "GET", "/openai/v1/models", notes=Notes(errors=ERRORS))
-async def list_models(request: web.Request) -> RelayedModels:
-    """Return the models that may be used in Groq's own form."""
-    return RelayedModels(data=await catalog_of(request.app).models())
+@endpoint(routes, "GET", MODELS_PATH, docs=RouteDocs(errors=ERRORS))
+async def list_models(_request: web.Request, services: Services) -> ModelListResponse:
+    """List the available models in OpenAI's format."""
+    return ModelListResponse(data=await services.catalog.models())

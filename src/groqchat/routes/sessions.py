@@ -1,29 +1,31 @@
-"""GET /sessions and /sessions/{session_id}: who is there, and what is known of one."""
+"""GET /sessions and /sessions/{session_id}: the live sessions, and one of them."""
 
 from dataclasses import asdict
 
 from aiohttp import web
 
 from groqchat.errors import SessionNotFound, StorageError
-from groqchat.http.endpoint import Notes, endpoint
-from groqchat.http.state import history_of
-from groqchat.models import SessionAnswer, SessionPath, SessionsAnswer, SessionsQuery
+from groqchat.http.endpoint import RouteDocs, endpoint
+from groqchat.http.state import Services
+from groqchat.models import SessionPath, SessionResponse, SessionsQuery, SessionsResponse
 
 routes = web.RouteTableDef()
 
-NOTES = Notes(errors=(SessionNotFound, StorageError))
+DOCS = RouteDocs(errors=(SessionNotFound, StorageError))
 
 
-@endpoint(routes, "GET", "/api/groq-chat/sessions", notes=NOTES)
-async def list_sessions(request: web.Request, query: SessionsQuery) -> SessionsAnswer:
-    """Return a page of the live sessions, by last activity."""
-    page = await history_of(request.app).get_all_sessions(
+@endpoint(routes, "GET", "/api/groq-chat/sessions", docs=DOCS)
+async def list_sessions(
+    _request: web.Request, services: Services, query: SessionsQuery
+) -> SessionsResponse:
+    """Return a page of the live sessions, ordered by last activity."""
+    page = await services.history.get_all_sessions(
         limit=query.limit,
         after=query.after,
         before=query.before,
         oldest_first=query.order == "asc",
     )
-    return SessionsAnswer(
+    return SessionsResponse(
         sessions=page.sessions,
         total_sessions=page.total_sessions,
         has_more=page.cursor is not None,
@@ -33,10 +35,12 @@ async def list_sessions(request: web.Request, query: SessionsQuery) -> SessionsA
     )
 
 
-@endpoint(routes, "GET", "/api/groq-chat/sessions/{session_id}", notes=NOTES)
-async def show_session(request: web.Request, path: SessionPath) -> SessionAnswer:
-    """Return counts, times and expiry of one session."""
-    info = await history_of(request.app).get_session_info(path.session_id)
+@endpoint(routes, "GET", "/api/groq-chat/sessions/{session_id}", docs=DOCS)
+async def show_session(
+    _request: web.Request, services: Services, path: SessionPath
+) -> SessionResponse:
+    """Return the message count, the first and last time, and the expiry of a session."""
+    info = await services.history.get_session_info(path.session_id)
     if info is None:
         raise SessionNotFound
-    return SessionAnswer(**asdict(info))
+    return SessionResponse(**asdict(info))

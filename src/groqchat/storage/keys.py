@@ -1,26 +1,28 @@
-"""Every Redis key, and the one TTL rule: a session lives `ttl_s` after its last message."""
+"""Every Redis key, and the one TTL rule: a session expires `ttl_s` after its last message."""
 
-from groqchat.storage.batching import Command
+from typing import TypeAlias
+
+Command: TypeAlias = tuple[str | bytes | int | float, ...]
 
 SESSION_PREFIX = "chat:session:"
 SESSIONS_INDEX = "chat:sessions"
 TURN_PREFIX = "chat:turn:"
 CLAIM_PREFIX = "chat:claim:"
 IDEMPOTENCY_PREFIX = "chat:idempotency:"
-STOPS = "chat:stops"
+STOP_REQUESTS = "chat:stops"
 
-# A running turn's events live on while its worker does, which renews this every third of it.
+# TTL of the events of a running turn. Its worker renews the lease every third of this time.
 TURN_LEASE_S = 15
-# Events of a turn that is over: time enough to come back from a lost network.
-TURN_KEPT_S = 300
-# The same where others wait for its outcome under one Idempotency-Key: an answer for as long as a
-# client may come back for it, a failure only for those who wait already.
+# Retention of a finished turn's events: enough for a client to reconnect after a network failure.
+TURN_RETENTION_S = 300
+# Retention of a turn with an Idempotency-Key: clients may repeat the request for an hour. A failed
+# turn is retained only for the requests that already wait for it.
 IDEMPOTENCY_TTL_S = 3600
-FAILURE_KEPT_S = 1
-# Requests to stop are obeyed within a second.
-STOPS_TTL_S = 60
+FAILURE_RETENTION_S = 1
+# Workers read stop requests within a second.
+STOP_REQUESTS_TTL_S = 60
 
-# The score of a session whose key has no TTL, as another program may have left it.
+# The score of a session whose key has no TTL because another program wrote it.
 NEVER_EXPIRES = float("inf")
 
 
@@ -30,49 +32,49 @@ def session_key(session_id: str) -> str:
 
 
 def session_id_of(key: bytes) -> str:
-    """Return the session id in a session's key; undecodable bytes become U+FFFD."""
+    """Return the session id in a session's key; invalid UTF-8 becomes U+FFFD."""
     return key[len(SESSION_PREFIX) :].decode(errors="replace")
 
 
 def index_score(pttl_ms: int, now_s: float) -> float:
-    """Return when a session expires, in Unix seconds, from what PTTL answered for its key."""
+    """Return when a session expires, in Unix seconds, from the PTTL of its key."""
     return NEVER_EXPIRES if pttl_ms < 0 else now_s + pttl_ms / 1000
 
 
-def keep_alive(session_id: str, *, ttl_s: int, now_s: float) -> tuple[Command, Command]:
-    """Return what lets a session live for another `ttl_s` seconds and be listed."""
+def touch_session(session_id: str, *, ttl_s: int, now_s: float) -> tuple[Command, Command]:
+    """Return the commands that renew a session's TTL and its entry in the index."""
     return (
         ("EXPIRE", session_key(session_id), ttl_s),
-        # To the microsecond, without the time that repr() takes.
+        # Exact to the microsecond, and faster than repr().
         ("ZADD", SESSIONS_INDEX, f"{int((now_s + ttl_s) * 1_000_000)}e-6", session_id),
     )
 
 
-def unlist(session_id: str) -> tuple[Command]:
-    """Return the removal of a session's entry in the index, its messages left alone."""
+def remove_from_index(session_id: str) -> tuple[Command]:
+    """Return the command that removes a session from the index but not its messages."""
     return (("ZREM", SESSIONS_INDEX, session_id),)
 
 
-def forget(session_id: str) -> tuple[Command, Command]:
-    """Return the removal of a session: its messages, its entry in the index."""
+def delete_session(session_id: str) -> tuple[Command, Command]:
+    """Return the commands that delete a session's messages and its entry in the index."""
     return ("UNLINK", session_key(session_id)), ("ZREM", SESSIONS_INDEX, session_id)
 
 
 def turn_key(turn_id: str) -> str:
-    """Return the key of a turn's stream of events."""
+    """Return the key of a turn's event log."""
     return TURN_PREFIX + turn_id
 
 
 def claim_key(turn_id: str) -> str:
-    """Return the key that says who runs a turn that several ask for."""
+    """Return the key that names the request that runs a turn with an Idempotency-Key."""
     return CLAIM_PREFIX + turn_id
 
 
 def idempotency_key(digest: str) -> str:
-    """Return the key of what an Idempotency-Key stands for."""
+    """Return the key of the record of an Idempotency-Key."""
     return IDEMPOTENCY_PREFIX + digest
 
 
-def keep_turn(turn_id: str, ttl_s: int) -> tuple[Command, Command]:
-    """Return what lets a turn's events, and the claim to it, live for another `ttl_s` seconds."""
+def touch_turn(turn_id: str, ttl_s: int) -> tuple[Command, Command]:
+    """Return the commands that renew the TTL of a turn's events and of its claim."""
     return ("EXPIRE", turn_key(turn_id), ttl_s), ("EXPIRE", claim_key(turn_id), ttl_s)

@@ -1,4 +1,4 @@
-"""Building the index of sessions from the sessions themselves."""
+"""Building the session index from the sessions that exist in Redis."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from groqchat.models import is_session_id
 from groqchat.storage import keys
 from groqchat.storage.session_index import SessionIndex
 
-# Keys looked at in one step, so that the server serves others in between.
+# Keys for each SCAN: between two of them the server executes the commands of other clients.
 SCAN_BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What one step did: sessions listed, and keys whose session ids the API cannot name."""
+    """The result of one SCAN: sessions added, and keys with an invalid session id."""
 
     listed: int
     unaddressable: int
 
 
 async def reindex(redis: Redis) -> AsyncIterator[Progress]:
-    """List every existing session, a bounded batch a step."""
+    """Add every existing session to the index, in batches of SCAN_BATCH keys."""
     index = SessionIndex(redis)
     cursor = 0
     while True:

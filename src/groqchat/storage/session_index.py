@@ -1,4 +1,4 @@
-"""The index of live sessions: who is there, by when each expires."""
+"""The session index: a sorted set of the live sessions, ordered by expiry."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,21 +11,23 @@ from redis.asyncio.client import Pipeline
 
 from groqchat.errors import SessionNotFound
 from groqchat.storage import keys
-from groqchat.storage.messages import Row
-from groqchat.storage.walk import index_beyond_row, items_beyond
+from groqchat.storage.messages import ScoredMember
+from groqchat.storage.pagination import index_after_member, read_after
 
-# Expired entries removed at once: enough to keep up, too few to hold up the server.
+# Expired entries that one command removes: few enough not to block the server.
 PRUNE_BATCH = 1000
-# Entries without a session are rare. A page stops looking for others after this many reads.
+# Entries without a session are rare. A page ends early after this number of reads.
 MAX_READS = 10
 CURSOR_MARK = "@"
+# The reply to PTTL for a key that does not exist.
+NO_KEY_PTTL = -2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionPage:
-    """Session ids in the order asked for; the count is of all live sessions.
+    """A page of session ids in the requested order; `total_sessions` counts all live sessions.
 
-    `cursor` goes on behind the page, in its direction, however sessions move meanwhile.
+    `cursor` is the position of the next page, None at the end. It stays valid when sessions move.
     """
 
     sessions: list[str]
@@ -34,7 +36,7 @@ class SessionPage:
 
 
 class SessionIndex:
-    """The sorted set of live sessions, the score being when each expires."""
+    """The sorted set of live sessions; the score of a session is its expiry in Unix seconds."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -42,31 +44,31 @@ class SessionIndex:
     async def page(
         self, *, limit: int, after: str | None, before: str | None, oldest_first: bool
     ) -> SessionPage:
-        """Return a page of sessions that exist, dropping entries of those that do not."""
-        end = await self._row_of(before, param="before") if after and before else None
-        # Reading backwards from a session is reading the other order, turned round.
+        """Return a page of sessions; remove the index entries of sessions that do not exist."""
+        end = await self._locate(before, param="before") if after and before else None
+        # A page before a session is a page after it in the opposite order, reversed.
         backwards = before is not None and end is None
         param = "before" if backwards else "after"
-        cursor = await self._row_of(before if backwards else after, param=param)
+        cursor = await self._locate(before if backwards else after, param=param)
         ascending = oldest_first != backwards
-        found: list[Row] = []
+        found: list[ScoredMember] = []
         exhausted = False
         for _ in range(MAX_READS):
             want = limit + 1 - len(found)
-            rows, total = await self._read(cursor, ascending=ascending, want=want)
-            alive = await self._drop_missing(rows)
+            members, total = await self._read(cursor, ascending=ascending, want=want)
+            alive = await self._drop_missing(members)
             found += alive
-            total -= len(rows) - len(alive)
-            exhausted = len(rows) < want
+            total -= len(members) - len(alive)
+            exhausted = len(members) < want
             if exhausted or len(found) > limit:
                 break
-            cursor = rows[-1]
+            cursor = members[-1]
         if end is not None:
-            inside = _up_to(end, found, ascending=ascending)
+            inside = _members_before(end, found, ascending=ascending)
             exhausted = exhausted or len(inside) < len(found)
             found = inside
         listed = found[:limit]
-        # The last one read, there or not: what is not listed lies beyond it.
+        # The last member that was read, even if its session does not exist: the rest follows it.
         last = listed[-1] if len(found) > limit else cursor
         names = [name.decode(errors="replace") for name, _ in listed]
         return SessionPage(
@@ -78,7 +80,7 @@ class SessionIndex:
     async def prune(self) -> int:
         """Remove up to PRUNE_BATCH entries of expired sessions and return their number.
 
-        By score, not by name: a session that comes back meanwhile has another score.
+        Removes by score, not by name: a session that becomes active meanwhile has another score.
         """
         now = _before(time.time())
         last = await self._redis.zrange(
@@ -94,7 +96,7 @@ class SessionIndex:
         return int(await self._redis.zremrangebyscore(keys.SESSIONS_INDEX, "-inf", up_to))
 
     async def add_existing(self, session_ids: Sequence[str]) -> int:
-        """List sessions by what their keys' TTLs say and return how many exist."""
+        """Add sessions to the index by the TTLs of their keys and return how many exist."""
         pttls = await self._pipelined(
             lambda pipe: [pipe.pttl(keys.session_key(session_id)) for session_id in session_ids]
         )
@@ -102,14 +104,14 @@ class SessionIndex:
         scores = {
             session_id: keys.index_score(pttl_ms, now)
             for session_id, pttl_ms in zip(session_ids, pttls, strict=True)
-            if pttl_ms != _NO_KEY
+            if pttl_ms != NO_KEY_PTTL
         }
         if scores:
-            # GT: a session that became active meanwhile is not put back.
+            # GT: a session that became active meanwhile keeps its later expiry.
             await self._redis.zadd(keys.SESSIONS_INDEX, scores, gt=True)
         return len(scores)
 
-    async def _row_of(self, cursor: str | None, *, param: str) -> Row | None:
+    async def _locate(self, cursor: str | None, *, param: str) -> ScoredMember | None:
         if cursor is None:
             return None
         session_id, mark, score = cursor.partition(CURSOR_MARK)
@@ -119,16 +121,16 @@ class SessionIndex:
         return session_id.encode(), found
 
     async def _read(
-        self, cursor: Row | None, *, ascending: bool, want: int
-    ) -> tuple[Sequence[Row], int]:
-        """Read up to `want` live entries beyond one, and the number of all live ones."""
+        self, cursor: ScoredMember | None, *, ascending: bool, want: int
+    ) -> tuple[Sequence[ScoredMember], int]:
+        """Return up to `want` live members after a cursor, and the number of all live sessions."""
         now = time.time()
         start, end = (now, "+inf") if ascending else ("+inf", now)
         if cursor is not None:
             start = max(cursor[1], now) if ascending else cursor[1]
         total = 0
 
-        async def fetch(count: int) -> list[Row]:
+        async def fetch(count: int) -> list[ScoredMember]:
             def commands(pipe: Pipeline) -> None:
                 pipe.zcount(keys.SESSIONS_INDEX, now, "+inf")
                 pipe.zrange(
@@ -143,27 +145,27 @@ class SessionIndex:
                 )
 
             nonlocal total
-            total, rows = await self._pipelined(commands)
-            return list(rows)
+            total, members = await self._pipelined(commands)
+            return list(members)
 
         if cursor is None:
             return await fetch(want), total
-        begin = partial(index_beyond_row, cursor, forward=ascending)
-        return await items_beyond(fetch, begin, want=want), total
+        start_index = partial(index_after_member, cursor, forward=ascending)
+        return await read_after(fetch, start_index, want=want), total
 
-    async def _drop_missing(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows whose sessions exist, and remove the others from the index."""
-        if not rows:
+    async def _drop_missing(self, members: Sequence[ScoredMember]) -> list[ScoredMember]:
+        """Return the members whose sessions exist, and remove the others from the index."""
+        if not members:
             return []
         exist = await self._pipelined(
-            lambda pipe: [pipe.exists(_key(row)) for row in rows], transaction=False
+            lambda pipe: [pipe.exists(_key(member)) for member in members], transaction=False
         )
-        missing = [row[0] for row, there in zip(rows, exist, strict=True) if not there]
+        missing = [member[0] for member, there in zip(members, exist, strict=True) if not there]
         if missing:
             await self._redis.zrem(keys.SESSIONS_INDEX, *missing)
-            # One may have come back in between; then it has a key again.
+            # A session that was written meanwhile exists again.
             await self.add_existing([name.decode(errors="replace") for name in missing])
-        return [row for row, there in zip(rows, exist, strict=True) if there]
+        return [member for member, there in zip(members, exist, strict=True) if there]
 
     async def _pipelined(
         self, commands: Callable[[Pipeline], object], *, transaction: bool = True
@@ -173,22 +175,24 @@ class SessionIndex:
             return await pipe.execute()
 
 
-# What PTTL answers for a key that does not exist.
-_NO_KEY = -2
+def _members_before(
+    end: ScoredMember, members: Sequence[ScoredMember], *, ascending: bool
+) -> list[ScoredMember]:
+    """Return the members before `end`, in reading order."""
+    position = (end[1], end[0])
+    return [
+        member
+        for member in members
+        if ((member[1], member[0]) < position) == ascending and member[0] != end[0]
+    ]
 
 
-def _up_to(end: Row, rows: Sequence[Row], *, ascending: bool) -> list[Row]:
-    """Return the rows that stand before another, in the order they are read in."""
-    place = (end[1], end[0])
-    return [row for row in rows if ((row[1], row[0]) < place) == ascending and row[0] != end[0]]
+def _key(member: ScoredMember) -> bytes:
+    return keys.SESSION_PREFIX.encode() + member[0]
 
 
-def _key(row: Row) -> bytes:
-    return keys.SESSION_PREFIX.encode() + row[0]
-
-
-def _cursor_text(row: Row | None) -> str | None:
-    return f"{row[0].decode(errors='replace')}{CURSOR_MARK}{row[1]!r}" if row else None
+def _cursor_text(member: ScoredMember | None) -> str | None:
+    return f"{member[0].decode(errors='replace')}{CURSOR_MARK}{member[1]!r}" if member else None
 
 
 def _score(text: str) -> float | None:
@@ -196,7 +200,7 @@ def _score(text: str) -> float | None:
         score = float(text)
     except ValueError:
         return None
-    return score if score == score else None  # noqa: PLR0124 - not a number is unlike itself
+    return score if score == score else None  # noqa: PLR0124 - NaN differs from itself
 
 
 def _before(score: float) -> str:

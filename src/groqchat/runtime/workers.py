@@ -1,0 +1,174 @@
+"""The supervisor of several worker processes that share one port."""
+
+import asyncio
+import logging
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from groqchat.errors import ConfigurationError
+from groqchat.retry import Backoff
+from groqchat.runtime.server import CLOSE_TIMEOUT_S, http_address, listen_error, stop_signal
+from groqchat.settings import Settings
+from groqchat.storage.connection import embedded_server
+
+# Delays before the restart of a worker that dies repeatedly.
+RESTART_BACKOFF = Backoff(base_s=0.2, cap_s=10.0)
+# A worker that ran longer than this counts as started successfully.
+STABLE_S = 10.0
+# The time that a worker needs after its grace period: aiohttp waits twice for open connections.
+STOP_MARGIN_S = 3 * CLOSE_TIMEOUT_S
+# The exit status of a worker with invalid settings (EX_CONFIG in sysexits.h); a restart is useless.
+CONFIGURATION_STATUS = 78
+# The CPU limit of a container (cgroup v2): quota and period in microseconds, or `max`.
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
+log = logging.getLogger("groqchat")
+
+
+async def serve_workers(settings: Settings) -> None:
+    """Serve from `WORKERS` processes until SIGINT or SIGTERM.
+
+    Each worker listens on the port itself (SO_REUSEPORT), and the kernel distributes connections.
+    A worker stops when this process ends, even if it is killed. Raises ConfigurationError if the
+    workers cannot start with these settings.
+    """
+    stop = stop_signal()
+    count = settings.workers or available_cpus()
+    if settings.redis_address.startswith("memory:") and count > 1:
+        raise ConfigurationError("REDIS_URL=memory: cannot be shared by workers: set WORKERS=1")
+    with reserved_port(settings.host, settings.port) as port:
+        async with _shared_redis(settings) as redis_url:
+            variables = _variables(settings, redis_url, port)
+            log.info("%d workers answer at %s", count, http_address(settings.host, port))
+            try:
+                async with asyncio.TaskGroup() as supervisors:
+                    for number in range(1, count + 1):
+                        supervisors.create_task(_supervise(number, variables, stop, settings))
+            except* ConfigurationError as errors:
+                raise ConfigurationError("the workers cannot start") from errors.exceptions[0]
+
+
+def available_cpus() -> int:
+    """Return the number of CPUs that this process may use, by affinity and by cgroup quota."""
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except AttributeError:
+        allowed = os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = CPU_MAX.read_text(encoding="ascii").split()
+        return max(1, min(allowed, math.ceil(int(quota) / int(period))))
+    return allowed
+
+
+async def _supervise(
+    number: int, variables: dict[str, str], stop: asyncio.Event, settings: Settings
+) -> None:
+    """Run one worker until `stop` is set; restart it whenever it ends."""
+    failures = 0
+    while not stop.is_set():
+        started = time.monotonic()
+        status = await _run_worker(number, variables, stop, settings)
+        if stop.is_set():
+            return
+        if status == CONFIGURATION_STATUS:
+            raise ConfigurationError(f"worker {number} ended with status {status}")
+        if time.monotonic() - started > STABLE_S:
+            failures = 0
+        delay_s = RESTART_BACKOFF.delay_s(failures)
+        failures += 1
+        log.error("worker %d ended (%s); restarting it in %.1f s", number, status, delay_s)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), delay_s)
+
+
+async def _run_worker(
+    number: int, variables: dict[str, str], stop: asyncio.Event, settings: Settings
+) -> int | None:
+    """Run a worker until it ends or `stop` is set; return its exit status, None if not started."""
+    try:
+        worker = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "groqchat", "serve", "--worker"),
+            env=variables,
+            # The worker stops when this pipe closes, that is, when the supervisor ends.
+            stdin=subprocess.PIPE,
+        )
+    except OSError as error:
+        log.error("could not start worker %d: %s", number, error)  # noqa: TRY400 - an OSError says enough
+        return None
+    died = asyncio.create_task(worker.wait())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([died, stopping], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        await _stop_worker(worker, settings.shutdown_grace_s + STOP_MARGIN_S)
+    return worker.returncode
+
+
+async def _stop_worker(worker: asyncio.subprocess.Process, timeout_s: float) -> None:
+    if worker.returncode is None:
+        worker.terminate()
+    try:
+        await asyncio.wait_for(worker.wait(), timeout_s)
+    except TimeoutError:
+        log.error("a worker did not stop in time; killing it")  # noqa: TRY400 - a timeout has no traceback
+        worker.kill()
+        await worker.wait()
+
+
+@contextmanager
+def reserved_port(host: str, port: int) -> Iterator[int]:
+    """Bind a port without listening on it, so that no other program binds it between restarts."""
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise ConfigurationError("this system does not support SO_REUSEPORT: set WORKERS=1")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as reservation:
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # Connections of an earlier process stay in TIME_WAIT for a minute.
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            _check_free(family, (host, port))
+            reservation.bind((host, port))
+        except OSError as error:
+            raise listen_error(host, port, error) from error
+        # From now on, another service's check fails, even before the workers listen.
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        yield int(reservation.getsockname()[1])
+
+
+def _check_free(family: socket.AddressFamily, address: tuple[str, int]) -> None:
+    """Raise OSError if another process listens on the port, even with SO_REUSEPORT."""
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+
+
+@asynccontextmanager
+async def _shared_redis(settings: Settings) -> AsyncIterator[str | None]:
+    """Return the Redis URL for the workers; start the embedded server if it is configured."""
+    server = embedded_server(settings)
+    if server is None:
+        yield settings.redis_url.get_secret_value() if settings.redis_url else None
+        return
+    async with server:
+        yield f"unix://{quote(str(server.socket))}"
+
+
+def _variables(settings: Settings, redis_url: str | None, port: int) -> dict[str, str]:
+    changes = {
+        "PORT": str(port),
+        "WORKERS": "1",
+        "GROQ_BASE_URL": settings.groq_base_url,
+    }
+    if redis_url is not None:
+        changes["REDIS_URL"] = redis_url
+    return {**os.environ, **changes}

@@ -1,0 +1,278 @@
+"""The Groq client: AsyncGroq with one deadline, one retry policy and fast requests."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import TypeVar
+
+import aiohttp
+import groq
+import httpx
+from groq import AsyncGroq
+from httpx_aiohttp import AiohttpTransport
+from yarl import URL
+
+from groqchat.errors import (
+    CompletionNotConfigured,
+    CompletionTimeout,
+    CompletionUnavailable,
+    UnknownModel,
+)
+from groqchat.openai_paths import COMPLETIONS_PATH, MODELS_PATH
+from groqchat.retry import Backoff, Deadline, Deadlines, RetryPolicy
+from groqchat.services.groq.aiohttp_internals import (
+    CleanIdleConnector,
+    Reply,
+    RequestTemplate,
+    missing_internals,
+    read_limited,
+)
+from groqchat.services.groq.completions import Completion, Prompt, StreamParser, parse_completion
+from groqchat.services.groq.errors import (
+    completion_error,
+    is_retryable,
+    retry_after_s,
+    status_error,
+)
+from groqchat.settings import Settings
+
+# A client can wait this long for its quota; for longer waits, the 429 itself is more useful.
+MAX_RETRY_AFTER_S = 5.0
+BACKOFF = Backoff(base_s=0.25, cap_s=4.0, jitter=1.0)
+# Longer than the pauses in most traffic, shorter than the idle timeout of most load balancers.
+KEEPALIVE_S = 55.0
+# The mock Groq server requires some key, and the SDK does not start without one.
+NO_KEY = "none"
+
+T = TypeVar("T")
+
+
+class GroqClient(AsyncGroq):
+    """AsyncGroq that raises CompletionError and limits each request to one deadline.
+
+    AsyncGroq supplies the headers and the exception classes. The requests go out over one
+    aiohttp session, because the SDK builds URL, headers and models again for each call and walks
+    through every message: 2.4 to 14 ms of CPU time instead of 0.1 ms.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        settings: Settings,
+        *,
+        base_url: str,
+    ) -> None:
+        key = settings.groq_api_key
+        connect_timeout_s = settings.groq_connect_timeout_s
+        timeout = httpx.Timeout(settings.groq_timeout_s, connect=connect_timeout_s)
+        super().__init__(
+            api_key=key.get_secret_value() if key else NO_KEY,
+            base_url=base_url,
+            timeout=timeout,
+            # The SDK would sleep inside a call for as long as Groq requests.
+            max_retries=0,
+            http_client=httpx.AsyncClient(transport=AiohttpTransport(client=session)),
+        )
+        self.is_configured = key is not None or settings.is_offline
+        self._allowed_models: Collection[str] = frozenset(settings.groq_allowed_models)
+        self._timeout_s = settings.groq_timeout_s
+        self._retries = RetryPolicy(attempts=1 + settings.groq_max_retries, backoff=BACKOFF)
+        self._deadlines = Deadlines(settings.groq_timeout_s)
+        self._session = session
+        self._origin = str(self.base_url).rstrip("/")
+        self._completions_url = URL(f"{self._origin}{COMPLETIONS_PATH}")
+        # As headers of the session, they are not merged again for each request.
+        session.headers.update(
+            {name: value for name, value in self.default_headers.items() if isinstance(value, str)}
+        )
+        self._templates: dict[tuple[str, str], RequestTemplate] = {}
+        self._uses_templates = not missing_internals()
+        self._connect_timeout_s = connect_timeout_s
+        self._stream_limits = aiohttp.ClientTimeout(
+            total=None, sock_connect=connect_timeout_s, sock_read=settings.groq_timeout_s
+        )
+
+    def check_model(self, model: str | None) -> None:
+        """Raise UnknownModel if GROQ_ALLOWED_MODELS does not contain the model."""
+        if self._allowed_models and model is not None and model not in self._allowed_models:
+            raise UnknownModel("not in GROQ_ALLOWED_MODELS", param="model")
+
+    async def complete(self, prompt: Prompt) -> Completion:
+        """Return the model's answer within the deadline, or raise CompletionError."""
+        body = prompt.body()
+        content = await self._request(lambda: self._exchange("POST", COMPLETIONS_PATH, body))
+        return parse_completion(content, requested_model=prompt.model)
+
+    async def stream(self, prompt: Prompt, parser: StreamParser) -> AsyncGenerator[str, None]:
+        """Yield the model's answer as it arrives, or raise CompletionError.
+
+        The deadline applies to the response headers, and then to each pause in the stream.
+        """
+        body = prompt.body(stream=True)
+        response = await self._request(lambda: self._open_stream(body))
+        try:
+            async with response:
+                while not parser.is_done:
+                    data = await response.content.readany()
+                    # At the end of the stream, a line feed completes an unfinished last line.
+                    text = parser.feed(data or b"\n")
+                    if text:
+                        yield text
+                    if parser.error is not None:
+                        raise parser.error
+                    if not data:
+                        break
+        except TimeoutError as error:
+            # After a finish reason, only the end mark is missing: the answer is complete.
+            if parser.finish_reason is None:
+                raise CompletionTimeout(f"no data for {self._timeout_s:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise CompletionUnavailable(f"during the stream: {type(error).__name__}") from error
+        if parser.finish_reason is None:
+            raise CompletionUnavailable("the stream ended before the answer was complete")
+
+    async def forward(self, body: bytes) -> aiohttp.ClientResponse:
+        """Return Groq's response to a request body, whatever its status; the caller closes it."""
+        return await self._request(lambda: self._post(body))
+
+    async def list_models(self) -> bytes:
+        """Return the body of Groq's list of models, which needs a valid key."""
+        return await self._request(lambda: self._exchange("GET", MODELS_PATH))
+
+    async def _request(self, send: Callable[[], Awaitable[T]]) -> T:
+        """Send a request until it succeeds, fails finally or reaches the deadline."""
+        if not self.is_configured:
+            raise CompletionNotConfigured("GROQ_API_KEY is not set")
+        try:
+            with self._deadlines.start() as deadline:
+                return await self._send_with_retries(send, deadline)
+        except TimeoutError as error:
+            raise CompletionTimeout(f"no answer within {self._timeout_s:g} s") from error
+        except groq.GroqError as error:
+            raise completion_error(error) from error
+
+    async def _send_with_retries(self, send: Callable[[], Awaitable[T]], deadline: Deadline) -> T:
+        attempt = 0
+        while True:
+            try:
+                return await send()
+            except groq.GroqError as error:
+                delay_s = _retry_delay_s(error, attempt, deadline)
+                if delay_s is None or not await self._retries.wait(attempt, delay_s=delay_s):
+                    raise
+            attempt += 1
+
+    async def _exchange(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        """Return the body of a 2xx response; raise the SDK's exception for any other status."""
+        url = f"{self._origin}{path}"
+        try:
+            if self._uses_templates:
+                reply = await self._template(method, path).send(body)
+            else:
+                reply = await self._send_with_session(method, url, body)
+        except (aiohttp.ClientError, OSError) as error:
+            raise _connection_error(method, url, error) from strip_tracebacks(error)
+        if _is_success(reply.status):
+            return reply.content
+        raise status_error(method, url, reply)
+
+    async def _send_with_session(self, method: str, url: str, body: bytes | None) -> Reply:
+        """Send a request through aiohttp's public API."""
+        async with self._session.request(
+            method, URL(url), data=body, timeout=self._stream_limits, allow_redirects=False
+        ) as response:
+            content = await read_limited(response.content)
+        return Reply(status=response.status, headers=response.raw_headers, content=content)
+
+    async def _open_stream(self, body: bytes) -> aiohttp.ClientResponse:
+        """Return a 2xx response to read and close; raise as `_exchange` does."""
+        response = await self._post(body)
+        if _is_success(response.status):
+            return response
+        async with response:
+            try:
+                content = await response.read()
+            except (aiohttp.ClientError, OSError) as error:
+                url = str(response.url)
+                raise _connection_error("POST", url, error) from strip_tracebacks(error)
+        reply = Reply(status=response.status, headers=response.raw_headers, content=content)
+        raise status_error("POST", str(response.url), reply)
+
+    async def _post(self, body: bytes) -> aiohttp.ClientResponse:
+        url = self._completions_url
+        try:
+            return await self._session.post(
+                url, data=body, timeout=self._stream_limits, allow_redirects=False
+            )
+        except (aiohttp.ClientError, OSError) as error:
+            raise _connection_error("POST", str(url), error) from strip_tracebacks(error)
+
+    def _template(self, method: str, path: str) -> RequestTemplate:
+        key = (method, path)
+        if key not in self._templates:
+            self._templates[key] = RequestTemplate(
+                self._session,
+                method,
+                URL(f"{self._origin}{path}"),
+                connect_timeout_s=self._connect_timeout_s,
+            )
+        return self._templates[key]
+
+
+def _retry_delay_s(error: Exception, attempt: int, deadline: Deadline) -> float | None:
+    """Return the delay before another attempt; None if the error is final or time is short."""
+    if not is_retryable(error):
+        return None
+    requested_s = retry_after_s(error)
+    if requested_s is not None and requested_s > MAX_RETRY_AFTER_S:
+        return None
+    delay_s = BACKOFF.delay_s(attempt) if requested_s is None else requested_s
+    return delay_s if delay_s < deadline.left_s else None
+
+
+def _is_success(status: int) -> bool:
+    return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
+
+
+def _connection_error(method: str, url: str, error: Exception) -> groq.APIConnectionError:
+    """Return the SDK's exception for a request without a complete response."""
+    request = httpx.Request(method, url)
+    if isinstance(error, TimeoutError):
+        return groq.APITimeoutError(request=request)
+    return groq.APIConnectionError(request=request)
+
+
+def strip_tracebacks(error: BaseException) -> BaseException:
+    """Remove the tracebacks of an error and of its causes, and return it.
+
+    Some frames of aiohttp reference the error that references them. Only the garbage collector
+    would free such a cycle, which contains the request body, once for each failed request.
+    """
+    found: list[BaseException] = [error]
+    for each in found:
+        each.__traceback__ = None
+        found += [
+            other
+            for other in (each.__context__, each.__cause__)
+            if other is not None and not any(other is known for known in found)
+        ]
+    return error
+
+
+def open_http_session(max_connections: int) -> aiohttp.ClientSession:
+    """Return the session of the process; each concurrent turn may hold one connection."""
+    connector = CleanIdleConnector(limit=max_connections, keepalive_timeout=KEEPALIVE_S)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+
+@asynccontextmanager
+async def open_groq_client(settings: Settings, base_url: str) -> AsyncIterator[GroqClient]:
+    """Open the Groq client of the process.
+
+    Without an API key, every request raises CompletionNotConfigured.
+    """
+    async with (
+        open_http_session(settings.max_concurrent_turns) as session,
+        GroqClient(session, settings, base_url=base_url) as client,
+    ):
+        yield client

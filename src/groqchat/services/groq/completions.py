@@ -1,0 +1,159 @@
+"""A completion: the prompt sent to Groq, and the parsers of Groq's answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from groqchat.errors import CompletionError, CompletionRejected, CompletionUnavailable
+from groqchat.lenient_json import loads
+from groqchat.sse import DataParser
+from groqchat.storage.messages import PromptMessage
+
+# One event contains a few tokens; a line without an end must not fill the memory.
+MAX_LINE_BYTES = 1024 * 1024
+# More than any conversation needs, and the largest integer that JSON numbers represent exactly.
+MAX_TOKENS = 2**53
+MAX_CODE_CHARS = 64
+DONE = b"[DONE]"
+
+
+@dataclass(slots=True, kw_only=True)
+class Prompt:
+    """The request to the model: messages in order, and the sampling options."""
+
+    model: str
+    messages: Sequence[PromptMessage]
+    system_prompt: str | None = None
+    options: dict[str, float | int] = field(default_factory=dict)
+
+    def body(self, **fields: bool) -> bytes:
+        """Return the request body in OpenAI's format, with additional fields."""
+        messages = self.messages
+        if self.system_prompt is not None:
+            messages = [{"role": "system", "content": self.system_prompt}, *messages]
+        return orjson.dumps({"model": self.model, "messages": messages, **self.options, **fields})
+
+
+@dataclass(slots=True, kw_only=True)
+class Completion:
+    """The model's answer; `tokens` counts prompt and answer, None if Groq reported no usage."""
+
+    text: str
+    model: str
+    tokens: int | None
+    finish_reason: str
+    is_complete: bool = True
+
+
+def parse_completion(content: bytes, *, requested_model: str) -> Completion:
+    """Return the completion in a response body; raise CompletionUnavailable if there is none."""
+    reply = parse_json(content)
+    try:
+        choice = reply["choices"][0]
+        text = choice["message"].get("content") or ""
+        model = reply.get("model") or requested_model
+        finish_reason = choice.get("finish_reason") or "stop"
+        usage = reply.get("usage") or {}
+        tokens = valid_tokens(usage.get("total_tokens"))
+    except (AttributeError, IndexError, KeyError, TypeError):
+        raise CompletionUnavailable("Groq's response is not a completion") from None
+    if not (isinstance(text, str) and isinstance(model, str) and isinstance(finish_reason, str)):
+        raise CompletionUnavailable("Groq's completion has fields of the wrong type")
+    return Completion(text=text, model=model, tokens=tokens, finish_reason=finish_reason)
+
+
+class StreamParser:
+    """Parses a streamed completion, chunk by chunk.
+
+    `model`, `tokens` and `finish_reason` hold the latest values in the stream; `error` is the
+    error that ended it.
+    """
+
+    def __init__(self, requested_model: str) -> None:
+        self.model = requested_model
+        self.tokens: int | None = None
+        self.finish_reason: str | None = None
+        self.is_done = False
+        self.error: CompletionError | None = None
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._data = DataParser()
+
+    @property
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """The tool calls, assembled from their parts."""
+        return [self._calls[index] for index in sorted(self._calls)]
+
+    def feed(self, chunk: bytes) -> str:
+        """Return the text in a chunk, up to an error; the chunk may end anywhere."""
+        text = ""
+        try:
+            for payload in self._data.feed(chunk):
+                text += self._parse_payload(payload)
+            if self._data.pending_bytes > MAX_LINE_BYTES:
+                raise CompletionUnavailable(f"a line of the stream exceeds {MAX_LINE_BYTES} bytes")
+        except CompletionError as error:
+            self.error = error
+        return text
+
+    def _parse_payload(self, payload: bytes) -> str:
+        if payload == DONE:
+            self.is_done = True
+            return ""
+        chunk = parse_json(payload)
+        try:
+            if chunk.get("error"):
+                raise _stream_error(chunk["error"])
+            return self._parse_chunk(chunk)
+        except (AttributeError, IndexError, KeyError, TypeError):
+            raise CompletionUnavailable("an event of the stream is not a chunk") from None
+
+    def _parse_chunk(self, chunk: dict[str, Any]) -> str:
+        choices = chunk.get("choices")
+        usage = chunk.get("usage") or (chunk.get("x_groq") or {}).get("usage")
+        if usage:
+            self.tokens = valid_tokens(usage.get("total_tokens"))
+        if not choices:
+            return ""
+        choice = choices[0]
+        if choice.get("finish_reason"):
+            self.finish_reason = str(choice["finish_reason"])
+            model = chunk.get("model")
+            self.model = model if isinstance(model, str) and model else self.model
+        delta = choice.get("delta") or {}
+        for part in delta.get("tool_calls") or ():
+            self._add_call_part(part)
+        text = delta.get("content")
+        return text if isinstance(text, str) else ""
+
+    def _add_call_part(self, part: dict[str, Any]) -> None:
+        """Add a part of a tool call; strings are concatenated, the id is set once."""
+        call = self._calls.setdefault(part.get("index", 0), {"type": "function", "function": {}})
+        if part.get("id"):
+            call["id"] = part["id"]
+        for name, value in (part.get("function") or {}).items():
+            if isinstance(value, str):
+                call["function"][name] = call["function"].get(name, "") + value
+
+
+def valid_tokens(tokens: object) -> int | None:
+    """Return a token count, or None if the value cannot be a token count."""
+    return tokens if type(tokens) is int and 0 <= tokens <= MAX_TOKENS else None
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse JSON from Groq; raise CompletionUnavailable if it is not JSON."""
+    try:
+        return loads(data)
+    except ValueError:
+        raise CompletionUnavailable("Groq sent invalid JSON") from None
+
+
+def _stream_error(error: Any) -> CompletionError:
+    """Return our error for an error event of Groq, without its text, which may quote the prompt."""
+    code = error.get("code") if isinstance(error, dict) else None
+    status = error.get("status_code") if isinstance(error, dict) else None
+    if status == 400 or code in {"json_validate_failed", "tool_use_failed"}:  # noqa: PLR2004 - an HTTP status
+        return CompletionRejected(f"during the stream: {code}")
+    return CompletionUnavailable(f"during the stream: {str(code)[:MAX_CODE_CHARS]}")

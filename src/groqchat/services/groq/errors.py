@@ -1,0 +1,156 @@
+"""Translation of every exception of the groq SDK into a CompletionError."""
+
+import json
+import re
+from collections.abc import Mapping
+
+import groq
+import httpx
+
+from groqchat.errors import (
+    CompletionError,
+    CompletionOverloaded,
+    CompletionRejected,
+    CompletionTimeout,
+    CompletionUnavailable,
+    PromptTooLarge,
+    RateLimited,
+    UnknownModel,
+)
+from groqchat.services.groq.aiohttp_internals import Reply
+
+ORGANISATION = re.compile(r"\borg_[A-Za-z0-9]+")
+ORGANISATION_BYTES = re.compile(ORGANISATION.pattern.encode())
+CODE = re.compile(r"[a-z0-9_]{1,64}")
+# Groq's messages have one or two sentences. Longer ones may quote the user or the model.
+MAX_MESSAGE_CHARS = 500
+
+# Looked up along the class hierarchy of the SDK's exception.
+BY_CLASS: Mapping[type[groq.GroqError], type[CompletionError]] = {
+    groq.BadRequestError: CompletionRejected,
+    groq.UnprocessableEntityError: CompletionRejected,
+    groq.NotFoundError: UnknownModel,
+    groq.RateLimitError: RateLimited,
+    # The key belongs to the service, so the client is not at fault.
+    groq.AuthenticationError: CompletionUnavailable,
+    groq.PermissionDeniedError: CompletionUnavailable,
+    groq.ConflictError: CompletionUnavailable,
+    groq.InternalServerError: CompletionUnavailable,
+    groq.APITimeoutError: CompletionTimeout,
+    groq.APIConnectionError: CompletionUnavailable,
+    groq.APIResponseValidationError: CompletionUnavailable,
+    groq.APIStatusError: CompletionUnavailable,
+    groq.APIError: CompletionUnavailable,
+    groq.GroqError: CompletionUnavailable,
+}
+# Statuses for which the SDK has no class, or a class that is too general.
+BY_STATUS: Mapping[int, type[CompletionError]] = {
+    408: CompletionTimeout,
+    413: PromptTooLarge,
+    498: CompletionOverloaded,
+    503: CompletionOverloaded,
+    504: CompletionTimeout,
+}
+# Clients see Groq's message for these errors, because they can act on it.
+SHOWN_ERRORS = (CompletionRejected, UnknownModel, PromptTooLarge, RateLimited)
+RETRYABLE_STATUS = frozenset({408, 409, 429, 498})
+SERVER_ERRORS = 500
+
+
+# The SDK's class for each status, as its own client chooses it.
+SDK_ERRORS: Mapping[int, type[groq.APIStatusError]] = {
+    400: groq.BadRequestError,
+    401: groq.AuthenticationError,
+    403: groq.PermissionDeniedError,
+    404: groq.NotFoundError,
+    409: groq.ConflictError,
+    422: groq.UnprocessableEntityError,
+    429: groq.RateLimitError,
+}
+# aiohttp has decompressed the content already.
+DECODED_HEADERS = frozenset({b"content-encoding", b"transfer-encoding"})
+
+
+def status_error(method: str, url: str, reply: Reply) -> groq.APIStatusError:
+    """Return the SDK's exception for a response that is not a 2xx."""
+    response = httpx.Response(
+        reply.status,
+        headers=[pair for pair in reply.headers if pair[0].lower() not in DECODED_HEADERS],
+        content=reply.content,
+        request=httpx.Request(method, url),
+    )
+    text = response.text.strip()
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        body = text
+    default = groq.InternalServerError if reply.status >= SERVER_ERRORS else groq.APIStatusError
+    kind = SDK_ERRORS.get(reply.status, default)
+    return kind(f"Error code: {reply.status}", response=response, body=body)
+
+
+def completion_error(error: groq.GroqError) -> CompletionError:
+    """Return the CompletionError for an SDK exception, without the organisation's name."""
+    status = error.status_code if isinstance(error, groq.APIStatusError) else None
+    kind = BY_STATUS.get(status or 0) or next(
+        BY_CLASS[parent] for parent in type(error).__mro__ if parent in BY_CLASS
+    )
+    text = _text(error)
+    shown = text if issubclass(kind, SHOWN_ERRORS) else None
+    return kind(
+        f"{type(error).__name__} {status or ''}: {_code(error) or _cause(error)}",
+        message=shown,
+        param="model" if kind is UnknownModel else None,
+        retry_after_s=retry_after_s(error),
+    )
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Tell whether the same request may succeed later."""
+    if isinstance(error, groq.APIStatusError):
+        return error.status_code in RETRYABLE_STATUS or error.status_code >= SERVER_ERRORS
+    return isinstance(error, groq.APIConnectionError)
+
+
+def retry_after_s(error: BaseException) -> float | None:
+    """Return the value of the `Retry-After` header, in seconds."""
+    if not isinstance(error, groq.APIStatusError):
+        return None
+    try:
+        seconds = float(error.response.headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return max(seconds, 0.0) if seconds < float("inf") else None
+
+
+def redact(content: bytes) -> bytes:
+    """Return a response body of Groq without the name of the organisation that owns the key."""
+    return ORGANISATION_BYTES.sub(b"org_***", content)
+
+
+def _cause(error: groq.GroqError) -> str:
+    """Return the error of the transport, which names hosts and sockets only."""
+    cause = error.__cause__
+    return f"{type(cause).__name__}: {cause}" if cause else ""
+
+
+def _code(error: groq.GroqError) -> str:
+    """Return Groq's error code, which is safe to log; the message may quote the prompt."""
+    code = _error_field(error, "code")
+    return code if code and CODE.fullmatch(code) else ""
+
+
+def _error_field(error: groq.GroqError, field: str) -> str | None:
+    body = error.body if isinstance(error, groq.APIError) else None
+    inner = body.get("error", body) if isinstance(body, dict) else None
+    value = inner.get(field) if isinstance(inner, dict) else None
+    return value if isinstance(value, str) and value else None
+
+
+def _text(error: groq.GroqError) -> str | None:
+    """Return the message of an error in Groq's format, redacted and shortened."""
+    text = _error_field(error, "message")
+    if text is None:
+        return None
+    clean = text[:MAX_MESSAGE_CHARS].encode(errors="replace").decode()
+    return ORGANISATION.sub("org_***", clean)

@@ -1,0 +1,161 @@
+"""Conversations of the OpenAI-compatible endpoint: requests matched with a session's messages."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from groqchat.errors import InvalidField, StorageError
+from groqchat.models import MAX_PAGE
+from groqchat.services.openai.messages import (
+    INSTRUCTION_ROLES,
+    OpenAIMessage,
+    drop_unpaired_tool_calls,
+    find_overlap,
+    is_repeated,
+    is_transcript,
+    to_message,
+    to_openai,
+    trim_to_budget,
+)
+from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.settings import Settings
+from groqchat.storage.messages import INCOMPLETE, ROLES, Message
+
+# How far back the tool calls that a request answers, and their user message, may be.
+MAX_TOOL_CALL_DISTANCE = 100
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """The messages for the model, and which of them are new.
+
+    `last_message` is the stored message that the answer follows, None if it is not stored.
+    """
+
+    session_id: str
+    messages: list[OpenAIMessage]
+    new: Sequence[Message] = ()
+    last_message: Message | None = None
+
+
+class Conversations:
+    """Adds a session's earlier messages to a request and stores the new messages."""
+
+    def __init__(self, history: RedisChatService, settings: Settings) -> None:
+        self._history = history
+        self._settings = settings
+
+    async def begin(self, session_id: str, messages: object, model: str | None) -> Conversation:
+        """Return the whole conversation; raise InvalidField if `messages` is not valid.
+
+        If Redis is unavailable, the conversation contains only the request's messages.
+        """
+        request = _validated(messages)
+        instructions = [message for message in request if message["role"] in INSTRUCTION_ROLES]
+        sent = [message for message in request if message["role"] not in INSTRUCTION_ROLES]
+        try:
+            earlier = await self._load_history(session_id, sent)
+        except StorageError as error:
+            log.warning("answering without history: %s", error)
+            return Conversation(session_id=session_id, messages=request)
+        known, begin = find_overlap(_all_to_openai(earlier), sent)
+        context = drop_unpaired_tool_calls(self._trim(earlier[:begin], sent), sent)
+        conversation = [*instructions, *context, *sent]
+        new = [to_message(message, model) for message in sent[known:]]
+        try:
+            if new:
+                await self._history.save_message(session_id, *new)
+        except StorageError as error:
+            log.warning("answering messages that are not stored: %s", error)
+            return Conversation(session_id=session_id, messages=conversation)
+        last_message = [*earlier, *new][-1] if sent else None
+        return Conversation(
+            session_id=session_id, messages=conversation, new=new, last_message=last_message
+        )
+
+    async def end(self, conversation: Conversation, answer: Message) -> bool:
+        """Store an answer, and return whether all messages of the request and it are stored."""
+        if conversation.last_message is None:
+            return False
+        if answer.status == INCOMPLETE and not answer.content:
+            return True
+        return await self._history.try_save(
+            conversation.session_id, answer, user_message=conversation.last_message
+        )
+
+    async def rollback(self, conversation: Conversation) -> None:
+        """Delete the new messages of a request that Groq rejected.
+
+        Groq would reject every later request that contains them.
+        """
+        if not conversation.new:
+            return
+        try:
+            await self._history.remove_messages(conversation.session_id, conversation.new)
+        except StorageError as error:
+            log.warning("rejected messages stay in the history: %s", error)
+
+    async def _load_history(self, session_id: str, sent: Sequence[OpenAIMessage]) -> list[Message]:
+        """Return the latest messages, as many as the comparison with the request needs.
+
+        If the request repeats the session's last messages, an incomplete answer to them is deleted.
+        """
+        # One more than the request has: the session may end with an incomplete answer.
+        count = max(self._settings.chat_context_messages, len(sent) + 1)
+        if sent and sent[0]["role"] == "tool":
+            count = max(count, MAX_TOOL_CALL_DISTANCE)
+        page = await self._history.get_session_history(session_id, limit=min(count, MAX_PAGE))
+        if page.has_more and is_transcript(sent):
+            overlap = find_overlap(_all_to_openai(page.messages), sent)
+            if not overlap.known:
+                # The transcript starts earlier in the session and diverges from it.
+                page = await self._history.get_session_history(session_id, limit=MAX_PAGE)
+        earlier = page.messages
+        if earlier and earlier[-1].status == INCOMPLETE:
+            before = _all_to_openai(earlier[:-1])
+            if sent and is_repeated(before, sent):
+                await self._history.remove_messages(session_id, earlier[-1:])
+                return earlier[:-1]
+        return earlier
+
+    def _trim(
+        self, earlier: Sequence[Message], sent: Sequence[OpenAIMessage]
+    ) -> list[OpenAIMessage]:
+        return trim_to_budget(
+            _all_to_openai(earlier),
+            messages=self._settings.chat_context_messages,
+            tokens=self._settings.chat_context_tokens,
+            needs_last_exchange=bool(sent) and sent[0]["role"] == "tool",
+        )
+
+
+def _all_to_openai(messages: Sequence[Message]) -> list[OpenAIMessage]:
+    return [to_openai(message) for message in messages]
+
+
+def _validated(messages: object) -> list[OpenAIMessage]:
+    if not isinstance(messages, list) or not messages:
+        raise InvalidField(message="messages: must be a non-empty list", param="messages")
+    for index, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(role, str) or role not in ROLES.keys() | INSTRUCTION_ROLES:
+            param = f"messages.{index}.role"
+            raise InvalidField(message=f"{param}: must be a role that can be stored", param=param)
+        for name, is_valid in (("tool_calls", _are_calls), ("tool_call_id", _is_id)):
+            if not is_valid(message.get(name)):
+                param = f"messages.{index}.{name}"
+                raise InvalidField(message=f"{param}: has an invalid value", param=param)
+    return messages
+
+
+def _are_calls(value: object) -> bool:
+    return value is None or (
+        isinstance(value, list)
+        and all(isinstance(call, dict) and _is_id(call.get("id")) for call in value)
+    )
+
+
+def _is_id(value: object) -> bool:
+    return value is None or isinstance(value, str)

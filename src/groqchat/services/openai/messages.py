@@ -1,0 +1,246 @@
+"""Messages in OpenAI's format: conversion, comparison with a session, and choice of the context."""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeAlias
+
+from groqchat.services.turns.context import BYTES_PER_TOKEN, TOKENS_PER_MESSAGE
+from groqchat.storage.message_ids import new_message_id
+from groqchat.storage.messages import ROLES, Message
+
+# Messages with these roles apply to one request, precede the conversation and are not stored.
+INSTRUCTION_ROLES = frozenset({"system", "developer"})
+# An image counts as about 2,000 tokens, whatever its size in bytes.
+IMAGE_BYTES = 2_000 * BYTES_PER_TOKEN
+# The symbol of a message that the session does not contain.
+UNKNOWN = "\0"
+
+OpenAIMessage: TypeAlias = dict[str, Any]
+
+
+class Overlap(NamedTuple):
+    """The part of a request that its session contains already.
+
+    `known` counts the messages at the start of the request; they start at index `begin` of the
+    session.
+    """
+
+    known: int
+    begin: int
+
+
+def to_message(message: OpenAIMessage, model: str | None) -> Message:
+    """Return a client's message in its stored form."""
+    content = message.get("content")
+    extra = {
+        name: value
+        for name, value in message.items()
+        if name not in {"role", "content"} and value is not None
+    }
+    if isinstance(content, list):
+        # Content in parts is stored unchanged, in addition to its text.
+        extra["content"] = content
+    return Message(
+        id=new_message_id(),
+        role=ROLES[message["role"]],
+        content=content if isinstance(content, str) else _text(content),
+        model=model,
+        extra=extra or None,
+    )
+
+
+def answer_message(
+    message: OpenAIMessage, *, model: str | None, tokens: int | None, finish_reason: str | None
+) -> Message:
+    """Return a completion's message in its stored form: its text and its tool calls."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    return Message(
+        id=new_message_id(),
+        role="assistant",
+        content=content if isinstance(content, str) else "",
+        model=model,
+        tokens=tokens,
+        finish_reason=finish_reason,
+        extra={"tool_calls": calls} if isinstance(calls, list) and calls else None,
+    )
+
+
+def to_openai(message: Message) -> OpenAIMessage:
+    """Return a stored message in OpenAI's format."""
+    return {"role": message.role, "content": message.content, **(message.extra or {})}
+
+
+def is_transcript(sent: Sequence[OpenAIMessage]) -> bool:
+    """Tell whether a request contains earlier answers, and so the whole conversation."""
+    # An assistant message in the last place is a prefix of the requested answer.
+    return any(message["role"] == "assistant" for message in sent[:-1])
+
+
+def find_overlap(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]) -> Overlap:
+    """Return the part of a request that its session contains already.
+
+    Many clients send the whole conversation with each request, and repeat failed requests. The
+    transcript may be longer than the stored messages. It may diverge from them if an answer was
+    stopped or regenerated, or if the client omits tool calls.
+    """
+    known, symbols = _as_symbols(earlier, sent)
+    at_end = _overlap_at_end(known, symbols)
+    if not is_transcript(sent):
+        return at_end
+    diverging = _diverging_overlap(known, symbols)
+    # A common user message alone may be a coincidence.
+    roles = {message["role"] for message in sent[: diverging.known]}
+    is_significant = roles >= {"user", "assistant"} or diverging.begin == 0
+    return diverging if is_significant and diverging.known > at_end.known else at_end
+
+
+def is_repeated(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]) -> bool:
+    """Tell whether a session ends with all messages of a request."""
+    return _overlap_at_end(*_as_symbols(earlier, sent)).known == len(sent)
+
+
+def _as_symbols(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]) -> tuple[str, str]:
+    """Return one character for each message; equal messages have equal characters.
+
+    Searching one string in another is fast.
+    """
+    symbols: dict[object, str] = {}
+    known = "".join(
+        symbols.setdefault(_canonical(message), chr(len(symbols) + 1)) for message in earlier
+    )
+    return known, "".join(symbols.get(_canonical(message), UNKNOWN) for message in sent)
+
+
+def _overlap_at_end(known: str, sent: str) -> Overlap:
+    """Return the overlap of the session's end with the request."""
+    index = sent.rfind(known) if known else -1
+    if index >= 0:
+        return Overlap(known=index + len(known), begin=0)
+    for count in range(min(len(sent), len(known)), 0, -1):
+        if known.endswith(sent[:count]):
+            return Overlap(known=count, begin=len(known) - count)
+    return Overlap(known=0, begin=len(known))
+
+
+def _diverging_overlap(known: str, sent: str) -> Overlap:
+    """Return the longest start of a transcript that the session contains in order, with gaps."""
+    best = Overlap(known=0, begin=len(known))
+    for begin, first in enumerate(known):
+        if first == sent[0]:
+            count = 0
+            for symbol in known[begin:]:
+                count += count < len(sent) and symbol == sent[count]
+            if count > best.known:
+                best = Overlap(known=count, begin=begin)
+    return best
+
+
+def trim_to_budget(
+    earlier: Sequence[OpenAIMessage], *, messages: int, tokens: int, needs_last_exchange: bool
+) -> list[OpenAIMessage]:
+    """Return the latest messages within both limits, starting with a user message.
+
+    With `needs_last_exchange`, because tool results follow, the last user message and everything
+    after it are returned even beyond the limits. If an exchange with many tool calls does not fit,
+    at least its final answer is returned.
+    """
+    begin = len(earlier)
+    roles = [message["role"] for message in earlier[-2:]]
+    ends_with_tools = not needs_last_exchange and roles == ["tool", "assistant"]
+    for index in range(len(earlier) - 1, -1, -1):
+        tokens -= _size(earlier[index]) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE
+        fits = tokens >= 0 and len(earlier) - index <= messages
+        if not fits and not (needs_last_exchange and begin == len(earlier)):
+            break
+        is_final_answer = ends_with_tools and index == len(earlier) - 1
+        if earlier[index]["role"] == "user" or is_final_answer:
+            begin = index
+    return list(earlier[begin:])
+
+
+def drop_unpaired_tool_calls(
+    earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]
+) -> list[OpenAIMessage]:
+    """Return earlier messages without tool calls that have no result, and results without a call.
+
+    Models reject both. The result of a call may be the first message of the request.
+    """
+    paired: list[OpenAIMessage] = []
+    conversation = [*earlier, *sent]
+    index = 0
+    while index < len(earlier):
+        message = conversation[index]
+        end = index + 1
+        while end < len(conversation) and conversation[end]["role"] == "tool":
+            end += 1
+        results = {str(result.get("tool_call_id")) for result in conversation[index + 1 : end]}
+        calls = tool_calls_of(message)
+        if message["role"] != "tool":
+            if {str(call.get("id")) for call in calls} == results:
+                paired += conversation[index : min(end, len(earlier))]
+            elif message["content"] or not calls:
+                paired.append({k: value for k, value in message.items() if k != "tool_calls"})
+        index = end
+    return paired
+
+
+def tool_calls_of(message: OpenAIMessage) -> list[dict[str, Any]]:
+    """Return the tool calls of a message, without values that are not objects."""
+    calls = message.get("tool_calls")
+    return [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+
+
+def _canonical(message: OpenAIMessage) -> object:
+    """Return a key that is equal for messages with the same meaning.
+
+    Clients return an answer with additional null fields, with its text in a part or stripped, and
+    with its tool calls encoded again.
+    """
+    calls = tool_calls_of(message) if message["role"] == "assistant" else []
+    content = message.get("content") or ""
+    if isinstance(content, list) and all(map(_is_text, content)):
+        content = _text(content)
+    return (
+        message["role"],
+        content.strip() if isinstance(content, str) else json.dumps(content, sort_keys=True),
+        message.get("tool_call_id") or "",
+        message["role"] == "user" and json.dumps(message.get("name")),
+        (calls and json.dumps([_canonical_call(call) for call in calls], sort_keys=True)) or "",
+    )
+
+
+def _is_text(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text"
+
+
+def _canonical_call(call: dict[str, Any]) -> object:
+    function = call.get("function")
+    if not isinstance(function, dict):
+        return call
+    arguments: Any = function.get("arguments")
+    with suppress(TypeError, ValueError, RecursionError):
+        arguments = json.dumps(json.loads(arguments), sort_keys=True)
+    return call.get("id"), function.get("name"), arguments
+
+
+def _size(message: OpenAIMessage) -> int:
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [content]
+    others = (value for name, value in message.items() if name != "content")
+    return sum(IMAGE_BYTES if _is_image(value) else _bytes(value) for value in (*parts, *others))
+
+
+def _is_image(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == "image_url"
+
+
+def _bytes(value: object) -> int:
+    return len(str(value).encode(errors="replace"))
+
+
+def _text(content: object) -> str:
+    """Return the text of content in parts."""
+    parts = content if isinstance(content, list) else []
+    texts = [part.get("text") for part in parts if isinstance(part, dict)]
+    return "\n".join(text for text in texts if isinstance(text, str))

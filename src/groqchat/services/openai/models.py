@@ -1,0 +1,83 @@
+"""The request and response models of the OpenAI-compatible endpoints.
+
+The models declare only the fields that the service uses or documents.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from groqchat.models import MODELS_PLACEHOLDER, ResponseModel, SessionId
+
+# Documents the request in OpenAPI. Groq validates it.
+REQUEST_SCHEMA: dict[str, Any] = {
+    "required": ["model", "messages"],
+    "properties": {
+        "model": {"type": "string", "minLength": 1, "enum": MODELS_PLACEHOLDER},
+        "messages": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["role"],
+                "properties": {
+                    "role": {"enum": ["system", "user", "assistant", "tool"]},
+                    "content": {
+                        "anyOf": [
+                            {"type": "string"},
+                            {"type": "array", "items": {"type": "object"}},
+                            {"type": "null"},
+                        ]
+                    },
+                },
+            },
+        },
+        "stream": {"type": ["boolean", "null"]},
+    },
+    "examples": [
+        {
+            "model": "openai/gpt-oss-20b",
+            "messages": [{"role": "user", "content": "What is Python?"}],
+        }
+    ],
+}
+
+
+class OpenAIHeaders(BaseModel):
+    """The headers of a completion request."""
+
+    session_id: SessionId | None = Field(
+        None,
+        alias="X-Session-Id",
+        description="Adds the earlier messages of this session to the request, and stores the new "
+        "messages and the answer.",
+    )
+
+
+class ChatCompletionRequest(BaseModel):
+    """A completion request in OpenAI's format. Other fields are forwarded to Groq unchanged."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, json_schema_extra=REQUEST_SCHEMA)
+
+    model: str | None = None
+    messages: Any = None
+    stream: bool | None = None
+
+
+class ChatCompletionResponse(ResponseModel):
+    """A completion in OpenAI's format, as Groq returns it."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class ModelListResponse(ResponseModel):
+    """The available models in OpenAI's format, as Groq describes them."""
+
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
+
+
+class OpenAIErrorResponse(ResponseModel):
+    """An error that Groq returned, or an error of the service, which has more fields."""
+
+    error: dict[str, Any]

@@ -1,0 +1,269 @@
+"""The chat service: runs a turn, which reads the context, asks Groq and stores both messages."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+from groqchat.errors import (
+    CompletionError,
+    CompletionUnavailable,
+    GroqChatError,
+    ShuttingDown,
+    StorageError,
+)
+from groqchat.models import ChatRequest, ChatResponse, StartEvent
+from groqchat.services.groq.client import GroqClient
+from groqchat.services.groq.completions import Completion, Prompt, StreamParser
+from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.services.turns.context import BYTES_PER_TOKEN, build_prompt, context_limit
+from groqchat.services.turns.limiter import TurnLimiter
+from groqchat.services.turns.registry import TurnRegistry
+from groqchat.services.turns.turn import Turn
+from groqchat.settings import Settings
+from groqchat.storage.message_ids import new_message_id
+from groqchat.storage.messages import FAILED, INCOMPLETE, STOPPED, Message, PromptMessage
+
+# Longer than the longest answer of any model that Groq lists.
+MAX_ANSWER_CHARS = 2_000_000
+
+Complete: TypeAlias = Callable[[Prompt], Awaitable[Completion]]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _TurnState:
+    """The user message and session of a turn, and whether the user message is stored.
+
+    `is_retry`: an earlier request may have run the turn before, under an Idempotency-Key.
+    """
+
+    session_id: str
+    user_message: Message
+    is_retry: bool = False
+    is_stored: bool = False
+
+
+class ChatService:
+    """Answers user messages, as a whole or as a stream of events.
+
+    A turn without events runs in the task of its request. aiohttp does not cancel that task when
+    the client disconnects (`handler_cancellation=False`), so the answer is stored in any case.
+    """
+
+    def __init__(
+        self,
+        *,
+        history: RedisChatService,
+        groq: GroqClient,
+        turns: TurnRegistry,
+        limiter: TurnLimiter,
+        settings: Settings,
+    ) -> None:
+        self._history = history
+        self._groq = groq
+        self._turns = turns
+        self._limiter = limiter
+        self._settings = settings
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether completions are available: an API key is set, or the mock Groq server runs."""
+        return self._groq.is_configured
+
+    async def answer(self, request: ChatRequest) -> ChatResponse:
+        """Answer a user message and store both messages, even if the client disconnects."""
+        with self._limiter:
+            return await self._run(request, self._new_state(request), self._groq.complete)
+
+    def check(self) -> None:
+        """Raise ShuttingDown or Overloaded if no further turn may start."""
+        self._limiter.check()
+
+    def start(
+        self, request: ChatRequest, *, turn_id: str | None = None, session_id: str | None = None
+    ) -> Turn:
+        """Start a turn in a task of its own and return it.
+
+        With a `turn_id`, an earlier request may have started the turn, and others may follow it.
+        """
+        self._limiter.check()
+        state = self._new_state(request, turn_id=turn_id, session_id=session_id)
+        turn = Turn(state.user_message.id, state.session_id, is_shared=state.is_retry)
+        task = asyncio.create_task(self._run_with_events(request, state, turn))
+        # A done callback also runs if the task is cancelled before its first step.
+        task.add_done_callback(lambda _: turn.end())
+        self._limiter.add(task)
+        self._turns.add(turn)
+        return turn
+
+    def _new_state(
+        self, request: ChatRequest, *, turn_id: str | None = None, session_id: str | None = None
+    ) -> _TurnState:
+        self._groq.check_model(request.model)
+        return _TurnState(
+            session_id=session_id or request.session_id or str(uuid.uuid4()),
+            is_retry=turn_id is not None,
+            user_message=Message(
+                id=turn_id or new_message_id(),
+                role="user",
+                content=request.message,
+                model=request.model or self._settings.groq_default_model,
+            ),
+        )
+
+    async def _run_with_events(self, request: ChatRequest, state: _TurnState, turn: Turn) -> None:
+        """Run a turn and add its events."""
+        try:
+            start = StartEvent(
+                turn_id=turn.id,
+                session_id=turn.session_id,
+                model=state.user_message.model,
+                timestamp=state.user_message.timestamp,
+            )
+            turn.add("start", start.model_dump_json().encode())
+            complete = self._stream_completion if request.stream else self._complete
+            response = await self._run(request, state, partial(complete, turn))
+            if turn.error is None:
+                turn.add("done", response.model_dump_json().encode())
+            else:
+                self._add_error(turn, turn.error)
+        except GroqChatError as error:
+            self._add_error(turn, error)
+        except Exception as error:
+            log.exception("turn %s failed", turn.id)
+            turn.add("error", self._turns.encode_error(error))
+        finally:
+            if not turn.has_outcome:
+                self._add_error(turn, ShuttingDown())
+
+    def _add_error(self, turn: Turn, error: GroqChatError) -> None:
+        log.warning("turn %s: %s (%s)", turn.id, error.code, error.detail)
+        turn.add("error", self._turns.encode_error(error))
+
+    async def _run(
+        self, request: ChatRequest, state: _TurnState, complete: Complete
+    ) -> ChatResponse:
+        """Store the user message, complete the prompt, store the answer."""
+        user_message = state.user_message
+        if state.is_retry:
+            await self._drop_partial_answer(state)
+        earlier = await self._store_user_message(request, state)
+        prompt = build_prompt(request, user_message, earlier, self._settings)
+        try:
+            completion = await complete(prompt)
+        except (CompletionError, ShuttingDown):
+            if not state.is_stored:
+                await self._history.try_save(state.session_id, user_message)
+            raise
+        answer = _answer_message(completion)
+        is_saved = await self._store_answer(state, answer)
+        return ChatResponse(
+            message=answer.content,
+            model=completion.model,
+            timestamp=answer.timestamp,
+            tokens_used=answer.tokens,
+            finish_reason=completion.finish_reason,
+            session_id=state.session_id,
+            message_id=answer.id,
+            turn_id=user_message.id,
+            history_saved=is_saved,
+            status=answer.status,
+        )
+
+    async def _drop_partial_answer(self, state: _TurnState) -> None:
+        """Remove the incomplete answer of an earlier attempt at the turn."""
+        try:
+            await self._history.drop_incomplete_answer(state.session_id, state.user_message)
+        except StorageError as error:
+            log.warning("the history may contain an incomplete answer twice: %s", error)
+
+    async def _store_user_message(
+        self, request: ChatRequest, state: _TurnState
+    ) -> list[PromptMessage]:
+        """Store the user message and return the earlier messages; none if Redis fails."""
+        try:
+            earlier = await self._history.save_message(
+                state.session_id,
+                state.user_message,
+                context=context_limit(request, self._settings),
+                context_bytes=self._settings.chat_context_tokens * BYTES_PER_TOKEN,
+            )
+        except StorageError as error:
+            log.warning("answering without history: %s", error)
+            return []
+        state.is_stored = True
+        return earlier
+
+    async def _store_answer(self, state: _TurnState, answer: Message) -> bool:
+        """Store the answer, and the user message if it is not stored yet.
+
+        An answer that was cut short before its first character is not stored.
+        """
+        answers = [answer] if answer.content or not answer.status else []
+        if not state.is_stored:
+            return await self._history.try_save(state.session_id, state.user_message, *answers)
+        return not answers or await self._history.try_save(
+            state.session_id, *answers, user_message=state.user_message
+        )
+
+    async def _complete(self, turn: Turn, prompt: Prompt) -> Completion:
+        """Return the model's whole answer; an empty answer if the turn is stopped."""
+        async with turn.stoppable():
+            return await self._groq.complete(prompt)
+        error = turn.stop_error()
+        if error is not None:
+            raise error
+        return Completion(
+            text="", model=prompt.model, tokens=None, finish_reason=STOPPED, is_complete=False
+        )
+
+    async def _stream_completion(self, turn: Turn, prompt: Prompt) -> Completion:
+        """Add the model's answer to the turn as it arrives, and return the completion."""
+        parser = StreamParser(prompt.model)
+        texts: list[str] = []
+        size = 0
+        try:
+            async with turn.stoppable(), aclosing(self._groq.stream(prompt, parser)) as stream:
+                async for text in stream:
+                    size += len(text)
+                    if size > MAX_ANSWER_CHARS:
+                        raise CompletionUnavailable(f"more than {MAX_ANSWER_CHARS} characters")
+                    texts.append(text)
+                    turn.add("delta", {"text": text})
+        except CompletionError as error:
+            turn.error = error
+        else:
+            turn.error = turn.stop_error()
+        if turn.error is not None and not texts:
+            raise turn.error
+        return Completion(
+            text="".join(texts),
+            model=parser.model,
+            tokens=parser.tokens,
+            finish_reason=_finish_reason(turn, parser),
+            is_complete=turn.error is None and turn.stop_reason is None,
+        )
+
+
+def _finish_reason(turn: Turn, parser: StreamParser) -> str:
+    if turn.error is not None:
+        return FAILED
+    return STOPPED if turn.stop_reason else parser.finish_reason or "stop"
+
+
+def _answer_message(completion: Completion) -> Message:
+    return Message(
+        id=new_message_id(),
+        role="assistant",
+        content=completion.text,
+        model=completion.model,
+        tokens=completion.tokens,
+        finish_reason=completion.finish_reason,
+        status=None if completion.is_complete else INCOMPLETE,
+    )

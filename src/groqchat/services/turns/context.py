@@ -1,0 +1,70 @@
+"""The context: which earlier messages the model receives with the user message."""
+
+from collections.abc import Sequence
+
+from groqchat.models import ChatRequest
+from groqchat.services.groq.completions import Prompt
+from groqchat.settings import Settings
+from groqchat.storage.messages import Message, PromptMessage
+
+# Groq's tokenizers produce about one token for four bytes of English text.
+BYTES_PER_TOKEN = 4
+# Role and separators around each message.
+TOKENS_PER_MESSAGE = 4
+# Roles that need no further fields. A tool message is valid only after its tool call.
+CONTEXT_ROLES = frozenset({"system", "user", "assistant"})
+
+
+def context_limit(request: ChatRequest, settings: Settings) -> int:
+    """Return how many earlier messages to read for a request."""
+    # A new session has no earlier messages.
+    if request.session_id is None:
+        return 0
+    return settings.chat_context_messages if request.context is None else request.context
+
+
+def build_prompt(
+    request: ChatRequest,
+    user_message: Message,
+    earlier: Sequence[PromptMessage],
+    settings: Settings,
+) -> Prompt:
+    """Return the prompt: the earlier messages within the token budget, then the user message."""
+    options = {
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "max_completion_tokens": request.max_completion_tokens,
+    }
+    return Prompt(
+        model=user_message.model or settings.groq_default_model,
+        messages=[
+            *fit_to_budget(earlier, settings.chat_context_tokens),
+            {"role": "user", "content": user_message.content},
+        ],
+        system_prompt=request.system_prompt,
+        options={name: value for name, value in options.items() if value is not None},
+    )
+
+
+def fit_to_budget(earlier: Sequence[PromptMessage], tokens: int) -> Sequence[PromptMessage]:
+    """Return the latest messages that fit into an estimated number of tokens, in order."""
+    contents = [message["content"] for message in earlier]
+    # A character is one token at most: if this sum fits, no exact estimate is necessary.
+    upper_bound = sum(map(len, contents)) + TOKENS_PER_MESSAGE * len(contents)
+    if (
+        upper_bound <= tokens
+        and all(contents)
+        and CONTEXT_ROLES.issuperset([message["role"] for message in earlier])
+    ):
+        return earlier
+    fitting: list[PromptMessage] = []
+    for message in reversed(earlier):
+        content = message["content"]
+        if not content or message["role"] not in CONTEXT_ROLES:
+            continue
+        size = len(content) if content.isascii() else len(content.encode())
+        tokens -= size // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE
+        if tokens < 0:
+            break
+        fitting.append(message)
+    return fitting[::-1]

@@ -1,0 +1,122 @@
+"""Idempotency keys: requests with the same key share one turn, on whichever workers they arrive."""
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+import orjson
+
+from groqchat import sse
+from groqchat.errors import GroqChatError, IdempotencyKeyReused, TurnLost, TurnNotFound
+from groqchat.models import ChatRequest
+from groqchat.services.turns.chat import ChatService
+from groqchat.services.turns.registry import TurnRegistry, last_events
+from groqchat.services.turns.turn import Turn
+from groqchat.storage import keys
+from groqchat.storage.command_batcher import CommandBatcher
+from groqchat.storage.event_log import is_final
+from groqchat.storage.message_ids import new_message_id
+
+# A worker that has claimed a turn writes the first event within a moment. If the worker dies, the
+# claim expires after the lease.
+CLAIM_POLL_S = 0.025
+CLAIM_TIMEOUT_S = keys.TURN_LEASE_S + 5.0
+OUTCOME_ATTEMPTS = 2
+# Fields that change how the answer is delivered, not the answer.
+UNFINGERPRINTED_FIELDS = {"stream", "on_disconnect"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Record:
+    """The turn of a key; session and turn id stay the same for every attempt."""
+
+    turn_id: str
+    session_id: str
+    fingerprint: str
+
+
+class IdempotencyKeys:
+    """Runs one turn for each key: the request that claims the turn runs it, the others follow.
+
+    If the turn fails or its worker dies, the next request runs it again. The user message has the
+    same id then, so it is stored once.
+    """
+
+    def __init__(self, *, batcher: CommandBatcher, chat: ChatService, turns: TurnRegistry) -> None:
+        self._batcher = batcher
+        self._chat = chat
+        self._turns = turns
+
+    async def follow(
+        self, key: str, request: ChatRequest
+    ) -> tuple[AsyncIterator[bytes], Turn | None]:
+        """Return the events of a key's turn, and the turn itself if this request runs it."""
+        record = await self._find_or_create(key, request)
+        deadline = asyncio.get_running_loop().time() + CLAIM_TIMEOUT_S
+        while True:
+            self._chat.check()
+            if await self._claim(record.turn_id):
+                turn = await self._start(record, request)
+                return turn.follow(), turn
+            try:
+                events = await self._turns.follow(record.turn_id)
+                if events is not None:
+                    return events, None
+            except TurnNotFound:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise TurnLost(f"turn {record.turn_id} did not start") from None
+            await asyncio.sleep(CLAIM_POLL_S)
+
+    async def outcome(self, key: str, request: ChatRequest) -> bytes:
+        """Return the final event of a key's turn; run the turn again if its worker dies."""
+        for _ in range(OUTCOME_ATTEMPTS - 1):
+            with suppress(TurnLost):
+                return await self._final_event(key, request)
+        return await self._final_event(key, request)
+
+    async def _final_event(self, key: str, request: ChatRequest) -> bytes:
+        events, _ = await self.follow(key, request)
+        last = sse.last_event(await last_events(events))
+        if not is_final(last):
+            raise TurnLost("the events ended without an outcome")
+        return last
+
+    async def _start(self, record: _Record, request: ChatRequest) -> Turn:
+        try:
+            return self._chat.start(request, turn_id=record.turn_id, session_id=record.session_id)
+        except GroqChatError:
+            # The next request need not wait until the lease expires.
+            await self._batcher.transact([("DEL", keys.claim_key(record.turn_id))])
+            raise
+
+    async def _find_or_create(self, key: str, request: ChatRequest) -> _Record:
+        """Return the record of a key; create it from this request if the key is new."""
+        fields = request.model_dump_json(exclude=UNFINGERPRINTED_FIELDS)
+        own = _Record(
+            turn_id=new_message_id(),
+            session_id=request.session_id or str(uuid.uuid4()),
+            fingerprint=hashlib.sha256(fields.encode()).hexdigest(),
+        )
+        name = keys.idempotency_key(hashlib.sha256(key.encode()).hexdigest())
+        _, found = await self._batcher.transact(
+            [
+                ("SET", name, orjson.dumps(asdict(own)), "NX", "EX", keys.IDEMPOTENCY_TTL_S),
+                ("GET", name),
+            ]
+        )
+        record = _Record(**orjson.loads(found))
+        if record.fingerprint != own.fingerprint:
+            raise IdempotencyKeyReused(param="Idempotency-Key")
+        return record
+
+    async def _claim(self, turn_id: str) -> bool:
+        """Tell whether this request may run the turn; the claim expires if it is not renewed."""
+        token = uuid.uuid4().hex.encode()
+        name = keys.claim_key(turn_id)
+        _, holder = await self._batcher.transact(
+            [("SET", name, token, "NX", "EX", keys.TURN_LEASE_S), ("GET", name)]
+        )
+        return bool(holder == token)

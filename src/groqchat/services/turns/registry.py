@@ -1,0 +1,296 @@
+"""The turn registry: follows and stops turns, those of this process and, through Redis, others."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import orjson
+
+from groqchat import sse
+from groqchat.background import background_task
+from groqchat.errors import (
+    HistoryFailed,
+    HistoryUnavailable,
+    StorageError,
+    TurnLost,
+    TurnNotFound,
+)
+from groqchat.retry import Backoff
+from groqchat.services.turns.turn import StopReason, Turn
+from groqchat.storage import keys
+from groqchat.storage.event_log import EventBatch, EventLog, EventSlice
+from groqchat.storage.message_ids import MICROS_PER_S, micros_of
+from groqchat.storage.messages import STOPPED
+
+# Events are written to Redis this long after they arrive, so that it sees few writes.
+COALESCE_S = 0.025
+# Turns whose events share a transaction.
+MAX_GROUP = 64
+# Each flush writes at most sse.MAX_WRITE_BYTES of each turn; the longest answer needs fewer
+# flushes than this.
+FINAL_FLUSHES = 100
+# How often stop requests are read while turns run.
+STOP_REQUESTS_POLL_S = 0.1
+LEASE_RENEWAL_S = keys.TURN_LEASE_S / 3
+# How often a follower of another worker's turn polls; less often while there are no events.
+FOLLOW_BACKOFF = Backoff(base_s=0.025, cap_s=0.2)
+# A finished turn stays in memory until Redis has its events, or for this time.
+UNPUBLISHED_RETENTION_S = 60.0
+# A worker stops a turn within a fraction of a second, unless it is busy or has died.
+STOP_TIMEOUT_S = 5.0
+# A turn that is younger than this may not be in Redis yet.
+NEW_TURN_S = 2.0
+# Higher than the number of any event.
+MAX_NUMBER = 2**53
+
+StopResult: TypeAlias = Literal["stopped", "finished", "stopping"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _LocalTurn:
+    """A turn of this process, and how much of it Redis has."""
+
+    turn: Turn
+    published: int = 0
+    is_last_batch: bool = False
+    is_published: bool = False
+    renewed_at: float = -LEASE_RENEWAL_S
+    over_since: float | None = None
+
+    def is_due(self, now: float) -> bool:
+        """Tell whether Redis needs events of the turn or a renewed lease."""
+        if self.turn.is_private:
+            return False
+        has_events = self.published < len(self.turn.events)
+        return has_events or self.turn.is_over != self.is_published or self._ttl_s(now) is not None
+
+    def unpublished(self, now: float) -> EventBatch:
+        """Return the next events to write to Redis."""
+        turn = self.turn
+        events, last = b"", self.published
+        if last < len(turn.events):
+            events, last = turn.next_events(last)
+        self.is_last_batch = turn.is_over and last == len(turn.events)
+        return EventBatch(
+            turn_id=turn.id,
+            events=events,
+            last=last,
+            is_first=self.published == 0,
+            ttl_s=self._ttl_s(now),
+        )
+
+    def mark_published(self, batch: EventBatch, now: float) -> None:
+        """Record that Redis has a batch."""
+        self.published = batch.last
+        self.is_published = self.is_last_batch
+        if batch.ttl_s is not None:
+            self.renewed_at = now
+
+    def mark_lost(self) -> None:
+        """Record that Redis has lost the turn, so that all its events are written again."""
+        self.published = 0
+        self.is_published = False
+        self.renewed_at = -LEASE_RENEWAL_S
+
+    def _ttl_s(self, now: float) -> int | None:
+        if self.is_last_batch:
+            return None if self.is_published else self.turn.retention_s
+        return keys.TURN_LEASE_S if now - self.renewed_at >= LEASE_RENEWAL_S else None
+
+
+class TurnRegistry:
+    """Holds the turns of this process and writes their events to the event log.
+
+    `encode_error` returns the data of an error event.
+    """
+
+    def __init__(
+        self, event_log: EventLog, encode_error: Callable[[Exception], dict[str, Any]]
+    ) -> None:
+        self._log = event_log
+        self.encode_error = encode_error
+        self._local: dict[str, _LocalTurn] = {}
+        self._has_turns = asyncio.Event()
+        self._is_idle = True
+        self._last_stop_request = "0-0"
+        self._stop_requests_read_at = 0.0
+        self._is_failing = False
+
+    def add(self, turn: Turn) -> None:
+        """Make a turn of this process available to followers and stop requests."""
+        self._local[turn.id] = _LocalTurn(turn)
+        self._has_turns.set()
+
+    def stop_all(self, reason: StopReason) -> None:
+        """Stop the turns of this process."""
+        for local in list(self._local.values()):
+            local.turn.stop(reason)
+
+    async def follow(self, turn_id: str, after: int = 0) -> AsyncIterator[bytes] | None:
+        """Return an iterator over the events after a number, or None if there are no more.
+
+        Raises TurnNotFound if the turn does not exist.
+        """
+        local = self._local.get(turn_id)
+        if local is not None and not local.turn.is_private:
+            turn = local.turn
+            return None if turn.is_over and after >= len(turn.events) else turn.follow(after)
+        first = await self._read_existing(turn_id, after)
+        if first.is_over and not first.events:
+            return None
+        return self._follow_remote(turn_id, after, first)
+
+    async def stop(self, turn_id: str) -> StopResult:
+        """Stop a turn on whichever worker it runs; wait for its end up to STOP_TIMEOUT_S."""
+        local = self._local.get(turn_id)
+        events = await self.follow(turn_id)
+        if local is not None:
+            local.turn.stop("stopped")
+        elif not (await self._log.read(turn_id, MAX_NUMBER)).is_over:
+            await self._log.request_stop(turn_id)
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                last = sse.last_event(await last_events(events))
+        except TimeoutError:
+            return "stopping"
+        outcome = orjson.loads(sse.parse_event(last)[1])
+        return "stopped" if outcome.get("finish_reason") == STOPPED else "finished"
+
+    async def _read_existing(self, turn_id: str, after: int) -> EventSlice:
+        """Read a turn's events; wait for a new turn that is not in Redis yet."""
+        found = await self._log.read(turn_id, after)
+        age_s = time.time() - micros_of(turn_id) / MICROS_PER_S
+        while not found.exists and abs(age_s) < NEW_TURN_S:
+            await asyncio.sleep(FOLLOW_BACKOFF.base_s)
+            age_s += FOLLOW_BACKOFF.base_s
+            found = await self._log.read(turn_id, after)
+        if not found.exists:
+            raise TurnNotFound
+        return found
+
+    async def _follow_remote(
+        self, turn_id: str, after: int, found: EventSlice
+    ) -> AsyncIterator[bytes]:
+        loop = asyncio.get_running_loop()
+        read_at = loop.time()
+        polls = 0
+        while True:
+            if found.events:
+                for events in sse.split_writes(found.events):
+                    yield events
+                after = sse.event_number(sse.last_event(found.events))
+                polls = 0
+            if found.is_over:
+                return
+            await asyncio.sleep(FOLLOW_BACKOFF.delay_s(polls))
+            polls += 1
+            try:
+                found = await self._log.read(turn_id, after)
+            except HistoryUnavailable:
+                # Redis may return before the lease of the turn expires.
+                if loop.time() - read_at > keys.TURN_LEASE_S:
+                    raise
+                found = EventSlice(events=b"", exists=True, is_over=False)
+                continue
+            read_at = loop.time()
+            if not found.exists:
+                raise TurnLost(f"turn {turn_id}")
+
+    @asynccontextmanager
+    async def publishing(self) -> AsyncIterator[None]:
+        """Write events to Redis until the block ends, then write the remaining events."""
+        try:
+            async with background_task("publish the events of turns", self._publish):
+                yield
+        finally:
+            with suppress(StorageError):
+                for _ in range(FINAL_FLUSHES):
+                    await self._flush()
+
+    async def _publish(self) -> float:
+        """Flush once, read stop requests, and remove finished turns."""
+        await self._has_turns.wait()
+        await asyncio.sleep(COALESCE_S)
+        try:
+            if self._is_idle:
+                # Earlier stop requests are for turns that are over.
+                self._last_stop_request = await self._log.last_stop_request()
+                self._is_idle = False
+            await self._flush()
+            await self._apply_stop_requests()
+            self._is_failing = False
+        except StorageError as error:
+            if not self._is_failing:
+                log.warning("other workers cannot follow the turns of this worker: %s", error)
+            self._is_failing = True
+        finally:
+            self._remove_finished()
+        return 0
+
+    async def _flush(self) -> None:
+        now = asyncio.get_running_loop().time()
+        due = [local for local in self._local.values() if local.is_due(now)]
+        for begin in range(0, len(due), MAX_GROUP):
+            group = due[begin : begin + MAX_GROUP]
+            try:
+                await self._append(group, now)
+            except HistoryFailed:
+                # One failing turn fails the whole transaction.
+                for local in group:
+                    await self._append_alone(local, now)
+
+    async def _append(self, group: Sequence[_LocalTurn], now: float) -> None:
+        batches = [local.unpublished(now) for local in group]
+        exist = await self._log.append(batches)
+        for local, batch, exists in zip(group, batches, exist, strict=True):
+            if exists:
+                local.mark_published(batch, now)
+            else:
+                local.mark_lost()
+
+    async def _append_alone(self, local: _LocalTurn, now: float) -> None:
+        batch = local.unpublished(now)
+        try:
+            await self._log.append([batch])
+        except HistoryFailed as error:
+            # Redis has these events already, or will never accept them.
+            log.info("events of turn %s were not stored: %s", batch.turn_id, error)
+        local.mark_published(batch, now)
+
+    async def _apply_stop_requests(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._stop_requests_read_at < STOP_REQUESTS_POLL_S:
+            return
+        self._stop_requests_read_at = now
+        requested, self._last_stop_request = await self._log.stop_requests(self._last_stop_request)
+        for turn_id in requested:
+            if turn_id in self._local:
+                self._local[turn_id].turn.stop("stopped")
+
+    def _remove_finished(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for local in list(self._local.values()):
+            if not local.turn.is_over:
+                continue
+            local.over_since = local.over_since or now
+            is_expired = now - local.over_since > UNPUBLISHED_RETENTION_S
+            if local.is_published or local.turn.is_private or is_expired:
+                del self._local[local.turn.id]
+        if not self._local:
+            self._has_turns.clear()
+            self._is_idle = True
+
+
+async def last_events(events: AsyncIterator[bytes] | None) -> bytes:
+    """Wait for the end of a stream and return what it yielded last."""
+    last = b""
+    if events is not None:
+        async for found in events:
+            last = found
+    return last

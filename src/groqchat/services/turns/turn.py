@@ -1,0 +1,138 @@
+"""A streamed turn: its events, its followers, and how it is stopped."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Literal, TypeAlias
+
+import orjson
+
+from groqchat.errors import CompletionTimeout, GroqChatError, ShuttingDown
+from groqchat.sse import MAX_WRITE_BYTES, encode_event
+from groqchat.storage import keys
+
+EventName: TypeAlias = Literal["start", "delta", "done", "error"]
+# Why a turn ends before its answer is complete: a client stopped it, its client disconnected, or
+# the service shuts down.
+StopReason: TypeAlias = Literal["stopped", "disconnected", "shutdown"]
+
+# Longer than any model needs for its longest answer.
+MAX_TURN_S = 900.0
+
+
+class Turn:
+    """The encoded events of one turn, numbered from 1.
+
+    All followers read from the same list, so a slow follower needs no memory of its own.
+    `is_shared`: other requests may follow the turn through its Idempotency-Key. `is_private`: only
+    the request that started the turn may follow it.
+    """
+
+    def __init__(
+        self, turn_id: str, session_id: str, *, is_shared: bool = False, is_private: bool = False
+    ) -> None:
+        self.id = turn_id
+        self.session_id = session_id
+        self.is_shared = is_shared
+        self.is_private = is_private
+        self.events: list[bytes] = []
+        self.is_over = False
+        # Whether the final event, `done` or `error`, was added.
+        self.has_outcome = False
+        self.error: GroqChatError | None = None
+        self.stop_reason: StopReason | None = None
+        self._waiting: list[asyncio.Future[None]] = []
+        self._limit: asyncio.Timeout | None = None
+
+    def add(self, name: EventName, data: dict[str, Any] | bytes) -> None:
+        """Add an event and wake the followers; `data` is JSON or a value to encode as JSON."""
+        self.has_outcome = name in {"done", "error"}
+        json = data if isinstance(data, bytes) else orjson.dumps(data)
+        self.events.append(encode_event(json, name=name, number=len(self.events) + 1))
+        self._wake()
+
+    def add_raw(self, data: bytes) -> None:
+        """Add encoded events of another server, which are forwarded unchanged."""
+        if data:
+            self.events.append(data)
+            self._wake()
+
+    def end(self) -> None:
+        """Tell the followers that there are no further events."""
+        self.is_over = True
+        self._wake()
+
+    async def follow(self, after: int = 0) -> AsyncIterator[bytes]:
+        """Yield the events after a number until the last one, several of them at once."""
+        after = min(after, len(self.events))
+        while True:
+            if after < len(self.events):
+                events, after = self.next_events(after)
+                yield events
+            elif self.is_over:
+                return
+            else:
+                waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._waiting.append(waiting)
+                await waiting
+
+    def next_events(self, after: int) -> tuple[bytes, int]:
+        """Return the events of one write, at most about MAX_WRITE_BYTES, and the last number."""
+        found = self.events[after : after + 1]
+        size = len(found[0])
+        # By index: iterating from the start would take longer with each event of the stream.
+        for index in range(after + 1, len(self.events)):
+            size += len(self.events[index])
+            if size > MAX_WRITE_BYTES:
+                break
+            found.append(self.events[index])
+        return (found[0] if len(found) == 1 else b"".join(found)), after + len(found)
+
+    async def final_event(self) -> bytes:
+        """Wait for the end of the turn and return its last event."""
+        async for _ in self.follow():
+            pass
+        return self.events[-1]
+
+    def stop(self, reason: StopReason) -> None:
+        """Stop the completion of the turn; has no effect after its end."""
+        if self.stop_reason is None:
+            self.stop_reason = reason
+            self._interrupt()
+
+    @asynccontextmanager
+    async def stoppable(self) -> AsyncIterator[None]:
+        """Run a block until it ends, the turn is stopped, or MAX_TURN_S is over."""
+        try:
+            async with asyncio.timeout(MAX_TURN_S) as self._limit:
+                if self.stop_reason is not None:
+                    self._interrupt()
+                yield
+        except TimeoutError as error:
+            if self.stop_reason is None:
+                raise CompletionTimeout(f"not complete within {MAX_TURN_S:g} s") from error
+        finally:
+            self._limit = None
+
+    @property
+    def retention_s(self) -> int:
+        """How long Redis retains the events after the end of the turn, in seconds."""
+        if not self.is_shared:
+            return keys.TURN_RETENTION_S
+        is_failed = bool(self.events) and b"\nevent: error\n" in self.events[-1]
+        is_repeatable = is_failed or self.stop_reason == "disconnected"
+        return keys.FAILURE_RETENTION_S if is_repeatable else keys.IDEMPOTENCY_TTL_S
+
+    def stop_error(self) -> GroqChatError | None:
+        """Return the error of a turn that was stopped by a shutdown; other stops are no errors."""
+        return ShuttingDown() if self.stop_reason == "shutdown" else None
+
+    def _interrupt(self) -> None:
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(asyncio.get_running_loop().time())
+
+    def _wake(self) -> None:
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(None)
+        self._waiting.clear()

@@ -1,0 +1,58 @@
+"""Translation of Redis failures: one deadline and one error class for every operation."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from groqchat.errors import HistoryFailed, HistoryUnavailable, StorageError
+
+# Error codes of a server that may accept the same command later.
+TRANSIENT_REPLIES = frozenset(
+    {
+        "BUSY",
+        "CLUSTERDOWN",
+        "EXECABORT",
+        "LOADING",
+        "MASTERDOWN",
+        "MISCONF",
+        "NOREPLICAS",
+        "OOM",
+        "READONLY",
+        "TRYAGAIN",
+    }
+)
+# redis-py's classes for some of these codes; their text does not contain the code.
+TRANSIENT_CLASSES = frozenset({"ExecAbortError", "OutOfMemoryError", "ReadOnlyError"})
+RETRY_AFTER_S = 2.0
+
+
+@asynccontextmanager
+async def redis_errors(timeout_s: float) -> AsyncIterator[None]:
+    """Raise StorageError if Redis or its connection fails in the block, or after the deadline."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except (RedisError, OSError) as error:
+        raise storage_error(error) from error
+
+
+def storage_error(error: Exception) -> StorageError:
+    """Return the StorageError for an error of redis-py, without the arguments of the command."""
+    # redis-py puts the command, and so the message text, in front of the reason, as a tuple's repr.
+    reason = str(error).rpartition("caused error: ")[2].lstrip("('\"")
+    kind = type(error).__name__
+    if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
+        return unavailable(f"{kind}: {reason or 'no answer within the deadline'}")
+    code = reason.split(" ", 1)[0]
+    if code.rstrip(":") in TRANSIENT_REPLIES or kind in TRANSIENT_CLASSES:
+        return unavailable(f"{kind}: {code}")
+    return HistoryFailed(f"{kind}: {code}")
+
+
+def unavailable(detail: str) -> HistoryUnavailable:
+    """Return the error for an unavailable Redis, with the delay before a retry."""
+    return HistoryUnavailable(detail, retry_after_s=RETRY_AFTER_S)

@@ -1,0 +1,54 @@
+"""Message ids: 13 hexadecimal digits of microseconds since the epoch, then 4 random digits.
+
+Ids sort by time, and an id contains the score of its message.
+"""
+
+import random
+import re
+import time
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+
+MESSAGE_ID = re.compile(r"[0-9a-f]{17}")
+MICROS_DIGITS = 13
+MICROS_PER_S = 1_000_000
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# The last second that 13 hexadecimal digits of microseconds can express, in the year 2112.
+MAX_SCORE_S = 4_503_599_627.0
+
+
+class _Clock:
+    """Unix time in microseconds that never repeats within the process."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def micros(self) -> int:
+        self._last = max(time.time_ns() // 1000, self._last + 1)
+        return self._last
+
+
+_clock = _Clock()
+
+
+def new_message_id() -> str:
+    """Return an id that sorts after every id that this process created before."""
+    return f"{_clock.micros():013x}{random.getrandbits(16):04x}"
+
+
+def micros_of(message_id: str) -> int:
+    """Return the microseconds since the epoch at the start of a message id."""
+    return int(message_id[:MICROS_DIGITS], 16)
+
+
+def iso_time(micros: int) -> str:
+    """Return microseconds since the epoch as ISO 8601 in UTC, with `+00:00`."""
+    second, rest = divmod(micros, MICROS_PER_S)
+    return f"{_iso_second(second)}.{rest:06d}+00:00"
+
+
+# Most formatted times are only a few seconds old.
+@lru_cache(maxsize=1024)
+def _iso_second(second: int) -> str:
+    return (EPOCH + timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%S")
