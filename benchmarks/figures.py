@@ -144,7 +144,8 @@ class Figures:
             reference = medians[store.REDIS_BENCHMARK]
             rows.append(
                 Row(
-                    measurement="Saved messages: history store / `redis-benchmark -P 16` (ZADD)",
+                    measurement="Saved messages: history store / `redis-benchmark -P 16`, ZADD of "
+                    "messages of equal length",
                     result=f"{per_second / reference:.2f}; {reference:,.0f} messages/s "
                     "by redis-benchmark",
                     target=">= 0.33",

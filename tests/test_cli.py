@@ -48,7 +48,7 @@ def contents(url: str) -> list[str]:
 def test_serving_with_nothing_configured_says_what_runs_where(directory: Path) -> None:
     with Service(directory, "--local") as service:
         assert re.search(r"\[Redis Chat\] Connected to Redis at embedded:.data/redis", service.log)
-        assert re.search(r"\[Groq\] offline: the mock Groq server answers at http://127.0.0.1:\d+", service.log)
+        assert re.search(r"\[Groq\] offline: the mock Groq server at http://127.0.0.1:\d+", service.log)
         assert chat(service.url, "Hello")["history_saved"] is True
 
 

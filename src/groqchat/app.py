@@ -123,7 +123,7 @@ async def open_groq_base_url(settings: Settings) -> AsyncIterator[str]:
     """Return the base URL of Groq's API; start the mock Groq server if it is configured."""
     if settings.is_offline:
         async with serve_mock_groq(parse_options(settings.offline_options)) as base_url:
-            log.info("[Groq] offline: the mock Groq server answers at %s, not a model", base_url)
+            log.info("[Groq] offline: the mock Groq server at %s answers, not a model", base_url)
             yield base_url
         return
     if settings.groq_api_key is None:
