@@ -4,8 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
+# The tests that talk to the service over HTTP, and those of the history store.
+HTTP_TESTS := $(addprefix tests/test_, $(addsuffix .py, bad_input chat_api completions conversations \
+	cors faults idempotency openai_endpoint openapi resume store streams turns))
+
 .DEFAULT_GOAL := help
-.PHONY: help run test check fmt lock bench clean
+.PHONY: help run test compat check fmt lock bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +19,9 @@ run: $(VENV)/.run ## Serve on port 5000; needs no Redis and no API key
 
 test: $(VENV)/.dev ## Run the tests in parallel and in random order
 	$(BIN)/python -m pytest --numprocesses auto
+
+compat: $(VENV)/.dev ## Run the HTTP tests without the private parts of redis-py and aiohttp
+	$(BIN)/python -m pytest -p tests.support.renamed_internals $(HTTP_TESTS)
 
 check: $(VENV)/.dev ## Check format, lint rules and types, then run the tests
 	$(BIN)/ruff format --check

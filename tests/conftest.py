@@ -24,7 +24,7 @@ _databases = itertools.count(1)
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the settings of whoever runs the tests out of them."""
+    """Remove settings from the environment; ignore a .env file."""
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setitem(Settings.model_config, "env_file", None)
@@ -32,7 +32,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def real_servers() -> Iterator[dict[str, RedisServer]]:
-    """One server of each kind, which no test stops."""
+    """One running server for each binary; tests share these servers and never stop them."""
     with ExitStack() as stack:
         yield {
             name: stack.enter_context(RedisServer(binary))
@@ -42,7 +42,7 @@ def real_servers() -> Iterator[dict[str, RedisServer]]:
 
 @pytest.fixture
 def own_redis_server() -> Iterator[RedisServer]:
-    """A real server to do harm to."""
+    """A real server that the test may stop or break."""
     with RedisServer(server_binaries()["valkey"]) as server:
         yield server
 
@@ -55,14 +55,14 @@ def redis_url(real_servers: dict[str, RedisServer]) -> str:
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    """A client of the database that `redis_url` names."""
+    """A client of the database at `redis_url`."""
     async with Redis.from_url(redis_url, protocol=2) as client:
         yield client
 
 
 @pytest.fixture(params=["fakeredis", *server_binaries()])
 async def any_redis(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
-    """An empty database on each kind of server that the store suite runs against."""
+    """An empty database of fakeredis, and one on each real server."""
     if request.param == "fakeredis":
         async with FakeAsyncRedis() as fake:
             yield fake
@@ -75,22 +75,22 @@ async def any_redis(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 def store(any_redis: Redis) -> RedisChatService:
-    """The history store over each kind of server."""
+    """The history store on `any_redis`."""
     return new_store(any_redis)
 
 
 @pytest.fixture
 async def groq() -> AsyncIterator[MockGroq]:
-    """Groq's stand-in on a real socket."""
-    fake = MockGroq()
-    async with TestServer(fake.app()) as server:
-        fake.url = str(server.make_url("/")).rstrip("/")
-        yield fake
+    """The mock Groq server on a real socket."""
+    mock = MockGroq()
+    async with TestServer(mock.app()) as server:
+        mock.url = str(server.make_url("/")).rstrip("/")
+        yield mock
 
 
 @pytest.fixture
 async def serve(redis_url: str, groq: MockGroq) -> AsyncIterator[Serve]:
-    """Start the whole service with settings of the test's own; gives a client of it."""
+    """A function that starts the service with the given settings and returns a client of it."""
     async with AsyncExitStack() as stack:
 
         async def start(**changes: Any) -> ClientSession:
@@ -114,5 +114,5 @@ async def serve(redis_url: str, groq: MockGroq) -> AsyncIterator[Serve]:
 
 @pytest.fixture
 async def api(serve: Serve) -> ClientSession:
-    """A client of the service as it is by default."""
+    """A client of the service with default settings."""
     return await serve()

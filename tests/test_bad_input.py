@@ -24,7 +24,7 @@ async def untouched(api: ClientSession, redis: Redis, groq: MockGroq) -> Any:
     """Check afterwards that nothing was stored or asked, and that the service lives on."""
     yield
     assert await redis.dbsize() == 0
-    assert groq.asked == []
+    assert groq.requests == []
     async with api.post(CHAT, json={"message": "still there?"}) as response:
         assert response.status == 200
 

@@ -94,7 +94,7 @@ async def test_simple_chat_takes_query_parameters(api: ClientSession, groq: Mock
     answer = await response.json()
     assert answer["session_id"] == "user-123"
     assert answer["history_saved"] is True
-    assert groq.asked == [
+    assert groq.requests == [
         {
             "model": MODEL,
             "messages": [{"role": "user", "content": "Hello & good-bye"}],
@@ -114,7 +114,7 @@ async def test_the_second_turn_sees_the_first(api: ClientSession, groq: MockGroq
     first = await chat(api, "I am Ada.", session_id="s")
     second = await chat(api, "Who am I?", session_id="s")
 
-    assert groq.conversations[1] == [
+    assert groq.prompts[1] == [
         ("user", "I am Ada."),
         ("assistant", first["message"]),
         ("user", "Who am I?"),
@@ -138,7 +138,7 @@ async def test_context_says_how_many_earlier_messages_the_model_sees(
     await chat(api, "two", session_id="s")
     await chat(api, "three", session_id="s", context=context)
 
-    shown = [text if role == "user" else "answer" for role, text in groq.conversations[-1]]
+    shown = [text if role == "user" else "answer" for role, text in groq.prompts[-1]]
     assert shown == seen
 
 
@@ -149,7 +149,7 @@ async def test_context_stays_within_its_budget_of_tokens(serve: Serve, groq: Moc
         await chat(api, "x" * 400, session_id="s")
     await chat(api, "short", session_id="s")
 
-    roles = [role for role, _ in groq.conversations[-1]]
+    roles = [role for role, _ in groq.prompts[-1]]
     assert roles == ["user", "assistant", "user"]
 
 
@@ -167,7 +167,7 @@ async def test_options_reach_the_model_and_are_left_out_where_not_given(
     )
     await chat(api, "Hello")
 
-    assert groq.asked == [
+    assert groq.requests == [
         {
             "model": "llama-3.1-8b-instant",
             "messages": [

@@ -119,7 +119,7 @@ async def test_a_passing_failure_is_retried(serve: Serve, groq: MockGroq) -> Non
     api = await serve(groq_max_retries=2)
 
     assert (await ask(api)).status == 200
-    assert len(groq.asked) == 3
+    assert len(groq.requests) == 3
 
 
 @pytest.mark.parametrize("failure", ["400", "401", "404", "413", "422"])
@@ -128,7 +128,7 @@ async def test_a_lasting_failure_is_not_retried(
 ) -> None:
     groq.options.fail = failure
     assert (await ask(api)).status >= 400
-    assert len(groq.asked) == 1
+    assert len(groq.requests) == 1
 
 
 async def test_retries_are_bounded(serve: Serve, groq: MockGroq) -> None:
@@ -136,7 +136,7 @@ async def test_retries_are_bounded(serve: Serve, groq: MockGroq) -> None:
     api = await serve(groq_max_retries=3)
 
     await assert_error(await ask(api), 503, "completion_overloaded")
-    assert len(groq.asked) == 4
+    assert len(groq.requests) == 4
 
 
 async def test_a_long_retry_after_is_passed_on_at_once(api: ClientSession, groq: MockGroq) -> None:
@@ -146,7 +146,7 @@ async def test_a_long_retry_after_is_passed_on_at_once(api: ClientSession, groq:
 
     error = await assert_error(response, 429, "rate_limited")
     assert response.headers["Retry-After"] == "60"
-    assert len(groq.asked) == 1
+    assert len(groq.requests) == 1
     assert time.monotonic() - started < 30
     assert "org_***" in error["message"]
     assert "org_01" not in await response.text()
@@ -159,7 +159,7 @@ async def test_a_retry_that_would_end_after_the_deadline_is_not_begun(
     api = await serve(groq_timeout_s=2)
 
     await assert_error(await ask(api), 429, "rate_limited")
-    assert len(groq.asked) == 1
+    assert len(groq.requests) == 1
 
 
 async def test_a_slow_model_ends_at_the_deadline(serve: Serve, groq: MockGroq) -> None:

@@ -43,7 +43,7 @@ async def test_a_long_conversation_sent_whole_each_time_is_kept_once(
             said.append(completion.choices[0].message.model_dump())
     shown = await history(api)
     assert [message["content"] for message in shown] == [message["content"] for message in said]
-    assert len(groq.asked[-1]["messages"]) == 15
+    assert len(groq.requests[-1]["messages"]) == 15
 
 
 async def test_a_client_with_tools_may_send_back_what_it_got(
@@ -62,7 +62,7 @@ async def test_a_client_with_tools_may_send_back_what_it_got(
     assert [shown["role"] for shown in await history(api)] == [
         *("user", "assistant", "tool", "assistant")
     ]
-    assert [sent["role"] for sent in groq.asked[1]["messages"]] == ["user", "assistant", "tool"]
+    assert [sent["role"] for sent in groq.requests[1]["messages"]] == ["user", "assistant", "tool"]
 
 
 async def test_a_question_that_is_asked_again_is_kept_once(
@@ -88,7 +88,7 @@ async def test_a_question_that_is_asked_again_is_kept_once(
         ("user", "three"),
         ("assistant", (await history(api))[-1]["content"]),
     ]
-    assert [len(body["messages"]) for body in groq.asked] == [1, 3, 3, 5]
+    assert [len(body["messages"]) for body in groq.requests] == [1, 3, 3, 5]
 
 
 async def test_a_long_conversation_that_goes_on_otherwise_is_kept_once(
@@ -101,7 +101,7 @@ async def test_a_long_conversation_that_goes_on_otherwise_is_kept_once(
         said += [await ask(api, said)]
     await ask(api, said[:-1])
     assert len(await history(api)) == 13
-    assert len(groq.asked[-1]["messages"]) == 11
+    assert len(groq.requests[-1]["messages"]) == 11
 
 
 async def test_an_answer_that_broke_off_is_kept_where_another_is_asked_for_again(
@@ -128,7 +128,7 @@ async def test_a_session_that_begins_in_mid_conversation_puts_nothing_twice(
     reply = await ask(api, window)
     whole = [user("1"), answer("a"), *window, reply, user("4")]
     await ask(api, whole)
-    assert groq.asked[-1]["messages"] == whole
+    assert groq.requests[-1]["messages"] == whole
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ async def test_a_session_deleted_in_mid_turn_stays_deleted(
     async def delete() -> None:
         await api.delete(f"{BASE}/history/s")
 
-    groq.before = delete
+    groq.before_response = delete
     body = {"model": MODEL, "messages": HELLO}
     response = await api.post(COMPLETIONS, json=body, headers=SESSION)
     assert response.status == 200
@@ -194,7 +194,7 @@ async def test_a_stream_that_broke_off_and_is_asked_for_again_leaves_one_answer(
         ("user", None),
         ("assistant", None),
     ]
-    assert [sent["messages"] for sent in groq.asked] == [HELLO] * 3
+    assert [sent["messages"] for sent in groq.requests] == [HELLO] * 3
 
 
 async def test_an_answer_that_redis_takes_late_is_kept_all_the_same(

@@ -107,7 +107,7 @@ async def test_an_outage_during_the_completion_loses_nothing_once_it_is_over(
     async def come_back() -> None:
         own_redis_server.start()
 
-    groq.before = come_back
+    groq.before_response = come_back
     answer = await chat(fragile, "asked while Redis was away")
 
     assert answer["history_saved"] is True
@@ -123,7 +123,7 @@ async def test_a_question_that_could_not_be_saved_is_saved_when_the_model_fails(
         own_redis_server.start()
         groq.options.fail = "400"
 
-    groq.before = come_back_and_fail
+    groq.before_response = come_back_and_fail
     body = {"message": "asked while Redis was away", "session_id": "s"}
     response = await fragile.post(f"{BASE}/chat", json=body)
 

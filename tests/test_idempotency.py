@@ -31,11 +31,11 @@ async def test_fifty_at_once_are_one_turn(serve: Serve, groq: MockGroq) -> None:
     workers = [await serve(), await serve()]
     answers = await asyncio.gather(*(ask(workers[number % 2]) for number in range(50)))
 
-    assert len(groq.asked) == 1
+    assert len(groq.requests) == 1
     assert answers == [answers[0]] * 50
     assert [message["role"] for message in await history(workers[0])] == ["user", "assistant"]
     assert await ask(workers[1]) == answers[0]
-    assert len(groq.asked) == 1
+    assert len(groq.requests) == 1
 
 
 async def test_a_session_that_is_only_now_named_has_one_name(
@@ -43,7 +43,7 @@ async def test_a_session_that_is_only_now_named_has_one_name(
 ) -> None:
     answers = await asyncio.gather(*(ask(api, session_id=None) for _ in range(5)))
     assert {answer["session_id"] for answer in answers} == {answers[0]["session_id"]}
-    assert len(groq.asked) == 1
+    assert len(groq.requests) == 1
 
 
 async def test_a_stream_and_a_plain_request_share_a_turn(
@@ -58,7 +58,7 @@ async def test_a_stream_and_a_plain_request_share_a_turn(
     assert events[-1].data == plain
     assert text_of(events) == plain["message"]
     assert await all_events(again) == events
-    assert len(groq.asked) == 1
+    assert len(groq.requests) == 1
 
 
 async def test_a_key_is_for_one_message(api: ClientSession) -> None:
@@ -86,14 +86,14 @@ async def test_a_failure_is_shared_by_those_who_wait_and_then_tried_anew(
         await assert_error(response, 429, "rate_limited")
 
     await asyncio.gather(*(fail() for _ in range(5)))
-    assert len(groq.asked) == 1
+    assert len(groq.requests) == 1
     groq.options.fail = None
     async with asyncio.timeout(20):
         while (response := await api.post(f"{BASE}/chat", json=BODY, headers=KEY)).status == 429:
             await asyncio.sleep(0.1)
     assert response.status == 200
     # The question of the attempt that failed is the same, and neither stored nor asked twice.
-    assert groq.conversations == [[("user", "Hello")]] * 2
+    assert groq.prompts == [[("user", "Hello")]] * 2
     assert [message["role"] for message in await history(api)] == ["user", "assistant"]
 
 
@@ -116,7 +116,7 @@ async def test_an_attempt_that_broke_off_leaves_nothing_beside_the_answer(
             await asyncio.sleep(0.1)
     answer = (await response.json())["message"]
     assert [message["content"] for message in await history(api)][2:] == ["Hello", answer]
-    assert groq.conversations[-1] == groq.conversations[-2]
+    assert groq.prompts[-1] == groq.prompts[-2]
 
 
 async def test_a_turn_that_could_not_begin_holds_up_nobody(serve: Serve, groq: MockGroq) -> None:
@@ -124,7 +124,7 @@ async def test_a_turn_that_could_not_begin_holds_up_nobody(serve: Serve, groq: M
     groq.options.latency_ms = 300
     busy = asyncio.create_task(api.post(f"{BASE}/chat", json={"message": "Busy"}))
     async with asyncio.timeout(20):
-        while not groq.asked:
+        while not groq.requests:
             await asyncio.sleep(0.01)
     response = await api.post(f"{BASE}/chat", json=BODY, headers=KEY)
     await assert_error(response, 503, "overloaded")
@@ -146,7 +146,7 @@ async def test_the_turn_of_a_worker_that_is_gone_is_run_by_the_next_who_asks(
     groq.options.latency_ms = 60_000
     lost = asyncio.create_task(ask(api))
     async with asyncio.timeout(20):
-        while not groq.asked:
+        while not groq.requests:
             await asyncio.sleep(0.01)
     lost.cancel()
     async with asyncio.timeout(20):
@@ -159,7 +159,7 @@ async def test_the_turn_of_a_worker_that_is_gone_is_run_by_the_next_who_asks(
     groq.options.latency_ms = 0
 
     answer = await ask(api)
-    assert len(groq.asked) == 2
+    assert len(groq.requests) == 2
     assert [message["id"] for message in await history(api)] == [
         answer["turn_id"],
         answer["message_id"],
@@ -173,4 +173,4 @@ async def test_without_redis_nothing_is_promised(
     own_redis_server.kill()
     response = await api.post(f"{BASE}/chat", json=BODY, headers=KEY)
     await assert_error(response, 503, "history_unavailable")
-    assert groq.asked == []
+    assert groq.requests == []

@@ -15,7 +15,7 @@ from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.groq import MockGroq
 from tests.support.redis_servers import RedisServer
-from tests.support.streams import history, until
+from tests.support.streams import history, wait_until
 
 MODEL = "llama-3.3-70b-versatile"
 SESSION = {"X-Session-Id": "s"}
@@ -64,7 +64,7 @@ async def test_a_completion_passes_untouched(client: Any, groq: MockGroq) -> Non
     assert completion.choices[0].message.content.startswith("This is the mock Groq server")
     assert completion.model == MODEL
     assert completion.usage.total_tokens > 0
-    assert groq.asked == [
+    assert groq.requests == [
         {
             "model": MODEL,
             "messages": [{"role": "system", "content": "Be brief."}, *HELLO],
@@ -201,7 +201,7 @@ async def test_a_session_goes_on(
     assert [message["model"] for message in shown] == [MODEL] * 4
     assert shown[1]["finish_reason"] == "stop"
     assert shown[1]["tokens"] > 0
-    assert groq.conversations[1] == [
+    assert groq.prompts[1] == [
         ("system", "Be brief."),
         ("user", "Hello"),
         ("assistant", shown[1]["content"]),
@@ -209,7 +209,7 @@ async def test_a_session_goes_on(
     ]
     # The same session goes on at the other endpoint.
     await api.post(f"{BASE}/chat", json={"message": "Here too?", "session_id": "s"})
-    assert [role for role, _ in groq.conversations[2]] == ["user", "assistant"] * 2 + ["user"]
+    assert [role for role, _ in groq.prompts[2]] == ["user", "assistant"] * 2 + ["user"]
 
 
 async def test_a_client_that_sends_everything_each_time_doubles_nothing(
@@ -225,7 +225,7 @@ async def test_a_client_that_sends_everything_each_time_doubles_nothing(
     assert [(message["role"], message["content"]) for message in await history(api)] == [
         (message["role"], message["content"]) for message in said
     ]
-    assert groq.asked[2]["messages"] == said[:5]
+    assert groq.requests[2]["messages"] == said[:5]
 
 
 async def test_a_request_that_failed_and_is_sent_again_is_kept_once(
@@ -236,7 +236,7 @@ async def test_a_request_that_failed_and_is_sent_again_is_kept_once(
     again = openai_client.with_options(max_retries=1)
     await again.chat.completions.create(model=MODEL, messages=HELLO, extra_headers=SESSION)
     assert [message["role"] for message in await history(api)] == ["user", "assistant"]
-    assert [body["messages"] for body in groq.asked] == [HELLO, HELLO]
+    assert [body["messages"] for body in groq.requests] == [HELLO, HELLO]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -257,12 +257,12 @@ async def test_calls_of_tools_are_kept_and_answered(
     async def kept() -> bool:
         return len(await history(api)) == 2
 
-    await until(kept)
+    await wait_until(kept)
     (call,) = (await history(api))[1]["extra"]["tool_calls"]
     assert call["function"] == {"name": "look_up", "arguments": '{"said": "Hello"}'}
     result = {"role": "tool", "tool_call_id": call["id"], "content": "found"}
     await openai_client.chat.completions.create(messages=[result], **asked)
-    assert groq.asked[1]["messages"] == [
+    assert groq.requests[1]["messages"] == [
         *HELLO,
         {"role": "assistant", "content": "", "tool_calls": [call]},
         result,
@@ -279,7 +279,7 @@ async def test_a_message_in_parts_is_kept_as_it_was_sent(
     )
     await openai_client.chat.completions.create(messages=HELLO, **asked)
     assert (await history(api))[0]["content"] == "What is this?"
-    assert groq.asked[1]["messages"][0] == {"role": "user", "content": parts}
+    assert groq.requests[1]["messages"][0] == {"role": "user", "content": parts}
 
 
 async def test_numbers_of_any_size_are_survived(api: ClientSession, groq: MockGroq) -> None:
@@ -287,7 +287,7 @@ async def test_numbers_of_any_size_are_survived(api: ClientSession, groq: MockGr
     body = {"model": MODEL, "messages": messages}
     response = await api.post("/openai/v1/chat/completions", json=body, headers=SESSION)
     assert response.status == 200
-    assert groq.asked[0]["messages"][0]["content"][0]["size"] == pytest.approx(2**70)
+    assert groq.requests[0]["messages"][0]["content"][0]["size"] == pytest.approx(2**70)
 
 
 async def test_a_client_that_leaves_a_kept_stream_loses_nothing(
@@ -303,7 +303,7 @@ async def test_a_client_that_leaves_a_kept_stream_loses_nothing(
     async def kept() -> bool:
         return len(await history(api)) == 2
 
-    await until(kept)
+    await wait_until(kept)
     assert (await history(api))[1]["content"].endswith("Messages received: 1.")
 
 
@@ -341,4 +341,4 @@ async def test_what_cannot_be_kept_is_refused(
     response = await api.post("/openai/v1/chat/completions", json=body, headers=SESSION)
     assert response.status == 422
     assert (await response.json())["error"]["code"] == "invalid_field"
-    assert groq.asked == []
+    assert groq.requests == []

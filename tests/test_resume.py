@@ -15,7 +15,7 @@ from tests.support.api import BASE, assert_error
 from tests.support.events import all_events, read_events, text_of
 from tests.support.groq import MockGroq
 from tests.support.redis_servers import RedisServer
-from tests.support.streams import begin, history, until
+from tests.support.streams import history, start_stream, wait_until
 
 
 @pytest.mark.parametrize("where", ["same worker", "another worker"])
@@ -24,7 +24,7 @@ async def test_a_turn_is_stopped_wherever_it_runs(
 ) -> None:
     groq.options.chunk_ms = 100
     other = api if where == "same worker" else await serve()
-    response, start = await begin(api)
+    response, start = await start_stream(api)
     delta = await anext(read_events(response))
     url = f"{BASE}/chat/{start.data['turn_id']}/stop"
     stopped = await other.post(url)
@@ -40,7 +40,7 @@ async def test_a_turn_is_stopped_wherever_it_runs(
     assert (await again.json())["status"] == "stopped"
     # The next turn is told what was said so far.
     await api.post(f"{BASE}/chat", json={"message": "Go on", "session_id": "s"})
-    assert groq.conversations[-1] == [
+    assert groq.prompts[-1] == [
         ("user", "Hello"),
         ("assistant", answer["content"]),
         ("user", "Go on"),
@@ -52,7 +52,7 @@ async def test_a_turn_stopped_before_its_first_word_leaves_no_empty_answer(
     api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.latency_ms = 20_000
-    response, start = await begin(api)
+    response, start = await start_stream(api)
     stopped = await api.post(f"{BASE}/chat/{start.data['turn_id']}/stop")
     assert (await stopped.json())["status"] == "stopped"
     (done,) = await all_events(response)
@@ -61,7 +61,7 @@ async def test_a_turn_stopped_before_its_first_word_leaves_no_empty_answer(
 
 
 async def test_a_turn_that_is_over_is_not_stopped_any_more(api: ClientSession) -> None:
-    response, start = await begin(api)
+    response, start = await start_stream(api)
     await all_events(response)
     stopped = await api.post(f"{BASE}/chat/{start.data['turn_id']}/stop")
     assert (await stopped.json())["status"] == "finished"
@@ -87,7 +87,7 @@ async def test_a_client_that_comes_back_again_and_again_misses_nothing(
     groq.options.chunk_ms = 5
     groq.options.chunks = 200
     workers = [await serve(), await serve()]
-    response, start = await begin(workers[0])
+    response, start = await start_stream(workers[0])
     url = f"{BASE}/chat/{start.data['turn_id']}/events"
     seen = [start]
     pick = random.Random(4)  # noqa: S311 - no secret
@@ -111,14 +111,14 @@ async def test_a_client_that_comes_back_again_and_again_misses_nothing(
 async def test_the_events_of_a_turn_outlive_its_worker(
     serve: Serve, api: ClientSession, redis: Redis
 ) -> None:
-    response, start = await begin(api)
+    response, start = await start_stream(api)
     events = [start, *await all_events(response)]
     key = keys.turn_key(start.data["turn_id"])
 
     async def published() -> bool:
         return 30 < await redis.ttl(key) <= keys.TURN_RETENTION_S
 
-    await until(published)
+    await wait_until(published)
     other = await serve()
     again = await other.get(f"{BASE}/chat/{start.data['turn_id']}/events")
     assert await all_events(again) == events
@@ -128,13 +128,13 @@ async def test_redis_sees_few_writes_of_a_stream(
     api: ClientSession, groq: MockGroq, redis: Redis
 ) -> None:
     groq.options.chunks = 2000
-    response, start = await begin(api)
+    response, start = await start_stream(api)
     await all_events(response)
 
     async def published() -> bool:
         return await redis.ttl(keys.turn_key(start.data["turn_id"])) > keys.TURN_LEASE_S
 
-    await until(published)
+    await wait_until(published)
     assert await redis.xlen(keys.turn_key(start.data["turn_id"])) < 200
 
 
@@ -156,14 +156,14 @@ async def test_the_turn_of_a_worker_that_is_gone_ends_with_an_error(
 async def test_a_client_that_has_everything_is_told_so(
     serve: Serve, api: ClientSession, redis: Redis, beyond: int
 ) -> None:
-    response, start = await begin(api)
+    response, start = await start_stream(api)
     last = (await all_events(response))[-1]
     key = keys.turn_key(start.data["turn_id"])
 
     async def published() -> bool:
         return await redis.ttl(key) > keys.TURN_LEASE_S
 
-    await until(published)
+    await wait_until(published)
     for worker in (api, await serve()):
         again = await worker.get(
             f"{BASE}/chat/{start.data['turn_id']}/events",
@@ -176,7 +176,7 @@ async def test_a_place_ahead_of_a_running_turn_goes_on_with_what_comes(
     api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.chunk_ms = 20
-    _, start = await begin(api)
+    _, start = await start_stream(api)
     url = f"{BASE}/chat/{start.data['turn_id']}/events"
     events = await all_events(await api.get(url, headers={"Last-Event-ID": "1000"}))
     assert events[-1].name == "done"
@@ -186,13 +186,13 @@ async def test_events_that_redis_has_lost_are_stored_again_from_the_first(
     serve: Serve, api: ClientSession, groq: MockGroq, redis: Redis
 ) -> None:
     groq.options.chunk_ms = 30
-    response, start = await begin(api)
+    response, start = await start_stream(api)
     key = keys.turn_key(start.data["turn_id"])
 
     async def stored() -> bool:
         return await redis.xlen(key) > 3
 
-    await until(stored)
+    await wait_until(stored)
     await redis.flushdb()
     events = [start, *await all_events(response)]
     assert await redis.ttl(key) > 0
@@ -200,7 +200,7 @@ async def test_events_that_redis_has_lost_are_stored_again_from_the_first(
     async def published() -> bool:
         return await redis.ttl(key) > keys.TURN_LEASE_S
 
-    await until(published)
+    await wait_until(published)
     again = await (await serve()).get(f"{BASE}/chat/{start.data['turn_id']}/events")
     assert await all_events(again) == events
 
@@ -211,7 +211,7 @@ async def test_a_follower_outlives_a_pause_of_redis(
     groq.options.chunk_ms = 100
     url = own_redis_server.url(0)
     workers = [await serve(redis_url=url, redis_timeout_s=0.3) for _ in range(2)]
-    _, start = await begin(workers[0])
+    _, start = await start_stream(workers[0])
     follower = await workers[1].get(f"{BASE}/chat/{start.data['turn_id']}/events")
     await anext(read_events(follower))
     own_redis_server.freeze()
@@ -225,7 +225,7 @@ async def test_a_follower_outlives_a_pause_of_redis(
 async def test_a_turn_that_is_over_elsewhere_is_not_asked_to_stop(
     serve: Serve, api: ClientSession, redis: Redis
 ) -> None:
-    response, start = await begin(api)
+    response, start = await start_stream(api)
     await all_events(response)
     stopped = await (await serve()).post(f"{BASE}/chat/{start.data['turn_id']}/stop")
     assert (await stopped.json())["status"] == "finished"

@@ -16,14 +16,14 @@ from tests.support.api import BASE, assert_error
 from tests.support.events import all_events, read_events, text_of
 from tests.support.groq import MockGroq
 from tests.support.redis_servers import RedisServer
-from tests.support.streams import ASK, begin, history, until
+from tests.support.streams import STREAM_REQUEST, history, start_stream, wait_until
 
 
 async def test_a_stream_tells_of_a_turn_from_start_to_done(
     api: ClientSession, groq: MockGroq
 ) -> None:
     response = await api.post(
-        f"{BASE}/chat", json={**ASK, "temperature": 0.5, "system_prompt": "Be brief."}
+        f"{BASE}/chat", json={**STREAM_REQUEST, "temperature": 0.5, "system_prompt": "Be brief."}
     )
     events = await all_events(response)
 
@@ -54,16 +54,16 @@ async def test_a_stream_tells_of_a_turn_from_start_to_done(
     }
     assert answer["content"] == text_of(events)
     assert "status" not in answer
-    assert groq.asked[0]["stream"] is True
-    assert groq.asked[0]["temperature"] == 0.5
-    assert groq.asked[0]["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert groq.requests[0]["stream"] is True
+    assert groq.requests[0]["temperature"] == 0.5
+    assert groq.requests[0]["messages"][0] == {"role": "system", "content": "Be brief."}
 
 
 async def test_events_arrive_while_the_model_still_speaks(
     api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.chunk_ms = 50
-    response, _ = await begin(api)
+    response, _ = await start_stream(api)
     first = await anext(read_events(response))
     assert (first.name, first.data) == ("delta", {"text": "This "})
     assert len(await history(api)) == 1
@@ -81,21 +81,21 @@ async def test_a_model_that_groq_does_not_list_is_refused_before_the_stream(
 ) -> None:
     await api.get(f"{BASE}/models")
     for stream in (True, False):
-        body = {**ASK, "model": "no/such-model", "stream": stream}
+        body = {**STREAM_REQUEST, "model": "no/such-model", "stream": stream}
         response = await api.post(f"{BASE}/chat", json=body)
         await assert_error(response, 422, "unknown_model", param="model")
-    assert groq.asked == []
+    assert groq.requests == []
 
 
 async def test_a_client_that_leaves_loses_nothing(api: ClientSession, groq: MockGroq) -> None:
     groq.options.chunk_ms = 20
-    response, _ = await begin(api)
+    response, _ = await start_stream(api)
     response.close()
 
     async def answered() -> bool:
         return len(await history(api)) == 2
 
-    await until(answered)
+    await wait_until(answered)
     answer = (await history(api))[1]
     assert answer["content"].endswith("Messages received: 1.")
     assert "status" not in answer
@@ -103,14 +103,14 @@ async def test_a_client_that_leaves_loses_nothing(api: ClientSession, groq: Mock
 
 async def test_a_client_that_leaves_may_cancel_its_turn(api: ClientSession, groq: MockGroq) -> None:
     groq.options.chunk_ms = 200
-    response, _ = await begin(api, on_disconnect="cancel")
+    response, _ = await start_stream(api, on_disconnect="cancel")
     delta = await anext(read_events(response))
     response.close()
 
     async def answered() -> bool:
         return len(await history(api)) == 2
 
-    await until(answered)
+    await wait_until(answered)
     answer = (await history(api))[1]
     assert answer["status"] == "incomplete"
     assert answer["finish_reason"] == "stopped"
@@ -155,7 +155,7 @@ async def test_a_failure_before_the_first_word_is_an_event(
 ) -> None:
     api = await serve(groq_max_retries=0)
     groq.options.fail = fail
-    response, start = await begin(api)
+    response, start = await start_stream(api)
     (error,) = await all_events(response)
 
     assert (error.name, error.id) == ("error", 2)
@@ -169,9 +169,9 @@ async def test_a_failure_that_passes_is_tried_again_before_the_first_word(
 ) -> None:
     groq.options.fail = "503"
     groq.options.fail_times = 1
-    response, _ = await begin(api)
+    response, _ = await start_stream(api)
     assert (await all_events(response))[-1].name == "done"
-    assert len(groq.asked) == 2
+    assert len(groq.requests) == 2
 
 
 @pytest.mark.parametrize("fail", ["500", "drop"])
@@ -180,7 +180,7 @@ async def test_what_came_before_a_failure_in_mid_stream_is_kept(
 ) -> None:
     groq.options.fail = fail
     groq.options.fail_after_chunks = 4
-    response, _ = await begin(api)
+    response, _ = await start_stream(api)
     events = await all_events(response)
 
     assert events[-1].name == "error"
@@ -188,7 +188,7 @@ async def test_what_came_before_a_failure_in_mid_stream_is_kept(
     answer = (await history(api))[1]
     assert answer["content"] == text_of(events) == "This is the "
     assert (answer["status"], answer["finish_reason"]) == ("incomplete", "error")
-    assert len(groq.asked) == 1
+    assert len(groq.requests) == 1
 
 
 async def test_a_model_that_falls_silent_in_mid_stream_is_given_up(
@@ -197,7 +197,7 @@ async def test_a_model_that_falls_silent_in_mid_stream_is_given_up(
     api = await serve(groq_timeout_s=0.3)
     groq.options.fail = "hang"
     groq.options.fail_after_chunks = 2
-    response, _ = await begin(api)
+    response, _ = await start_stream(api)
     events = await all_events(response)
     assert events[-1].data["error"]["code"] == "completion_timeout"
     assert (await history(api))[1]["content"] == text_of(events) == "This "
@@ -208,7 +208,7 @@ async def test_a_stream_without_redis_goes_on_and_says_so(
 ) -> None:
     api = await serve(redis_url=own_redis_server.url(0), redis_timeout_s=0.5)
     own_redis_server.kill()
-    response, start = await begin(api)
+    response, start = await start_stream(api)
     events = await all_events(response)
     assert events[-1].data["history_saved"] is False
     again = await api.get(f"{BASE}/chat/{start.data['turn_id']}/events")
@@ -220,7 +220,7 @@ async def test_a_quiet_stream_is_pinged(
 ) -> None:
     monkeypatch.setattr(event_stream, "PING_S", 1)
     groq.options.latency_ms = 3000
-    response, _ = await begin(api)
+    response, _ = await start_stream(api)
     assert await response.content.readline() == b": ping\n"
     response.close()
 
@@ -250,16 +250,16 @@ async def test_a_client_that_does_not_read_is_dropped_and_hurts_nobody(
             return len(await history(api)) == 2
 
         # The whole answer is kept while the client takes none of it.
-        await until(answered)
+        await wait_until(answered)
         assert len((await history(api))[1]["content"]) == 14_999_999
 
         async def dropped() -> bool:
             return "disconnecting a client that does not read" in caplog.text
 
-        await until(dropped)
+        await wait_until(dropped)
         assert await asyncio.to_thread(received, client) < 15_000_000
     monkeypatch.undo()
-    response, _ = await begin(api, session_id="other")
+    response, _ = await start_stream(api, session_id="other")
     assert (await all_events(response))[-1].name == "done"
 
 
@@ -278,7 +278,7 @@ async def test_many_streams_at_once_keep_apart(api: ClientSession, groq: MockGro
 
     async def talk(number: int) -> None:
         fields = {"message": f"message {number}", "session_id": f"s{number}"}
-        response, start = await begin(api, **fields)
+        response, start = await start_stream(api, **fields)
         events = await all_events(response)
         assert f'"message {number}"' in text_of(events)
         assert events[-1].data["turn_id"] == start.data["turn_id"]

@@ -92,7 +92,7 @@ async def test_a_session_deleted_in_mid_turn_stays_deleted(
     async def delete() -> None:
         assert (await api.delete(f"{BASE}/history/s")).status == 200
 
-    groq.before = delete
+    groq.before_response = delete
     response = await api.post(f"{BASE}/chat", json={"message": "Hello", "session_id": "s"})
 
     assert (await response.json())["history_saved"] is False

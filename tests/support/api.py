@@ -1,4 +1,4 @@
-"""Asking the API and checking what it answers."""
+"""The API's base path, and a check for its error responses."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ TYPES = {
 async def assert_error(
     response: ClientResponse, status: int, code: str, *, param: str | None = None
 ) -> dict[str, Any]:
-    """Check that a response is an error in the one shape and return its object."""
+    """Check that a response has the shape of all errors; return the error object."""
     body = await response.json()
     assert response.status == status, body
     assert set(body) == {"error"}

@@ -1,4 +1,4 @@
-"""Reading server-sent events as a client does."""
+"""A client's parser of server-sent events."""
 
 import json
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ from aiohttp import ClientResponse
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event; `id` is None where the server gave none."""
+    """One server-sent event; `id` is None if the server sent no id."""
 
     id: int | None
     name: str
@@ -18,7 +18,7 @@ class Event:
 
 
 async def read_events(response: ClientResponse) -> AsyncIterator[Event]:
-    """Yield the events of a response as they arrive, without pings."""
+    """Yield the events of a response as they arrive; skip pings."""
     fields: dict[str, str] = {}
     async for raw in response.content:
         line = raw.decode().rstrip("\n")
@@ -34,10 +34,10 @@ async def read_events(response: ClientResponse) -> AsyncIterator[Event]:
 
 
 async def all_events(response: ClientResponse) -> list[Event]:
-    """Return the events of a response up to its end."""
+    """Read a response to its end and return its remaining events."""
     return [event async for event in read_events(response)]
 
 
 def text_of(events: list[Event]) -> str:
-    """Return what the deltas say together."""
+    """Return the concatenated text of the `delta` events."""
     return "".join(event.data["text"] for event in events if event.name == "delta")

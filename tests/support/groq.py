@@ -1,4 +1,4 @@
-"""Groq's stand-in for a test, with a memory of what it was asked."""
+"""The mock Groq server for tests, which records the requests that it receives."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -14,35 +14,58 @@ from groqchat.offline.server import create_mock_groq_app
 
 @dataclass
 class MockGroq:
-    """`options` decide how it behaves, `asked` holds the bodies of the completions asked for."""
+    """The mock Groq server and the completion requests that it has received.
+
+    `options` set delays and failures. `requests` contains the body of each completion request,
+    `headers` its headers. Every response has `response_headers` in addition to its own headers.
+    `before_response` runs after a completion request is received.
+    """
 
     options: MockGroqOptions = field(default_factory=MockGroqOptions)
-    asked: list[dict[str, Any]] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     response_headers: dict[str, str] = field(default_factory=dict)
     url: str = ""
-    before: Callable[[], Awaitable[None]] | None = None
+    before_response: Callable[[], Awaitable[None]] | None = None
 
     def app(self) -> web.Application:
+        """Return the application of the mock Groq server."""
         app = create_mock_groq_app(self.options)
-        app.middlewares.append(self._remember)
+        app.middlewares.append(self._record)
         return app
 
     @property
-    def conversations(self) -> list[list[tuple[str, str]]]:
-        """What each completion was given: role and content of every message."""
+    def prompts(self) -> list[list[tuple[str, str]]]:
+        """The prompt of each completion request: role and content of its messages."""
         return [
             [(message["role"], message["content"]) for message in body["messages"]]
-            for body in self.asked
+            for body in self.requests
         ]
 
+    # The former names of `requests`, `prompts` and `before_response`.
+    @property
+    def asked(self) -> list[dict[str, Any]]:
+        return self.requests
+
+    @property
+    def conversations(self) -> list[list[tuple[str, str]]]:
+        return self.prompts
+
+    @property
+    def before(self) -> Callable[[], Awaitable[None]] | None:
+        return self.before_response
+
+    @before.setter
+    def before(self, callback: Callable[[], Awaitable[None]] | None) -> None:
+        self.before_response = callback
+
     @web.middleware
-    async def _remember(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _record(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.method == "POST":
-            self.asked.append(orjson.loads(await request.read()))
+            self.requests.append(orjson.loads(await request.read()))
             self.headers.append(dict(request.headers))
-            if self.before is not None:
-                await self.before()
+            if self.before_response is not None:
+                await self.before_response()
         response = await handler(request)
         response.headers.update(self.response_headers)
         return response

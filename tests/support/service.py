@@ -1,4 +1,4 @@
-"""The service as a user starts it: a process of its own."""
+"""The service in its own process, as a user starts it."""
 
 import os
 import re
@@ -7,16 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+GROQCHAT = (sys.executable, "-m", "groqchat")
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
 
 
 def run_groqchat(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of groqchat to its end."""
+    """Run a groqchat command and wait for its end."""
     return subprocess.run(
         [sys.executable, "-m", "groqchat", *arguments],
         cwd=cwd,
@@ -29,17 +31,19 @@ def run_groqchat(*arguments: str, cwd: Path, **variables: str) -> subprocess.Com
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return an environment with no settings but those given."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return {**kept, **variables}
+    """Return an environment that contains only the given settings, PATH and HOME."""
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return {**inherited, **variables}
 
 
 class Service:
-    """`groqchat serve` on a free port, its log read line by line."""
+    """`groqchat serve` on a free port; `log` contains its log, as far as it was read."""
 
-    def __init__(self, cwd: Path, *arguments: str, **variables: str) -> None:
+    def __init__(
+        self, cwd: Path, *arguments: str, program: Sequence[str] = GROQCHAT, **variables: str
+    ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "groqchat", "serve", *arguments],
+            [*program, "serve", *arguments],
             cwd=cwd,
             env=environment(**{"PORT": "0", **variables}),
             stderr=subprocess.PIPE,
@@ -58,7 +62,7 @@ class Service:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Asked, not killed: killed it would leave an embedded server behind.
+        # A killed service does not stop its embedded server.
         if self._process.poll() is None:
             self._process.terminate()
         self.wait()
@@ -66,7 +70,7 @@ class Service:
         self._process.stderr.close()
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Read the log until it holds a pattern."""
+        """Read the log until it contains a pattern; return the match."""
         assert self._process.stderr is not None
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
@@ -80,16 +84,19 @@ class Service:
             self.log += data.decode()
 
     def terminate(self) -> int:
-        """Ask it to end and return its exit status."""
+        """Send SIGTERM and return the exit status."""
         self.signal(signal.SIGTERM)
         return self.wait()
 
     @property
     def pid(self) -> int:
+        """The process id."""
         return self._process.pid
 
     def signal(self, number: int) -> None:
+        """Send a signal to the process."""
         self._process.send_signal(number)
 
     def wait(self) -> int:
+        """Wait for the end of the process and return its exit status."""
         return self._process.wait(STOP_TIMEOUT_S)

@@ -8,7 +8,10 @@ messages/s; the public API, which runs a coroutine for each reply and a task for
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
-from redis._parsers import hiredis as redis_hiredis
+try:
+    from redis._parsers import hiredis as redis_hiredis
+except ImportError:
+    redis_hiredis = None  # type: ignore[assignment] # missing_internals() reports it
 from redis.asyncio.connection import (
     AbstractConnection,
     Connection,
