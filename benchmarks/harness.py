@@ -124,7 +124,7 @@ def _peer(name: str, command: Sequence[str], socket: Path) -> Peer:
 def module_process(
     command: Sequence[str], *, core: int | None, variables: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `python -m command` until the block ends; a core of None means every core."""
+    """Run `python -m command` until the context exits; a core of None means every core."""
     process = subprocess.Popen(
         [sys.executable, "-m", *command],
         env={**os.environ, "PYTHONHASHSEED": "0", **(variables or {})},
@@ -194,7 +194,7 @@ def _groq_server(command: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def service(peer: Peer) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a peer until the block ends."""
+    """Run a peer until the context exits."""
     core = SERVICE_CORE if peer.is_pinned else None
     with module_process(peer.command, core=core, variables=peer.variables) as process:
         _wait_until(peer.name, lambda: _responds(f"http://127.0.0.1:{SERVICE_PORT}/healthz"))

@@ -64,8 +64,8 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 async def any_redis(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
     """An empty database of fakeredis, and one on each real server."""
     if request.param == "fakeredis":
-        async with FakeAsyncRedis() as fake:
-            yield fake
+        async with FakeAsyncRedis() as client:
+            yield client
         return
     servers: dict[str, RedisServer] = request.getfixturevalue("real_servers")
     url = servers[request.param].url(next(_databases))

@@ -1,4 +1,4 @@
-"""The house is built as docs/architecture.md says."""
+"""The structure of the code is as docs/architecture.md describes it."""
 
 import ast
 import subprocess
@@ -15,7 +15,8 @@ EVERY_MODULE = [*MODULES, *sorted(Path(__file__).parent.rglob("*.py"))]
 MAX_MODULE_LINES = 350
 MAX_FUNCTION_LINES = 50
 
-# Each layer may import those below it and itself. A folder's own layers follow after it.
+# A layer may import itself and the layers below it. If two names match a module, the longer one
+# is its layer.
 LAYERS = [
     {"__main__"},
     {"cli"},
@@ -34,8 +35,6 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WEB_LAYERS = {"runtime", "app", "routes", "http", "offline"}
-# The only modules that may use the private parts of a library.
-INTERNALS = {"redis_internals.py", "aiohttp_internals.py"}
 
 
 def name_of(path: Path) -> str:
@@ -43,7 +42,7 @@ def name_of(path: Path) -> str:
 
 
 def layer_of(module: str) -> str:
-    """Return the layer of a module's dotted name within the package."""
+    """Return the layer of a module, which is given by its dotted name within the package."""
     parts = module.split(".")
     for count in (2, 1):
         layer = ".".join(parts[:count])
@@ -57,7 +56,7 @@ def module_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> Iterator[str]:
-    """Return the modules that a file imports, wherever in it."""
+    """Return the names that a file imports, at its top level or inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -67,7 +66,7 @@ def imports_of(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_point_one_way(path: Path) -> None:
+def test_a_module_imports_only_its_own_layer_and_lower_layers(path: Path) -> None:
     level = LEVEL[layer_of(module_of(path))]
     for imported in imports_of(path):
         package, _, module = imported.partition(".")
@@ -76,14 +75,14 @@ def test_imports_point_one_way(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_only_the_web_layers_know_aiohttps_server(path: Path) -> None:
+def test_only_the_web_layers_import_aiohttps_server(path: Path) -> None:
     imported = set(imports_of(path))
     if path.relative_to(SOURCE).parts[0].removesuffix(".py") not in WEB_LAYERS:
         assert not {name for name in imported if name.startswith("aiohttp.web")}
 
 
 @pytest.mark.parametrize("path", EVERY_MODULE, ids=name_of)
-def test_modules_and_functions_stay_small(path: Path) -> None:
+def test_modules_and_functions_are_short(path: Path) -> None:
     text = path.read_text()
     assert text.count("\n") <= MAX_MODULE_LINES
     for node in ast.walk(ast.parse(text)):
@@ -92,12 +91,12 @@ def test_modules_and_functions_stay_small(path: Path) -> None:
             assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, node.name
 
 
-def test_keys_of_redis_are_named_in_one_module_only() -> None:
-    naming = [path.name for path in MODULES if '"chat:' in path.read_text()]
-    assert naming == ["keys.py"]
+def test_redis_keys_are_defined_in_one_module() -> None:
+    defining = [path.name for path in MODULES if '"chat:' in path.read_text()]
+    assert defining == ["keys.py"]
 
 
-def test_importing_every_module_connects_to_nothing_and_starts_nothing() -> None:
+def test_importing_a_module_opens_no_connection_and_starts_no_process_or_thread() -> None:
     names = [
         ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
         for path in MODULES
@@ -105,8 +104,8 @@ def test_importing_every_module_connects_to_nothing_and_starts_nothing() -> None
     ]
     program = f"""
 import socket, subprocess, threading, importlib
-def refuse(*args, **kwargs): raise AssertionError(args)
-socket.socket.connect = socket.socket.bind = subprocess.Popen.__init__ = refuse
+def fail(*args, **kwargs): raise AssertionError(args)
+socket.socket.connect = socket.socket.bind = subprocess.Popen.__init__ = fail
 for name in {names!r}: importlib.import_module(name)
 assert threading.active_count() == 1
 """

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a request: the one error shape, the right status, nothing stored."""
+"""Invalid requests: the shape and status of the error, and no side effects."""
 
 import asyncio
 import gzip
@@ -20,12 +20,12 @@ CHAT = f"{BASE}/chat"
 
 
 @pytest.fixture
-async def untouched(api: ClientSession, redis: Redis, groq: MockGroq) -> Any:
-    """Check afterwards that nothing was stored or asked, and that the service lives on."""
+async def no_side_effects(api: ClientSession, redis: Redis, groq: MockGroq) -> Any:
+    """Check after the test: nothing is stored, Groq has no request, the service still responds."""
     yield
     assert await redis.dbsize() == 0
     assert groq.requests == []
-    async with api.post(CHAT, json={"message": "still there?"}) as response:
+    async with api.post(CHAT, json={"message": "Hello"}) as response:
         assert response.status == 200
 
 
@@ -63,15 +63,17 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.usefixtures("untouched")
+@pytest.mark.usefixtures("no_side_effects")
 @pytest.mark.parametrize(("body", "param"), FIELDS)
-async def test_a_wrong_field_is_named(api: ClientSession, body: Any, param: str) -> None:
+async def test_an_invalid_field_is_rejected_with_its_name(
+    api: ClientSession, body: Any, param: str
+) -> None:
     error = await assert_error(await api.post(CHAT, json=body), 422, "invalid_field", param=param)
     assert [detail["param"] for detail in error["details"]] == [param]
 
 
-@pytest.mark.usefixtures("untouched")
-async def test_all_wrong_fields_are_named_and_no_value_is_repeated(api: ClientSession) -> None:
+@pytest.mark.usefixtures("no_side_effects")
+async def test_every_invalid_field_is_named_and_no_value_is_quoted(api: ClientSession) -> None:
     body = {"message": " ", "temperature": 77.125, "secret-plan": "do not repeat"}
     response = await api.post(CHAT, json=body)
 
@@ -82,7 +84,7 @@ async def test_all_wrong_fields_are_named_and_no_value_is_repeated(api: ClientSe
     assert "77.125" not in text
 
 
-@pytest.mark.usefixtures("untouched")
+@pytest.mark.usefixtures("no_side_effects")
 @pytest.mark.parametrize(
     "body",
     [
@@ -99,7 +101,7 @@ async def test_malformed_json_is_a_400(api: ClientSession, body: bytes) -> None:
     await assert_error(await api.post(CHAT, data=body, headers=JSON), 400, "malformed_json")
 
 
-@pytest.mark.usefixtures("untouched")
+@pytest.mark.usefixtures("no_side_effects")
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -110,36 +112,38 @@ async def test_malformed_json_is_a_400(api: ClientSession, body: bytes) -> None:
         (b'{"message": "a", "context": ' + b"9" * 5000 + b"}", "context"),
     ],
 )
-async def test_json_that_no_field_can_hold_is_a_422(
+async def test_json_with_a_value_that_no_field_accepts_is_a_422(
     api: ClientSession, body: bytes, param: str
 ) -> None:
     response = await api.post(CHAT, data=body, headers=JSON)
     await assert_error(response, 422, "invalid_field", param=param)
 
 
-@pytest.mark.usefixtures("untouched")
+@pytest.mark.usefixtures("no_side_effects")
 @pytest.mark.parametrize("name", ["\\ud800", "x" * 10_000])
-async def test_an_unprintable_field_name_does_no_harm(api: ClientSession, name: str) -> None:
+async def test_an_unprintable_or_long_field_name_causes_a_short_error(
+    api: ClientSession, name: str
+) -> None:
     body = f'{{"message": "a", "{name}": 1}}'.encode()
     response = await api.post(CHAT, data=body, headers=JSON)
     assert response.status in {400, 422}
     assert len(await response.read()) < 1000
 
 
-@pytest.mark.usefixtures("untouched")
-async def test_a_flood_of_wrong_fields_is_not_listed(api: ClientSession) -> None:
+@pytest.mark.usefixtures("no_side_effects")
+async def test_the_error_for_too_many_invalid_fields_does_not_list_them(api: ClientSession) -> None:
     body = json.dumps({"message": "a", **{f"f{number}": 1 for number in range(100_000)}})
     response = await api.post(CHAT, data=io.BytesIO(body.encode()), headers=JSON)
     error = await assert_error(response, 422, "invalid_field")
     assert error["message"] == "More than 50 fields are invalid."
 
 
-@pytest.mark.usefixtures("untouched")
+@pytest.mark.usefixtures("no_side_effects")
 @pytest.mark.parametrize(
     ("method", "path"),
     [("POST", "chat"), ("DELETE", "history/s"), ("GET", "sessions/s")],
 )
-async def test_a_query_where_none_is_taken_is_refused_by_name(
+async def test_an_unknown_query_parameter_is_rejected_with_its_name(
     api: ClientSession, method: str, path: str
 ) -> None:
     json_body = {"message": "a"} if method == "POST" else None
@@ -147,8 +151,8 @@ async def test_a_query_where_none_is_taken_is_refused_by_name(
     await assert_error(response, 422, "invalid_field", param="colour")
 
 
-@pytest.mark.usefixtures("untouched")
-async def test_a_body_that_is_not_encoded_as_it_says_is_refused(api: ClientSession) -> None:
+@pytest.mark.usefixtures("no_side_effects")
+async def test_a_body_with_an_invalid_content_encoding_is_rejected(api: ClientSession) -> None:
     body = b'{"message": "a"}'
     for encoding, status, code in (
         ("gzip", 400, "malformed_body"),
@@ -158,33 +162,33 @@ async def test_a_body_that_is_not_encoded_as_it_says_is_refused(api: ClientSessi
         await assert_error(await api.post(CHAT, data=body, headers=headers), status, code)
 
 
-async def test_a_compressed_body_is_read(api: ClientSession) -> None:
+async def test_a_compressed_body_is_accepted(api: ClientSession) -> None:
     headers = {**JSON, "Content-Encoding": "gzip"}
     body = gzip.compress(b'{"message": "a"}')
     async with api.post(CHAT, data=body, headers=headers) as response:
         assert response.status == 200
 
 
-async def test_a_client_may_wait_for_leave_to_send_its_body(api: ClientSession) -> None:
+async def test_a_request_that_expects_100_continue_is_accepted(api: ClientSession) -> None:
     async with api.post(CHAT, json={"message": "a"}, expect100=True) as response:
         assert response.status == 200
 
 
-@pytest.mark.usefixtures("untouched")
-async def test_another_expectation_is_refused(api: ClientSession) -> None:
+@pytest.mark.usefixtures("no_side_effects")
+async def test_an_unknown_expectation_is_rejected(api: ClientSession) -> None:
     for path in (f"{BASE}/sessions", "/healthz"):
         response = await api.get(path, headers={"Expect": "miracles"})
         await assert_error(response, 417, "expectation_failed")
 
 
-@pytest.mark.usefixtures("untouched")
+@pytest.mark.usefixtures("no_side_effects")
 @pytest.mark.parametrize("value", ["[]", '"text"', "5", "null", "true"])
-async def test_json_that_is_no_object_is_a_422(api: ClientSession, value: str) -> None:
+async def test_json_that_is_not_an_object_is_a_422(api: ClientSession, value: str) -> None:
     response = await api.post(CHAT, data=value, headers=JSON)
     await assert_error(response, 422, "invalid_field")
 
 
-@pytest.mark.usefixtures("untouched")
+@pytest.mark.usefixtures("no_side_effects")
 @pytest.mark.parametrize(
     "content_type",
     [
@@ -196,28 +200,28 @@ async def test_json_that_is_no_object_is_a_422(api: ClientSession, value: str) -
         "nonsense",
     ],
 )
-async def test_another_content_type_is_a_415(api: ClientSession, content_type: str) -> None:
+async def test_an_unsupported_content_type_is_a_415(api: ClientSession, content_type: str) -> None:
     body = json.dumps({"message": "a"}).encode()
     response = await api.post(CHAT, data=body, headers={"Content-Type": content_type})
     await assert_error(response, 415, "unsupported_media_type")
 
 
-@pytest.mark.usefixtures("untouched")
-async def test_no_content_type_is_a_415(api: ClientSession) -> None:
+@pytest.mark.usefixtures("no_side_effects")
+async def test_a_missing_content_type_is_a_415(api: ClientSession) -> None:
     response = await api.post(CHAT, data=b"{}", skip_auto_headers=["Content-Type"])
     await assert_error(response, 415, "unsupported_media_type")
 
 
-@pytest.mark.usefixtures("untouched")
+@pytest.mark.usefixtures("no_side_effects")
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_body_over_the_limit_is_a_413(serve: Serve, chunked: bool) -> None:  # noqa: FBT001 - a parameter of the test
     api = await serve(max_body_bytes=1024)
     body = json.dumps({"message": "x" * 5000}).encode()
 
-    async def pieces() -> Any:
+    async def chunks() -> Any:
         yield body
 
-    response = await api.post(CHAT, data=pieces() if chunked else body, headers=JSON)
+    response = await api.post(CHAT, data=chunks() if chunked else body, headers=JSON)
     await assert_error(response, 413, "body_too_large")
 
 
@@ -238,9 +242,9 @@ QUERIES = [
 ]
 
 
-@pytest.mark.usefixtures("untouched")
+@pytest.mark.usefixtures("no_side_effects")
 @pytest.mark.parametrize(("query", "param"), QUERIES)
-async def test_a_wrong_query_value_is_named(
+async def test_an_invalid_query_parameter_is_rejected_with_its_name(
     api: ClientSession, query: str, param: str | None
 ) -> None:
     response = await _post_raw(api, f"{BASE}/simple-chat?{query}")
@@ -250,7 +254,7 @@ async def test_a_wrong_query_value_is_named(
         assert response == (422, "invalid_field", param)
 
 
-@pytest.mark.usefixtures("untouched")
+@pytest.mark.usefixtures("no_side_effects")
 @pytest.mark.parametrize(
     ("path", "param"),
     [
@@ -271,7 +275,9 @@ async def test_a_wrong_query_value_is_named(
         ("sessions/has%20space", "session_id"),
     ],
 )
-async def test_a_wrong_path_or_page_is_named(api: ClientSession, path: str, param: str) -> None:
+async def test_an_invalid_session_id_or_page_parameter_is_rejected_with_its_name(
+    api: ClientSession, path: str, param: str
+) -> None:
     await assert_error(await api.get(f"{BASE}/{path}"), 422, "invalid_field", param=param)
 
 
@@ -287,7 +293,7 @@ async def test_a_wrong_path_or_page_is_named(api: ClientSession, path: str, para
         ("OPTIONS", f"{BASE}/chat", {"POST"}),
     ],
 )
-async def test_a_wrong_method_is_a_405_that_names_the_right_ones(
+async def test_a_wrong_method_is_a_405_with_the_allowed_methods(
     api: ClientSession, method: str, path: str, allowed: set[str]
 ) -> None:
     response = await api.request(method, path)
@@ -305,10 +311,10 @@ async def test_an_unknown_path_is_a_404(api: ClientSession, path: str) -> None:
 @pytest.mark.parametrize(
     "request_text", ["NONSENSE\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "GET /\x00 HTTP/1.1\r\n\r\n"]
 )
-async def test_what_is_not_http_gets_the_same_error_shape(
+async def test_malformed_http_is_a_400_with_the_shape_of_all_errors(
     api: ClientSession, request_text: str
 ) -> None:
-    head, body = await _raw(api, request_text)
+    head, body = await _send_raw(api, request_text)
 
     assert head.startswith("HTTP/1.0 400 Bad Request")
     error = json.loads(body)["error"]
@@ -316,7 +322,7 @@ async def test_what_is_not_http_gets_the_same_error_shape(
     assert f"X-Request-ID: {error['request_id']}" in head
 
 
-async def test_a_query_of_a_message_of_the_greatest_length_is_answered(
+async def test_a_query_with_a_message_of_maximum_length_is_accepted(
     api: ClientSession,
 ) -> None:
     response = await _post_raw(api, f"{BASE}/simple-chat?message={'%F0%9F%98%80' * 100_000}")
@@ -324,15 +330,15 @@ async def test_a_query_of_a_message_of_the_greatest_length_is_answered(
 
 
 async def _post_raw(api: ClientSession, target: str) -> tuple[int, str | None, str | None]:
-    """Send a target as it is, without a client's tidying up."""
-    head, body = await _raw(
+    """Send a request target unchanged; a client library would normalise it."""
+    head, body = await _send_raw(
         api, f"POST {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     )
     error = json.loads(body).get("error", {})
     return int(head.split(" ")[1]), error.get("code"), error.get("param")
 
 
-async def _raw(api: ClientSession, text: str) -> tuple[str, str]:
+async def _send_raw(api: ClientSession, text: str) -> tuple[str, str]:
     address = urlsplit(str(api._base_url))
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     writer.write(text.encode())

@@ -1,4 +1,4 @@
-"""Chatting over HTTP: what the specification shows, and what the model gets to see."""
+"""The chat, history and session endpoints, and the prompts that the model receives."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -29,7 +29,7 @@ async def history(api: ClientSession, session_id: str, **query: Any) -> dict[str
     return body
 
 
-async def test_an_answer_has_every_field_of_the_specification(api: ClientSession) -> None:
+async def test_a_chat_response_has_every_field_of_the_specification(api: ClientSession) -> None:
     answer = await chat(api, "What is Python?", model=MODEL, session_id="user-123-abc")
 
     message_id, timestamp = answer.pop("message_id"), answer.pop("timestamp")
@@ -48,22 +48,22 @@ async def test_an_answer_has_every_field_of_the_specification(api: ClientSession
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", timestamp)
 
 
-async def test_history_shows_both_messages_in_the_order_of_the_specification(
+async def test_the_history_contains_both_messages_in_the_format_of_the_specification(
     api: ClientSession,
 ) -> None:
     answer = await chat(api, "What is Python?", session_id="user-123-abc")
-    shown = await history(api, "user-123-abc")
+    page = await history(api, "user-123-abc")
 
-    question = shown["messages"][0]
-    assert shown == {
+    user_message = page["messages"][0]
+    assert page == {
         "session_id": "user-123-abc",
         "messages": [
             {
-                "id": question["id"],
+                "id": user_message["id"],
                 "role": "user",
                 "content": "What is Python?",
                 "model": MODEL,
-                "timestamp": question["timestamp"],
+                "timestamp": user_message["timestamp"],
             },
             {
                 "id": answer["message_id"],
@@ -78,13 +78,13 @@ async def test_history_shows_both_messages_in_the_order_of_the_specification(
         "message_count": 2,
         "last_message_time": answer["timestamp"],
         "has_more": False,
-        "first_id": question["id"],
+        "first_id": user_message["id"],
         "last_id": answer["message_id"],
     }
-    assert question["timestamp"] < answer["timestamp"]
+    assert user_message["timestamp"] < answer["timestamp"]
 
 
-async def test_simple_chat_takes_query_parameters(api: ClientSession, groq: MockGroq) -> None:
+async def test_simple_chat_accepts_query_parameters(api: ClientSession, groq: MockGroq) -> None:
     response = await api.post(
         f"{BASE}/simple-chat",
         params={"message": "Hello & good-bye", "session_id": "user-123", "temperature": "0.5"},
@@ -103,14 +103,16 @@ async def test_simple_chat_takes_query_parameters(api: ClientSession, groq: Mock
     ]
 
 
-async def test_a_session_id_is_made_up_where_none_is_given(api: ClientSession) -> None:
+async def test_a_request_without_a_session_id_starts_a_new_session(api: ClientSession) -> None:
     first, second = await chat(api, "one"), await chat(api, "two")
 
     assert first["session_id"] != second["session_id"]
     assert (await history(api, first["session_id"]))["message_count"] == 2
 
 
-async def test_the_second_turn_sees_the_first(api: ClientSession, groq: MockGroq) -> None:
+async def test_the_prompt_of_the_second_turn_contains_the_first_turn(
+    api: ClientSession, groq: MockGroq
+) -> None:
     first = await chat(api, "I am Ada.", session_id="s")
     second = await chat(api, "Who am I?", session_id="s")
 
@@ -123,7 +125,7 @@ async def test_the_second_turn_sees_the_first(api: ClientSession, groq: MockGroq
 
 
 @pytest.mark.parametrize(
-    ("context", "seen"),
+    ("context", "expected"),
     [
         (0, ["three"]),
         (1, ["answer", "three"]),
@@ -131,19 +133,19 @@ async def test_the_second_turn_sees_the_first(api: ClientSession, groq: MockGroq
         (1000, ["one", "answer", "two", "answer", "three"]),
     ],
 )
-async def test_context_says_how_many_earlier_messages_the_model_sees(
-    api: ClientSession, groq: MockGroq, context: int, seen: list[str]
+async def test_context_is_the_number_of_earlier_messages_in_the_prompt(
+    api: ClientSession, groq: MockGroq, context: int, expected: list[str]
 ) -> None:
     await chat(api, "one", session_id="s")
     await chat(api, "two", session_id="s")
     await chat(api, "three", session_id="s", context=context)
 
-    shown = [text if role == "user" else "answer" for role, text in groq.prompts[-1]]
-    assert shown == seen
+    sent = [text if role == "user" else "answer" for role, text in groq.prompts[-1]]
+    assert sent == expected
 
 
-async def test_context_stays_within_its_budget_of_tokens(serve: Serve, groq: MockGroq) -> None:
-    # A question is estimated at 104 tokens, an answer at some 60.
+async def test_the_context_stays_within_its_token_budget(serve: Serve, groq: MockGroq) -> None:
+    # The estimate is 104 tokens for a user message and about 60 for an answer.
     api = await serve(chat_context_tokens=200, chat_context_messages=50)
     for _ in range(3):
         await chat(api, "x" * 400, session_id="s")
@@ -153,9 +155,7 @@ async def test_context_stays_within_its_budget_of_tokens(serve: Serve, groq: Moc
     assert roles == ["user", "assistant", "user"]
 
 
-async def test_options_reach_the_model_and_are_left_out_where_not_given(
-    api: ClientSession, groq: MockGroq
-) -> None:
+async def test_only_the_given_options_are_sent_to_groq(api: ClientSession, groq: MockGroq) -> None:
     await chat(
         api,
         "Hello",
@@ -183,36 +183,36 @@ async def test_options_reach_the_model_and_are_left_out_where_not_given(
     assert groq.headers[0]["Authorization"] == "Bearer gsk_test"
 
 
-async def test_a_cut_answer_says_so_in_answer_and_history(api: ClientSession) -> None:
+async def test_a_truncated_answer_has_the_finish_reason_length(api: ClientSession) -> None:
     answer = await chat(api, "Hello", session_id="s", max_completion_tokens=3)
 
     assert (answer["message"], answer["finish_reason"]) == ("This is the ", "length")
-    kept = (await history(api, "s"))["messages"][1]
-    assert (kept["content"], kept["finish_reason"]) == ("This is the ", "length")
+    stored = (await history(api, "s"))["messages"][1]
+    assert (stored["content"], stored["finish_reason"]) == ("This is the ", "length")
 
 
-async def test_a_system_prompt_is_not_kept(api: ClientSession) -> None:
+async def test_a_system_prompt_is_not_stored(api: ClientSession) -> None:
     await chat(api, "Hello", session_id="s", system_prompt="Be brief.")
 
     roles = [message["role"] for message in (await history(api, "s"))["messages"]]
     assert roles == ["user", "assistant"]
 
 
-async def test_text_of_any_kind_comes_back_as_it_was(api: ClientSession) -> None:
+async def test_unusual_characters_are_stored_unchanged(api: ClientSession) -> None:
     text = 'Zoë said "hi" \\ \x00 \u2028 日本語 👩‍👩‍👧 </script> \r\n\t end '
     await chat(api, text, session_id="s")
 
     assert (await history(api, "s"))["messages"][0]["content"] == text
 
 
-async def test_a_message_of_the_greatest_length_is_answered_and_kept(api: ClientSession) -> None:
+async def test_a_message_of_maximum_length_is_answered_and_stored(api: ClientSession) -> None:
     text = "ü" * 100_000
     await chat(api, text, session_id="s")
 
     assert (await history(api, "s"))["messages"][0]["content"] == text
 
 
-async def test_another_default_model_is_used_and_kept(serve: Serve) -> None:
+async def test_the_default_model_setting_is_used_and_stored(serve: Serve) -> None:
     api = await serve(groq_default_model="qwen/qwen3-32b")
     answer = await chat(api, "Hello", session_id="s")
 
@@ -221,7 +221,7 @@ async def test_another_default_model_is_used_and_kept(serve: Serve) -> None:
     assert models == ["qwen/qwen3-32b", "qwen/qwen3-32b"]
 
 
-async def test_half_a_character_in_an_answer_does_not_lose_the_answer(
+async def test_a_lone_surrogate_in_an_answer_is_replaced(
     api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.fail = "surrogate"
@@ -232,22 +232,22 @@ async def test_half_a_character_in_an_answer_does_not_lose_the_answer(
     assert (await history(api, "s"))["messages"][1]["content"] == "half ?"
 
 
-async def test_deleting_a_session_is_final_and_may_be_repeated(api: ClientSession) -> None:
-    await chat(api, "Hello", session_id="gone")
-    await chat(api, "Hello", session_id="kept")
-    cleared = {"status": "success", "message": "Chat history cleared for session gone"}
+async def test_deleting_a_session_removes_it_and_is_idempotent(api: ClientSession) -> None:
+    await chat(api, "Hello", session_id="deleted")
+    await chat(api, "Hello", session_id="other")
+    cleared = {"status": "success", "message": "Chat history cleared for session deleted"}
 
     for _ in range(2):
-        response = await api.delete(f"{BASE}/history/gone")
+        response = await api.delete(f"{BASE}/history/deleted")
         assert (response.status, await response.json()) == (200, cleared)
-    assert (await history(api, "gone"))["messages"] == []
+    assert (await history(api, "deleted"))["messages"] == []
     listed = await (await api.get(f"{BASE}/sessions")).json()
-    assert listed["sessions"] == ["kept"]
+    assert listed["sessions"] == ["other"]
 
 
 async def test_an_unknown_session_has_an_empty_history(api: ClientSession) -> None:
-    assert await history(api, "nobody") == {
-        "session_id": "nobody",
+    assert await history(api, "unknown") == {
+        "session_id": "unknown",
         "messages": [],
         "message_count": 0,
         "last_message_time": None,
@@ -257,26 +257,26 @@ async def test_an_unknown_session_has_an_empty_history(api: ClientSession) -> No
     }
 
 
-async def test_a_session_tells_its_counts_times_and_expiry(api: ClientSession) -> None:
+async def test_a_session_response_contains_count_times_and_expiry(api: ClientSession) -> None:
     answer = await chat(api, "Hello", session_id="s")
     first = (await history(api, "s"))["messages"][0]
 
-    shown = await (await api.get(f"{BASE}/sessions/s")).json()
+    session = await (await api.get(f"{BASE}/sessions/s")).json()
 
-    expires_at = datetime.fromisoformat(shown.pop("expires_at"))
-    assert 86_390 <= shown.pop("ttl_seconds") <= 86_400
-    assert shown == {
+    expires_at = datetime.fromisoformat(session.pop("expires_at"))
+    assert 86_390 <= session.pop("ttl_seconds") <= 86_400
+    assert session == {
         "session_id": "s",
         "message_count": 2,
         "first_message_time": first["timestamp"],
         "last_message_time": answer["timestamp"],
     }
-    spoken = datetime.fromisoformat(answer["timestamp"])
-    assert abs(expires_at - spoken - timedelta(hours=24)) < timedelta(seconds=10)
-    await assert_error(await api.get(f"{BASE}/sessions/nobody"), 404, "session_not_found")
+    answered = datetime.fromisoformat(answer["timestamp"])
+    assert abs(expires_at - answered - timedelta(hours=24)) < timedelta(seconds=10)
+    await assert_error(await api.get(f"{BASE}/sessions/unknown"), 404, "session_not_found")
 
 
-async def test_history_is_there_for_workers_old_and_new(serve: Serve) -> None:
+async def test_the_history_is_available_to_running_and_new_workers(serve: Serve) -> None:
     first, second = await serve(), await serve()
     await chat(first, "Hello", session_id="s")
     third = await serve()
@@ -285,9 +285,11 @@ async def test_history_is_there_for_workers_old_and_new(serve: Serve) -> None:
     assert await history(third, "s") == await history(second, "s")
 
 
-async def test_a_callers_request_id_is_kept_if_harmless(api: ClientSession) -> None:
-    kept = await api.get("/healthz", headers={"X-Request-ID": "trace-1.2:3"})
-    refused = await api.get("/healthz", headers={"X-Request-ID": "a b" + "x" * 200})
+async def test_a_valid_request_id_of_the_client_is_returned_and_an_invalid_one_is_replaced(
+    api: ClientSession,
+) -> None:
+    valid = await api.get("/healthz", headers={"X-Request-ID": "trace-1.2:3"})
+    invalid = await api.get("/healthz", headers={"X-Request-ID": "a b" + "x" * 200})
 
-    assert kept.headers["X-Request-ID"] == "trace-1.2:3"
-    assert re.fullmatch(r"[0-9a-f]{32}", refused.headers["X-Request-ID"])
+    assert valid.headers["X-Request-ID"] == "trace-1.2:3"
+    assert re.fullmatch(r"[0-9a-f]{32}", invalid.headers["X-Request-ID"])

@@ -1,4 +1,4 @@
-"""The command line, as a user runs it."""
+"""The commands of groqchat, run as processes."""
 
 import json
 import os
@@ -19,12 +19,12 @@ import requests
 from tests.support.redis_servers import RedisServer
 from tests.support.service import Service, environment, run_groqchat
 
-NOWHERE = "redis://127.0.0.1:9"
+UNREACHABLE = "redis://127.0.0.1:9"
 
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A working directory with a path short enough for a socket."""
+    """A working directory with a path that is short enough for a Unix socket."""
     with tempfile.TemporaryDirectory(prefix="groqchat-") as name:
         yield Path(name)
 
@@ -45,36 +45,39 @@ def contents(url: str) -> list[str]:
     return [message["content"] for message in response.json()["messages"]]
 
 
-def test_serving_with_nothing_configured_says_what_runs_where(directory: Path) -> None:
+def test_serve_local_logs_the_addresses_of_redis_and_groq(directory: Path) -> None:
     with Service(directory, "--local") as service:
         assert re.search(r"\[Redis Chat\] Connected to Redis at embedded:.data/redis", service.log)
-        assert re.search(r"\[Groq\] offline: the mock Groq server at http://127.0.0.1:\d+", service.log)
+        assert re.search(
+            r"\[Groq\] offline: completions come from the mock Groq server at http://127.0.0.1:\d+",
+            service.log,
+        )
         assert chat(service.url, "Hello")["history_saved"] is True
 
 
-def test_history_outlives_sigterm_and_sigkill(directory: Path) -> None:
-    spoken: list[str] = []
+def test_the_history_survives_sigterm_and_sigkill(directory: Path) -> None:
+    stored: list[str] = []
     for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
         with Service(directory, "--local") as service:
-            assert contents(service.url) == spoken
-            message = f"said before signal {number:d}"
-            spoken += [message, chat(service.url, message)["message"]]
+            assert contents(service.url) == stored
+            message = f"sent before signal {number:d}"
+            stored += [message, chat(service.url, message)["message"]]
             service.signal(number)
             assert service.wait() == (0 if number == signal.SIGTERM else -number)
     with Service(directory, "--local") as service:
-        assert contents(service.url) == spoken
+        assert contents(service.url) == stored
         assert "stopping the server of an earlier service" in service.log
         assert service.terminate() == 0
 
 
-def test_ctrl_c_in_mid_turn_ends_the_turn_first(directory: Path) -> None:
+def test_after_ctrl_c_a_running_turn_completes_before_the_exit(directory: Path) -> None:
     with Service(directory, "--local", GROQ_BASE_URL="offline:?latency_ms=1000") as service:
         answers: list[Any] = []
         client = threading.Thread(target=lambda: answers.append(chat(service.url, "Hello")))
         client.start()
         while not contents(service.url):
             pass
-        # As a terminal does: to every process of the group.
+        # For Ctrl-C, a terminal sends SIGINT to every process of the group.
         os.killpg(service._process.pid, signal.SIGINT)
         client.join(timeout=30)
         assert service.wait() == 0
@@ -83,7 +86,9 @@ def test_ctrl_c_in_mid_turn_ends_the_turn_first(directory: Path) -> None:
         assert contents(service.url) == ["Hello", answers[0]["message"]]
 
 
-def test_a_second_service_over_the_same_data_is_refused_clearly(directory: Path) -> None:
+def test_a_second_service_on_an_embedded_directory_fails_with_a_clear_message(
+    directory: Path,
+) -> None:
     with Service(directory, "--local") as service:
         second = run_groqchat("serve", "--local", cwd=directory, PORT="0")
         assert second.returncode == 1
@@ -91,15 +96,15 @@ def test_a_second_service_over_the_same_data_is_refused_clearly(directory: Path)
         assert "Traceback" not in second.stderr
 
 
-@pytest.mark.parametrize("redis_url", [NOWHERE, "memory:", "embedded:data"])
-def test_a_port_in_use_is_told_without_a_traceback(directory: Path, redis_url: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+@pytest.mark.parametrize("redis_url", [UNREACHABLE, "memory:", "embedded:data"])
+def test_a_port_in_use_is_an_error_without_a_traceback(directory: Path, redis_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         result = run_groqchat(
             "serve", cwd=directory, PORT=str(port), REDIS_URL=redis_url, GROQ_BASE_URL="offline:"
         )
-        alone = run_groqchat("offline", "--port", str(port), cwd=directory)
-        assert alone.stderr.splitlines() == [
+        offline = run_groqchat("offline", "--port", str(port), cwd=directory)
+        assert offline.stderr.splitlines() == [
             f"groqchat: cannot listen on 127.0.0.1:{port}: Address already in use"
         ]
     assert result.returncode == 1
@@ -107,7 +112,7 @@ def test_a_port_in_use_is_told_without_a_traceback(directory: Path, redis_url: s
     assert last == f"groqchat: cannot listen on 127.0.0.1:{port}: Address already in use"
 
 
-def test_wrong_settings_are_all_named(directory: Path) -> None:
+def test_every_invalid_setting_is_named(directory: Path) -> None:
     result = run_groqchat("serve", cwd=directory, PORT="lots", REDIS_DB="-1")
     assert result.returncode == 1
     assert "PORT: " in result.stderr
@@ -115,7 +120,7 @@ def test_wrong_settings_are_all_named(directory: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_a_wrong_option_of_the_stand_in_is_told_without_a_traceback(directory: Path) -> None:
+def test_an_invalid_mock_option_in_the_url_is_an_error_without_a_traceback(directory: Path) -> None:
     result = run_groqchat(
         "serve", cwd=directory, PORT="0", REDIS_URL="memory:", GROQ_BASE_URL="offline:?fail=nope"
     )
@@ -124,7 +129,7 @@ def test_a_wrong_option_of_the_stand_in_is_told_without_a_traceback(directory: P
     assert "Traceback" not in result.stderr
 
 
-def test_the_access_log_holds_no_message(directory: Path) -> None:
+def test_the_access_log_does_not_contain_messages(directory: Path) -> None:
     with Service(
         directory, REDIS_URL="memory:", GROQ_BASE_URL="offline:", ACCESS_LOG="true"
     ) as service:
@@ -143,7 +148,7 @@ def test_the_access_log_holds_no_message(directory: Path) -> None:
     }
 
 
-def test_the_access_log_of_a_share_still_holds_every_failure(directory: Path) -> None:
+def test_a_sampled_access_log_contains_every_server_error(directory: Path) -> None:
     with Service(
         directory,
         REDIS_URL="memory:",
@@ -158,14 +163,17 @@ def test_the_access_log_of_a_share_still_holds_every_failure(directory: Path) ->
     assert service.log.count("aiohttp.access") == 1
 
 
-def test_settings_are_read_from_a_file_in_the_working_directory(directory: Path) -> None:
+def test_settings_are_read_from_an_env_file_in_the_working_directory(directory: Path) -> None:
     (directory / ".env").write_text("REDIS_URL=memory:\nGROQ_BASE_URL=offline:\n")
     with Service(directory) as service:
-        assert "[Redis Chat] WARNING: memory: messages are lost when this process ends" in service.log
+        assert (
+            "[Redis Chat] WARNING: with REDIS_URL=memory:, messages are lost when this process ends"
+            in service.log
+        )
         assert chat(service.url, "Hello")["history_saved"] is True
 
 
-def test_check_prints_the_settings_masked_and_tests_each_dependency(
+def test_check_prints_the_settings_without_secrets_and_tests_each_dependency(
     directory: Path, redis_url: str
 ) -> None:
     good = run_groqchat(
@@ -176,7 +184,7 @@ def test_check_prints_the_settings_masked_and_tests_each_dependency(
         GROQ_API_KEY="gsk_hunter2",
         GROQ_BASE_URL="offline:",
     )
-    bad = run_groqchat("check", cwd=directory, REDIS_URL=NOWHERE)
+    bad = run_groqchat("check", cwd=directory, REDIS_URL=UNREACHABLE)
 
     assert good.returncode == 0, good.stdout + good.stderr
     assert "CHAT_HISTORY_TTL=86400" in good.stdout
@@ -188,7 +196,7 @@ def test_check_prints_the_settings_masked_and_tests_each_dependency(
     assert "Groq: FAILED: GROQ_API_KEY is not set" in bad.stdout
 
 
-def test_reindex_lists_what_another_service_has_written(
+def test_reindex_lists_the_sessions_of_another_service(
     directory: Path, real_servers: dict[str, RedisServer]
 ) -> None:
     database = 4000
@@ -210,7 +218,7 @@ def test_reindex_lists_what_another_service_has_written(
     assert (listed["total_sessions"], len(listed["sessions"])) == (2500, 1000)
 
 
-def test_check_and_reindex_work_beside_a_running_service(directory: Path) -> None:
+def test_check_and_reindex_work_while_the_service_runs(directory: Path) -> None:
     with Service(directory, "--local") as service:
         chat(service.url, "Hello")
         check = run_groqchat("check", "--local", cwd=directory)
@@ -221,14 +229,14 @@ def test_check_and_reindex_work_beside_a_running_service(directory: Path) -> Non
         assert len(contents(service.url)) == 2
 
 
-def test_reindex_without_redis_says_so(directory: Path) -> None:
-    result = run_groqchat("reindex", cwd=directory, REDIS_URL=NOWHERE)
+def test_reindex_without_redis_is_an_error_without_a_traceback(directory: Path) -> None:
+    result = run_groqchat("reindex", cwd=directory, REDIS_URL=UNREACHABLE)
     assert result.returncode == 1
     assert "groqchat: The chat history is unavailable at the moment." in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_no_command_and_an_unknown_one_show_the_usage(directory: Path) -> None:
+def test_a_missing_or_unknown_command_prints_the_usage(directory: Path) -> None:
     for arguments in ((), ("dance",)):
         result = run_groqchat(*arguments, cwd=directory)
         assert result.returncode == 2
@@ -238,7 +246,7 @@ def test_no_command_and_an_unknown_one_show_the_usage(directory: Path) -> None:
     )
 
 
-def test_the_stand_in_runs_alone(directory: Path) -> None:
+def test_the_mock_groq_server_runs_alone(directory: Path) -> None:
     command = [sys.executable, "-m", "groqchat", "offline", "--port", "0", "--fail", "503"]
     with subprocess.Popen(
         command, cwd=directory, env=environment(), stdout=subprocess.PIPE, text=True
@@ -258,7 +266,7 @@ def test_the_stand_in_runs_alone(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--fail", "999"), ("--latency-ms", "long")])
-def test_an_option_of_the_stand_in_that_makes_no_sense_is_refused(
+def test_an_invalid_option_of_the_mock_groq_server_is_rejected(
     directory: Path, arguments: tuple[str, str]
 ) -> None:
     result = run_groqchat("offline", *arguments, cwd=directory)

@@ -1,4 +1,4 @@
-"""Groq's failures as clients see them, retries, deadlines, redaction."""
+"""Completions: errors of Groq, retries, deadlines and redaction."""
 
 import asyncio
 import gc
@@ -45,30 +45,30 @@ EXPECTED: dict[Failure, tuple[int, str, str | None]] = {
 }
 
 
-async def ask(api: ClientSession) -> ClientResponse:
+async def chat(api: ClientSession) -> ClientResponse:
     return await api.post(f"{BASE}/chat", json={"message": "Hello", "session_id": "s"})
 
 
-def test_every_failure_of_the_stand_in_is_expected() -> None:
+def test_the_table_contains_every_failure_of_the_mock_groq_server() -> None:
     assert set(EXPECTED) == set(get_args(Failure)) - {"surrogate"}
 
 
 @pytest.mark.parametrize("failure", EXPECTED)
-async def test_each_failure_of_groq_has_its_status(
+async def test_each_failure_of_groq_has_the_expected_status_and_code(
     serve: Serve, groq: MockGroq, failure: Failure
 ) -> None:
     groq.options.fail = failure
     api = await serve(groq_max_retries=0, groq_timeout_s=0.5)
     status, code, param = EXPECTED[failure]
 
-    error = await assert_error(await ask(api), status, code, param=param)
+    error = await assert_error(await chat(api), status, code, param=param)
 
     if status >= 500:
         assert "key" not in error["message"].lower()
 
 
 def sdk_errors() -> Iterator[type[groq_sdk.GroqError]]:
-    """Every exception class of the SDK, however deep."""
+    """Yield the base exception of the SDK and all its subclasses."""
     pending = [groq_sdk.GroqError]
     while pending:
         kind = pending.pop()
@@ -90,7 +90,7 @@ def make_error(kind: type[groq_sdk.GroqError]) -> groq_sdk.GroqError:
     return kind(**{name: known[name] for name in parameters if name in known})
 
 
-def test_every_public_exception_of_the_sdk_is_mapped_by_name() -> None:
+def test_every_public_exception_of_the_sdk_is_in_the_mapping() -> None:
     public = {
         value
         for value in list(vars(groq_sdk).values())
@@ -100,49 +100,53 @@ def test_every_public_exception_of_the_sdk_is_mapped_by_name() -> None:
 
 
 @pytest.mark.parametrize("kind", list(sdk_errors()), ids=lambda kind: kind.__name__)
-def test_every_exception_of_the_sdk_becomes_one_of_ours(kind: type[groq_sdk.GroqError]) -> None:
+def test_every_exception_of_the_sdk_is_converted_to_a_specific_completion_error(
+    kind: type[groq_sdk.GroqError],
+) -> None:
     mapped = completion_error(make_error(kind))
     assert isinstance(mapped, CompletionError)
     assert type(mapped) is not CompletionError
 
 
-def test_an_exception_that_a_later_sdk_adds_is_still_one_of_ours() -> None:
+def test_an_unknown_exception_of_the_sdk_is_converted_too() -> None:
     class TeapotError(groq_sdk.APIStatusError):
         pass
 
     assert type(completion_error(make_error(TeapotError))) is CompletionUnavailable
 
 
-async def test_a_passing_failure_is_retried(serve: Serve, groq: MockGroq) -> None:
+async def test_a_retryable_failure_is_retried(serve: Serve, groq: MockGroq) -> None:
     groq.options.fail, groq.options.fail_times = "500", 2
     groq.options.retry_after_s = 0
     api = await serve(groq_max_retries=2)
 
-    assert (await ask(api)).status == 200
+    assert (await chat(api)).status == 200
     assert len(groq.requests) == 3
 
 
 @pytest.mark.parametrize("failure", ["400", "401", "404", "413", "422"])
-async def test_a_lasting_failure_is_not_retried(
+async def test_a_permanent_failure_is_not_retried(
     api: ClientSession, groq: MockGroq, failure: Failure
 ) -> None:
     groq.options.fail = failure
-    assert (await ask(api)).status >= 400
+    assert (await chat(api)).status >= 400
     assert len(groq.requests) == 1
 
 
-async def test_retries_are_bounded(serve: Serve, groq: MockGroq) -> None:
+async def test_the_number_of_retries_is_limited(serve: Serve, groq: MockGroq) -> None:
     groq.options.fail, groq.options.retry_after_s = "503", 0
     api = await serve(groq_max_retries=3)
 
-    await assert_error(await ask(api), 503, "completion_overloaded")
+    await assert_error(await chat(api), 503, "completion_overloaded")
     assert len(groq.requests) == 4
 
 
-async def test_a_long_retry_after_is_passed_on_at_once(api: ClientSession, groq: MockGroq) -> None:
+async def test_a_long_retry_after_is_returned_to_the_client_without_a_retry(
+    api: ClientSession, groq: MockGroq
+) -> None:
     groq.options.fail, groq.options.retry_after_s = "429", 59.2
     started = time.monotonic()
-    response = await ask(api)
+    response = await chat(api)
 
     error = await assert_error(response, 429, "rate_limited")
     assert response.headers["Retry-After"] == "60"
@@ -152,25 +156,25 @@ async def test_a_long_retry_after_is_passed_on_at_once(api: ClientSession, groq:
     assert "org_01" not in await response.text()
 
 
-async def test_a_retry_that_would_end_after_the_deadline_is_not_begun(
+async def test_no_retry_starts_if_its_delay_exceeds_the_deadline(
     serve: Serve, groq: MockGroq
 ) -> None:
     groq.options.fail, groq.options.retry_after_s = "429", 4
     api = await serve(groq_timeout_s=2)
 
-    await assert_error(await ask(api), 429, "rate_limited")
+    await assert_error(await chat(api), 429, "rate_limited")
     assert len(groq.requests) == 1
 
 
-async def test_a_slow_model_ends_at_the_deadline(serve: Serve, groq: MockGroq) -> None:
+async def test_a_slow_completion_times_out_at_the_deadline(serve: Serve, groq: MockGroq) -> None:
     groq.options.latency_ms = 60_000
     api = await serve(groq_timeout_s=0.3)
 
     async with asyncio.timeout(20):
-        await assert_error(await ask(api), 504, "completion_timeout")
+        await assert_error(await chat(api), 504, "completion_timeout")
 
 
-async def test_the_detail_is_logged_with_the_request_id_and_without_prompt_or_key(
+async def test_the_log_contains_the_cause_without_prompt_or_key(
     serve: Serve, groq: MockGroq, caplog: pytest.LogCaptureFixture
 ) -> None:
     groq.options.fail = "401"
@@ -185,16 +189,16 @@ async def test_the_detail_is_logged_with_the_request_id_and_without_prompt_or_ke
     assert "gsk_test" not in caplog.text
 
 
-async def test_a_header_of_groq_that_is_not_ascii_changes_nothing(
+async def test_a_response_header_that_is_not_ascii_is_accepted(
     serve: Serve, groq: MockGroq
 ) -> None:
     groq.options.fail = "429"
     groq.response_headers = {"X-Note": "caf\u00e9"}
     api = await serve(groq_max_retries=0)
-    await assert_error(await ask(api), 429, "rate_limited")
+    await assert_error(await chat(api), 429, "rate_limited")
 
 
-async def test_a_groq_that_is_away_leaves_nothing_for_the_garbage_collector() -> None:
+async def test_a_failed_connection_to_groq_creates_no_reference_cycle() -> None:
     settings = Settings(
         groq_api_key=SecretStr("k"), groq_base_url="http://127.0.0.1:9", groq_max_retries=0
     )

@@ -1,4 +1,4 @@
-"""Redis by URL: each scheme opens what it says."""
+"""Connections to Redis: each setting and URL scheme opens the right server."""
 
 import asyncio
 import ssl
@@ -17,7 +17,7 @@ from tests.support.redis_servers import RedisServer
 Address = tuple[str, int]
 
 
-async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while data := await reader.read(65536):
         writer.write(data)
         await writer.drain()
@@ -26,35 +26,36 @@ async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @pytest.fixture
 def socket_path(real_servers: dict[str, RedisServer]) -> str:
+    """The Unix socket of a real server."""
     return str(real_servers["valkey"].socket)
 
 
 async def listen(socket_path: str, context: ssl.SSLContext | None) -> asyncio.Server:
-    """Listen on a port for a server that has only a unix socket, with or without TLS."""
+    """Listen on a port and forward to the Unix socket of a server, with or without TLS."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         inner_reader, inner_writer = await asyncio.open_unix_connection(socket_path)
-        await asyncio.gather(relay(reader, inner_writer), relay(inner_reader, writer))
+        await asyncio.gather(forward(reader, inner_writer), forward(inner_reader, writer))
 
     return await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
 
 
 @pytest.fixture
 async def port(socket_path: str) -> AsyncIterator[int]:
-    """A port behind which a real server answers."""
+    """The TCP port of a real server."""
     async with await listen(socket_path, None) as server:
         yield server.sockets[0].getsockname()[1]
 
 
 @pytest.fixture
 def authority() -> trustme.CA:
-    """A certificate authority of the test's own."""
+    """A certificate authority for this test."""
     return trustme.CA()
 
 
 @pytest.fixture
 async def tls_port(socket_path: str, authority: trustme.CA) -> AsyncIterator[int]:
-    """A port behind which a real server answers over TLS."""
+    """The TLS port of a real server."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
     async with await listen(socket_path, context) as server:
@@ -62,25 +63,25 @@ async def tls_port(socket_path: str, authority: trustme.CA) -> AsyncIterator[int
 
 
 async def database_of(redis: Redis) -> int:
-    await redis.set("mark", "here")
+    await redis.set("key", "value")
     return int((await redis.client_info())["db"])
 
 
-async def test_the_four_variables_of_the_specification_open_a_server(port: int) -> None:
+async def test_the_redis_variables_of_the_specification_open_a_server(port: int) -> None:
     settings = Settings(redis_host="127.0.0.1", redis_port=port, redis_db=3001)
     async with open_redis(settings) as redis:
         assert await database_of(redis) == 3001
 
 
-async def test_a_url_opens_a_server_whatever_the_four_variables_say(port: int) -> None:
+async def test_redis_url_overrides_the_other_redis_variables(port: int) -> None:
     settings = Settings(
-        redis_url=f"redis://127.0.0.1:{port}/3002", redis_host="nowhere.invalid", redis_db=5
+        redis_url=f"redis://127.0.0.1:{port}/3002", redis_host="unreachable.invalid", redis_db=5
     )
     async with open_redis(settings) as redis:
         assert await database_of(redis) == 3002
 
 
-async def test_a_url_opens_a_server_over_tls(
+async def test_a_rediss_url_opens_a_server_over_tls(
     tls_port: int, authority: trustme.CA, tmp_path: Path
 ) -> None:
     certificate = tmp_path / "ca.pem"
@@ -93,17 +94,17 @@ async def test_a_url_opens_a_server_over_tls(
             await redis.ping()
 
 
-async def test_a_url_opens_a_unix_socket(socket_path: str) -> None:
+async def test_a_unix_url_opens_a_unix_socket(socket_path: str) -> None:
     async with open_redis(Settings(redis_url=f"unix://{socket_path}?db=3004")) as redis:
         assert await database_of(redis) == 3004
 
 
-async def test_memory_needs_no_server() -> None:
+async def test_a_memory_url_needs_no_server() -> None:
     async with open_redis(Settings(redis_url="memory:")) as redis:
         assert await redis.set("key", "value") is True
 
 
-async def test_a_connection_closed_while_idle_is_opened_again_unnoticed(redis_url: str) -> None:
+async def test_a_connection_that_was_closed_while_idle_is_reopened(redis_url: str) -> None:
     settings = Settings(redis_url=redis_url, redis_max_connections=4)
     async with open_redis(settings) as redis, open_redis(settings) as other:
         await asyncio.gather(*(redis.ping() for _ in range(3)))

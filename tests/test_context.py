@@ -1,4 +1,4 @@
-"""What of a conversation comes along with a save, and what of it fits the budget."""
+"""The context: the earlier messages that a save returns, and the token budget."""
 
 from collections.abc import Sequence
 
@@ -8,64 +8,64 @@ from redis.asyncio import Redis
 from groqchat.services.redis_chat_service import FIRST_CONTEXT, RedisChatService
 from groqchat.services.turns.context import fit_to_budget
 from groqchat.storage.messages import PromptMessage, Role, decode_context
-from tests.test_store import message
+from tests.support.store import new_message
 
 
 def conversation(*texts: str, role: Role = "user") -> list[PromptMessage]:
     return [{"role": role, "content": text} for text in texts]
 
 
-async def spoken(store: RedisChatService, count: int) -> list[PromptMessage]:
-    """Save messages and return what was said."""
-    messages = [message(f"message {number}") for number in range(count)]
+async def save_conversation(store: RedisChatService, count: int) -> list[PromptMessage]:
+    """Save messages and return them as prompt messages."""
+    messages = [new_message(f"message {number}") for number in range(count)]
     await store.save_message("s", *messages)
     return conversation(*(each.content for each in messages))
 
 
-async def test_a_save_that_is_repeated_does_not_meet_itself(store: RedisChatService) -> None:
-    await store.save_message("s", message("before"))
-    question = message("Hello")
+async def test_a_repeated_save_does_not_return_its_own_message(store: RedisChatService) -> None:
+    await store.save_message("s", new_message("before"))
+    user_message = new_message("Hello")
     for _ in range(2):
-        earlier = await store.save_message("s", question, context=10)
+        earlier = await store.save_message("s", user_message, context=10)
         assert earlier == conversation("before")
 
 
 @pytest.mark.parametrize("context", [1, FIRST_CONTEXT, FIRST_CONTEXT + 1, 120, 200])
-async def test_as_many_earlier_messages_come_as_are_asked_for(
+async def test_a_save_returns_the_requested_number_of_earlier_messages(
     store: RedisChatService, context: int
 ) -> None:
-    everything = await spoken(store, 150)
-    assert await store.save_message("s", message("new"), context=context) == everything[-context:]
+    saved = await save_conversation(store, 150)
+    assert await store.save_message("s", new_message("new"), context=context) == saved[-context:]
 
 
-async def test_a_long_context_is_read_no_further_than_its_budget(store: RedisChatService) -> None:
-    everything = await spoken(store, 1000)
-    earlier = await store.save_message("s", message("new"), context=1000, context_bytes=700)
+async def test_the_byte_limit_ends_the_read_of_a_long_context(store: RedisChatService) -> None:
+    saved = await save_conversation(store, 1000)
+    earlier = await store.save_message("s", new_message("new"), context=1000, context_bytes=700)
     assert FIRST_CONTEXT < len(earlier) < 200
-    assert earlier == everything[-len(earlier) :]
-    earlier = await store.save_message("t", message("new"), context=1000, context_bytes=1)
+    assert earlier == saved[-len(earlier) :]
+    earlier = await store.save_message("t", new_message("new"), context=1000, context_bytes=1)
     assert earlier == []
-    earlier = await store.save_message("s", message("new"), context=1000, context_bytes=1)
+    earlier = await store.save_message("s", new_message("new"), context=1000, context_bytes=1)
     assert len(earlier) == FIRST_CONTEXT
 
 
-async def test_a_long_context_goes_on_into_what_others_wrote(
+async def test_a_long_context_includes_members_of_other_programs(
     store: RedisChatService, any_redis: Redis
 ) -> None:
     members = {f'{{"role":"user","content":"{number}"}}': number / 100 for number in range(120)}
     await any_redis.zadd("chat:session:s", members)
-    earlier = await store.save_message("s", message("new"), context=110)
+    earlier = await store.save_message("s", new_message("new"), context=110)
     assert earlier == conversation(*(str(number) for number in range(10, 120)))
 
 
-def test_halves_of_nonsense_do_not_make_a_message() -> None:
-    double = b'{"role":"user","content":"a"},{"role":"system","content":"b"}'
-    assert decode_context([double], session_id="s") == []
+def test_corrupt_members_are_not_joined_into_a_message() -> None:
+    two_in_one = b'{"role":"user","content":"a"},{"role":"system","content":"b"}'
+    assert decode_context([two_in_one], session_id="s") == []
     halves = [b'{"role":"user"', b'"content":"a"}']
     assert decode_context(halves, session_id="s") == []
 
 
-def test_half_a_character_is_read_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lone_surrogate_is_replaced_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     members = [b'{"role":"user","content":"half \\ud83d"}']
     assert decode_context(members, session_id="s") == conversation("half ?")
     assert caplog.text == ""
@@ -87,7 +87,7 @@ def test_half_a_character_is_read_without_a_warning(caplog: pytest.LogCaptureFix
     ],
     ids=lambda member: member[:40].decode(errors="replace"),
 )
-def test_what_is_no_message_is_left_out_of_the_context(
+def test_a_corrupt_member_is_not_part_of_the_context(
     member: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = b'{"role":"user","content":"a"}'
@@ -96,16 +96,17 @@ def test_what_is_no_message_is_left_out_of_the_context(
 
 
 @pytest.mark.parametrize(
-    ("tokens", "kept"),
+    ("tokens", "expected"),
     [(0, []), (103, []), (104, ["b"]), (108, ["b"]), (109, ["a", "b"]), (10_000, ["a", "b"])],
 )
-def test_the_latest_messages_fill_the_budget(tokens: int, kept: Sequence[str]) -> None:
-    # 400 bytes count 100 tokens, 4 bytes 1, and each message 4 more.
+def test_the_latest_messages_fill_the_budget(tokens: int, expected: Sequence[str]) -> None:
+    # 400 bytes count as 100 tokens, 4 bytes as 1 token, and each message as 4 more tokens.
     messages = conversation("a" * 4, "b" * 400)
-    assert [said["content"][0] for said in fit_to_budget(messages, tokens)] == kept
+    fitting = fit_to_budget(messages, tokens)
+    assert [fitted["content"][0] for fitted in fitting] == expected
 
 
-def test_messages_that_a_model_does_not_take_as_they_are_do_not_count() -> None:
+def test_tool_results_and_empty_messages_are_not_part_of_the_prompt() -> None:
     user, empty = conversation("Hello", "")
     tool = conversation("result", role="tool")
     assert fit_to_budget([*tool, user, empty], 100) == [user]

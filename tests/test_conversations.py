@@ -1,4 +1,4 @@
-"""Conversations of clients that speak Groq's format: what is given to the model, what is kept."""
+"""Sessions on the OpenAI-compatible endpoint: the prompts and the stored messages."""
 
 import asyncio
 from typing import Any
@@ -18,8 +18,8 @@ from tests.test_openai_endpoint import CHOICE, HELLO, MODEL, SESSION, TOOL, orig
 COMPLETIONS = "/openai/v1/chat/completions"
 
 
-async def ask(api: ClientSession, messages: list[Any]) -> dict[str, Any]:
-    """Ask within the session and return the message that came back."""
+async def complete(api: ClientSession, messages: list[Any]) -> dict[str, Any]:
+    """Request a completion in the session `s` and return the assistant message."""
     body = {"model": MODEL, "messages": messages}
     async with api.post(COMPLETIONS, json=body, headers=SESSION) as response:
         assert response.status == 200
@@ -27,108 +27,112 @@ async def ask(api: ClientSession, messages: list[Any]) -> dict[str, Any]:
     return message
 
 
-async def test_a_long_conversation_sent_whole_each_time_is_kept_once(
+async def test_a_long_transcript_that_is_sent_with_each_request_is_stored_once(
     serve: Serve, groq: MockGroq
 ) -> None:
     api = await serve(chat_context_messages=4)
-    said: list[Any] = []
+    transcript: list[Any] = []
     async with openai.AsyncOpenAI(
         base_url=f"{await origin(api)}/openai/v1", api_key="any"
     ) as client:
         for number in range(8):
-            said.append(user(f"question {number}"))
+            transcript.append(user(f"message {number}"))
             completion = await client.chat.completions.create(
-                model=MODEL, messages=said, extra_headers=SESSION
+                model=MODEL, messages=transcript, extra_headers=SESSION
             )
-            said.append(completion.choices[0].message.model_dump())
-    shown = await history(api)
-    assert [message["content"] for message in shown] == [message["content"] for message in said]
+            transcript.append(completion.choices[0].message.model_dump())
+    stored = await history(api)
+    assert [message["content"] for message in stored] == [
+        message["content"] for message in transcript
+    ]
     assert len(groq.requests[-1]["messages"]) == 15
 
 
-async def test_a_client_with_tools_may_send_back_what_it_got(
+async def test_a_client_can_return_the_tool_calls_of_an_answer_in_its_transcript(
     api: ClientSession, groq: MockGroq
 ) -> None:
-    said: list[Any] = [*HELLO]
+    transcript: list[Any] = [*HELLO]
     async with openai.AsyncOpenAI(
         base_url=f"{await origin(api)}/openai/v1", api_key="any"
     ) as client:
-        asked: dict[str, Any] = {"model": MODEL, "extra_headers": SESSION, "tools": [TOOL]}
-        first = await client.chat.completions.create(messages=said, tool_choice=CHOICE, **asked)
+        options: dict[str, Any] = {"model": MODEL, "extra_headers": SESSION, "tools": [TOOL]}
+        first = await client.chat.completions.create(
+            messages=transcript, tool_choice=CHOICE, **options
+        )
         message = first.choices[0].message
         assert message.tool_calls is not None
-        said += [message.model_dump(), result(message.tool_calls[0].id)]
-        await client.chat.completions.create(messages=said, **asked)
-    assert [shown["role"] for shown in await history(api)] == [
+        transcript += [message.model_dump(), result(message.tool_calls[0].id)]
+        await client.chat.completions.create(messages=transcript, **options)
+    assert [stored["role"] for stored in await history(api)] == [
         *("user", "assistant", "tool", "assistant")
     ]
     assert [sent["role"] for sent in groq.requests[1]["messages"]] == ["user", "assistant", "tool"]
 
 
-async def test_a_question_that_is_asked_again_is_kept_once(
+async def test_the_user_message_of_a_regenerated_answer_is_stored_once(
     api: ClientSession, groq: MockGroq
 ) -> None:
-    said: list[Any] = [user("one")]
+    transcript: list[Any] = [user("one")]
     async with openai.AsyncOpenAI(
         base_url=f"{await origin(api)}/openai/v1", api_key="any"
     ) as client:
-        asked: dict[str, Any] = {"model": MODEL, "extra_headers": SESSION}
-        first = await client.chat.completions.create(messages=said, **asked)
-        said += [first.choices[0].message.model_dump(), user("two")]
+        options: dict[str, Any] = {"model": MODEL, "extra_headers": SESSION}
+        first = await client.chat.completions.create(messages=transcript, **options)
+        transcript += [first.choices[0].message.model_dump(), user("two")]
         for _ in range(2):
-            again = await client.chat.completions.create(messages=said, **asked)
-        said += [again.choices[0].message.model_dump(), user("three")]
-        await client.chat.completions.create(messages=said, **asked)
-    assert [(shown["role"], shown["content"]) for shown in await history(api)] == [
+            second = await client.chat.completions.create(messages=transcript, **options)
+        transcript += [second.choices[0].message.model_dump(), user("three")]
+        await client.chat.completions.create(messages=transcript, **options)
+    assert [(stored["role"], stored["content"]) for stored in await history(api)] == [
         ("user", "one"),
-        ("assistant", said[1]["content"]),
+        ("assistant", transcript[1]["content"]),
         ("user", "two"),
-        ("assistant", said[3]["content"]),
-        ("assistant", said[3]["content"]),
+        ("assistant", transcript[3]["content"]),
+        ("assistant", transcript[3]["content"]),
         ("user", "three"),
         ("assistant", (await history(api))[-1]["content"]),
     ]
     assert [len(body["messages"]) for body in groq.requests] == [1, 3, 3, 5]
 
 
-async def test_a_long_conversation_that_goes_on_otherwise_is_kept_once(
+async def test_the_messages_of_a_diverging_transcript_are_stored_once(
     serve: Serve, groq: MockGroq
 ) -> None:
     api = await serve(chat_context_messages=4)
-    said: list[Any] = []
+    transcript: list[Any] = []
     for number in range(6):
-        said += [user(f"question {number}")]
-        said += [await ask(api, said)]
-    await ask(api, said[:-1])
+        transcript += [user(f"message {number}")]
+        transcript += [await complete(api, transcript)]
+    await complete(api, transcript[:-1])
     assert len(await history(api)) == 13
     assert len(groq.requests[-1]["messages"]) == 11
 
 
-async def test_an_answer_that_broke_off_is_kept_where_another_is_asked_for_again(
+async def test_an_incomplete_answer_stays_stored_if_an_earlier_answer_is_regenerated(
     api: ClientSession, groq: MockGroq
 ) -> None:
-    said = [user("a")]
-    said += [await ask(api, said), user("b")]
-    said += [await ask(api, said), user("c")]
+    transcript = [user("a")]
+    transcript += [await complete(api, transcript), user("b")]
+    transcript += [await complete(api, transcript), user("c")]
     groq.options.fail, groq.options.fail_after_chunks = "500", 3
-    body = {"model": MODEL, "messages": said, "stream": True}
+    body = {"model": MODEL, "messages": transcript, "stream": True}
     async with api.post(COMPLETIONS, json=body, headers=SESSION) as response:
         await response.read()
     groq.options.fail = None
-    broken = (await history(api))[-1]
-    assert broken["status"] == "incomplete"
-    await ask(api, said[:3])
-    assert broken in await history(api)
+    incomplete = (await history(api))[-1]
+    assert incomplete["status"] == "incomplete"
+    await complete(api, transcript[:3])
+    assert incomplete in await history(api)
 
 
-async def test_a_session_that_begins_in_mid_conversation_puts_nothing_twice(
+async def test_a_session_that_starts_in_the_middle_of_a_transcript_repeats_no_message(
     api: ClientSession, groq: MockGroq
 ) -> None:
     window = [user("2"), answer("b"), user("3")]
-    reply = await ask(api, window)
-    whole = [user("1"), answer("a"), *window, reply, user("4")]
-    await ask(api, whole)
-    assert groq.requests[-1]["messages"] == whole
+    last_answer = await complete(api, window)
+    transcript = [user("1"), answer("a"), *window, last_answer, user("4")]
+    await complete(api, transcript)
+    assert groq.requests[-1]["messages"] == transcript
 
 
 @pytest.mark.parametrize(
@@ -140,23 +144,25 @@ async def test_a_session_that_begins_in_mid_conversation_puts_nothing_twice(
         ({"role": "assistant", "content": "a", "tool_calls": [{"id": ["x"]}]}, "tool_calls"),
     ],
 )
-async def test_calls_that_are_none_are_refused_and_not_kept(
+async def test_malformed_tool_messages_are_rejected_and_not_stored(
     api: ClientSession, message: dict[str, Any], param: str
 ) -> None:
-    await ask(api, [user("before")])
+    await complete(api, [user("before")])
     body = {"model": MODEL, "messages": [user("a"), message]}
     async with api.post(COMPLETIONS, json=body, headers=SESSION) as response:
         assert response.status == 422
         assert (await response.json())["error"]["param"] == f"messages.1.{param}"
     assert len(await history(api)) == 2
-    await ask(api, [user("after")])
+    await complete(api, [user("after")])
 
 
-async def test_what_groq_refuses_is_not_kept(api: ClientSession, groq: MockGroq) -> None:
+async def test_a_message_that_groq_rejects_is_not_stored(
+    api: ClientSession, groq: MockGroq
+) -> None:
     body = {"model": MODEL, "messages": [user("first")]}
     await api.post(COMPLETIONS, json=body, headers=SESSION)
     groq.options.fail = "400"
-    body["messages"] = [user("refused")]
+    body["messages"] = [user("rejected")]
     assert (await api.post(COMPLETIONS, json=body, headers=SESSION)).status == 400
     assert [message["content"] for message in await history(api)][::2] == ["first"]
     headers = {"X-Session-Id": "other"}
@@ -165,7 +171,7 @@ async def test_what_groq_refuses_is_not_kept(api: ClientSession, groq: MockGroq)
     assert sessions["sessions"] == ["s"]
 
 
-async def test_a_session_deleted_in_mid_turn_stays_deleted(
+async def test_a_session_that_is_deleted_during_a_turn_stays_deleted(
     api: ClientSession, groq: MockGroq
 ) -> None:
     async def delete() -> None:
@@ -179,7 +185,7 @@ async def test_a_session_deleted_in_mid_turn_stays_deleted(
     assert await history(api) == []
 
 
-async def test_a_stream_that_broke_off_and_is_asked_for_again_leaves_one_answer(
+async def test_a_repeated_request_replaces_the_incomplete_answer_of_a_failed_stream(
     api: ClientSession, groq: MockGroq
 ) -> None:
     body = {"model": MODEL, "messages": HELLO, "stream": True}
@@ -197,17 +203,17 @@ async def test_a_stream_that_broke_off_and_is_asked_for_again_leaves_one_answer(
     assert [sent["messages"] for sent in groq.requests] == [HELLO] * 3
 
 
-async def test_an_answer_that_redis_takes_late_is_kept_all_the_same(
+async def test_the_answers_of_concurrent_requests_are_stored(
     api: ClientSession,
 ) -> None:
     body = {"model": MODEL, "messages": HELLO}
-    answers = await asyncio.gather(
+    responses = await asyncio.gather(
         *(api.post(COMPLETIONS, json=body, headers={"X-Session-Id": f"s{n}"}) for n in range(20))
     )
-    assert {response.headers["X-History-Saved"] for response in answers} == {"true"}
+    assert {response.headers["X-History-Saved"] for response in responses} == {"true"}
 
 
-def test_a_message_of_any_content_can_be_stored() -> None:
+def test_a_lone_surrogate_and_a_large_integer_can_be_stored() -> None:
     message = Message(id="0" * 17, role="user", content="half \ud83d", extra={"big": 2**70})
     decoded = decode_member(encode_member(message), 0.0)
     assert decoded is not None

@@ -1,4 +1,4 @@
-"""Which pages may call the API."""
+"""CORS: which web pages may call the API."""
 
 import pytest
 from aiohttp import ClientSession
@@ -16,8 +16,8 @@ PREFLIGHT = {
 
 
 @pytest.fixture
-async def shared(serve: Serve) -> ClientSession:
-    """The service with one origin allowed."""
+async def api_with_cors(serve: Serve) -> ClientSession:
+    """A client of the service with one allowed origin."""
     return await serve(cors_allowed_origins=(ORIGIN,))
 
 
@@ -27,8 +27,10 @@ async def test_no_origin_is_allowed_by_default(api: ClientSession) -> None:
     assert "Access-Control-Allow-Origin" not in response.headers
 
 
-async def test_a_preflight_is_answered_for_an_allowed_origin(shared: ClientSession) -> None:
-    response = await shared.options(f"{BASE}/chat", headers=PREFLIGHT)
+async def test_a_preflight_request_from_an_allowed_origin_is_accepted(
+    api_with_cors: ClientSession,
+) -> None:
+    response = await api_with_cors.options(f"{BASE}/chat", headers=PREFLIGHT)
     assert response.status == 200
     assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
     assert response.headers["Access-Control-Allow-Methods"] == "POST"
@@ -38,11 +40,11 @@ async def test_a_preflight_is_answered_for_an_allowed_origin(shared: ClientSessi
     assert response.headers["Vary"] == "Origin"
 
 
-async def test_a_page_of_an_allowed_origin_reads_answers_and_errors(
-    shared: ClientSession,
+async def test_a_page_of_an_allowed_origin_can_read_responses_and_errors(
+    api_with_cors: ClientSession,
 ) -> None:
     for body, status in (({"message": "Hello"}, 200), ({"message": ""}, 422)):
-        response = await shared.post(f"{BASE}/chat", json=body, headers={"Origin": ORIGIN})
+        response = await api_with_cors.post(f"{BASE}/chat", json=body, headers={"Origin": ORIGIN})
         assert response.status == status
         assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
         exposed = response.headers["Access-Control-Expose-Headers"]
@@ -50,12 +52,12 @@ async def test_a_page_of_an_allowed_origin_reads_answers_and_errors(
         assert response.headers["Vary"] == "Origin"
 
 
-async def test_another_origin_gets_no_permission_and_caches_are_told(
-    shared: ClientSession,
+async def test_another_origin_is_not_allowed_and_the_response_varies_by_origin(
+    api_with_cors: ClientSession,
 ) -> None:
     other = {"Origin": "https://other.example"}
-    response = await shared.get(f"{BASE}/sessions", headers=other)
-    preflight = await shared.options(f"{BASE}/chat", headers={**PREFLIGHT, **other})
+    response = await api_with_cors.get(f"{BASE}/sessions", headers=other)
+    preflight = await api_with_cors.options(f"{BASE}/chat", headers={**PREFLIGHT, **other})
 
     assert response.status == 200
     assert "Access-Control-Allow-Origin" not in response.headers
@@ -64,7 +66,7 @@ async def test_another_origin_gets_no_permission_and_caches_are_told(
     assert "Access-Control-Allow-Origin" not in preflight.headers
 
 
-async def test_any_origin_is_never_allowed_with_credentials(serve: Serve) -> None:
+async def test_a_wildcard_origin_is_allowed_without_credentials(serve: Serve) -> None:
     api = await serve(cors_allowed_origins=("*",))
     response = await api.get(f"{BASE}/sessions", headers={"Origin": "https://any.example"})
 
@@ -72,9 +74,11 @@ async def test_any_origin_is_never_allowed_with_credentials(serve: Serve) -> Non
     assert "Access-Control-Allow-Credentials" not in response.headers
 
 
-async def test_every_route_may_be_called_from_an_allowed_page(shared: ClientSession) -> None:
+async def test_a_page_of_an_allowed_origin_can_call_history_and_session_routes(
+    api_with_cors: ClientSession,
+) -> None:
     for path in ("history/s", "sessions", "sessions/s"):
-        response = await shared.get(f"{BASE}/{path}", headers={"Origin": ORIGIN})
+        response = await api_with_cors.get(f"{BASE}/{path}", headers={"Origin": ORIGIN})
         assert response.headers["Access-Control-Allow-Origin"] == ORIGIN, path
-    response = await shared.delete(f"{BASE}/history/s", headers={"Origin": ORIGIN})
+    response = await api_with_cors.delete(f"{BASE}/history/s", headers={"Origin": ORIGIN})
     assert response.headers["Access-Control-Allow-Origin"] == ORIGIN

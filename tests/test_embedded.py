@@ -1,4 +1,4 @@
-"""The embedded server: its data, its locks, its life and death."""
+"""The embedded server: its data, its locks, its start and its end."""
 
 import asyncio
 import fcntl
@@ -20,7 +20,7 @@ from groqchat.storage.embedded import EmbeddedServer
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A directory with a path short enough for a socket."""
+    """A directory with a path that is short enough for a Unix socket."""
     with tempfile.TemporaryDirectory(prefix="groqchat-") as name:
         yield Path(name) / "data"
 
@@ -29,14 +29,14 @@ def client(server: EmbeddedServer) -> Redis:
     return Redis(unix_socket_path=str(server.socket), protocol=2)
 
 
-async def test_data_is_there_the_next_time(directory: Path) -> None:
+async def test_data_survives_a_restart(directory: Path) -> None:
     async with EmbeddedServer(directory) as server, client(server) as redis:
         await redis.set("key", "value")
     async with EmbeddedServer(directory) as server, client(server) as redis:
         assert await redis.get("key") == b"value"
 
 
-async def test_directory_and_socket_are_the_owners_alone(directory: Path) -> None:
+async def test_only_the_owner_can_access_directory_and_socket(directory: Path) -> None:
     async with EmbeddedServer(directory) as server, client(server) as redis:
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
         assert stat.S_IMODE(server.socket.stat().st_mode) == 0o700
@@ -51,14 +51,16 @@ async def test_directory_and_socket_are_the_owners_alone(directory: Path) -> Non
     }
 
 
-async def test_it_ends_with_the_service(directory: Path) -> None:
+async def test_the_server_stops_with_the_service(directory: Path) -> None:
     async with EmbeddedServer(directory) as server:
         pid = server.pid
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
 
-async def test_a_second_service_is_told_who_holds_the_directory(directory: Path) -> None:
+async def test_the_error_for_a_directory_in_use_contains_the_pid_of_its_service(
+    directory: Path,
+) -> None:
     async with EmbeddedServer(directory) as server, client(server) as redis:
         with pytest.raises(ConfigurationError, match=f"pid {os.getpid()}.*uses"):
             await EmbeddedServer(directory).__aenter__()
@@ -66,18 +68,18 @@ async def test_a_second_service_is_told_who_holds_the_directory(directory: Path)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-async def test_a_server_left_over_is_taken_over_with_its_data(
+async def test_the_server_of_a_killed_service_is_replaced_and_its_data_is_preserved(
     directory: Path,
     monkeypatch: pytest.MonkeyPatch,
     frozen: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
     monkeypatch.setattr("groqchat.storage.embedded.STOP_TIMEOUT_S", 1.0)
-    left_over = EmbeddedServer(directory)
-    await left_over.__aenter__()
-    async with client(left_over) as redis:
+    orphan = EmbeddedServer(directory)
+    await orphan.__aenter__()
+    async with client(orphan) as redis:
         await redis.set("key", "value")
-    pid = left_over.pid
-    forget(left_over)
+    pid = orphan.pid
+    abandon(orphan)
     if frozen:
         os.kill(pid, signal.SIGSTOP)
 
@@ -86,7 +88,7 @@ async def test_a_server_left_over_is_taken_over_with_its_data(
         assert await redis.get("key") == b"value"
 
 
-async def test_a_stale_pid_file_harms_no_other_process(directory: Path) -> None:
+async def test_a_process_with_the_pid_of_a_stale_pid_file_is_not_killed(directory: Path) -> None:
     async with EmbeddedServer(directory):
         pass
     sleeper = await asyncio.create_subprocess_exec("sleep", "60")
@@ -99,7 +101,7 @@ async def test_a_stale_pid_file_harms_no_other_process(directory: Path) -> None:
     await sleeper.wait()
 
 
-async def test_a_server_that_dies_is_started_again_with_its_data(directory: Path) -> None:
+async def test_a_server_that_dies_is_restarted_with_its_data(directory: Path) -> None:
     async with EmbeddedServer(directory) as server, client(server) as redis:
         await redis.set("key", "value")
         os.kill(server.pid, signal.SIGKILL)
@@ -109,47 +111,47 @@ async def test_a_server_that_dies_is_started_again_with_its_data(directory: Path
         assert await value(server) == b"value"
 
 
-async def test_a_start_that_fails_for_a_moment_is_tried_again(directory: Path) -> None:
+async def test_a_failed_restart_is_retried(directory: Path) -> None:
     async with EmbeddedServer(directory) as server:
         with (directory / "valkey.lock").open("a") as lock:
             os.kill(server.pid, signal.SIGKILL)
             async with asyncio.timeout(20):
-                while not taken(lock):
+                while not try_lock(lock):
                     await asyncio.sleep(0.001)
             await asyncio.sleep(0.5)
         async with asyncio.timeout(20):
-            while await value(server, b"there") is None:
+            while await value(server, b"ready") is None:
                 await asyncio.sleep(0.05)
-        assert await value(server, b"there") == b"there"
+        assert await value(server, b"ready") == b"ready"
 
 
-async def test_a_server_that_cannot_start_says_why(directory: Path) -> None:
+async def test_the_error_for_a_failed_start_contains_the_log_of_the_server(directory: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"did not start(.|\n)*FATAL CONFIG FILE ERROR"):
         await EmbeddedServer(directory, {"no-such-option": "1"}).__aenter__()
     async with EmbeddedServer(directory) as server, client(server) as redis:
         assert await redis.ping() is True
 
 
-async def test_a_path_too_long_for_a_socket_is_refused(directory: Path) -> None:
+async def test_a_path_that_is_too_long_for_a_unix_socket_is_rejected(directory: Path) -> None:
     with pytest.raises(ConfigurationError, match="too long for a unix socket"):
         await EmbeddedServer(directory / ("d" * 100)).__aenter__()
 
 
-async def test_a_directory_that_cannot_be_made_is_refused(directory: Path) -> None:
+async def test_a_directory_that_cannot_be_created_is_rejected(directory: Path) -> None:
     directory.parent.joinpath("file").write_text("")
     with pytest.raises(ConfigurationError, match="cannot use"):
         await EmbeddedServer(directory.parent / "file" / "data").__aenter__()
 
 
-def forget(server: EmbeddedServer) -> None:
-    """Let go of a server as a killed service does: without a word to it."""
+def abandon(server: EmbeddedServer) -> None:
+    """Release a server as a killed service does: without stopping it."""
     assert server._supervisor is not None
     server._supervisor.cancel()
     assert server._lock is not None
     server._lock.close()
 
 
-def taken(lock: IO[str]) -> bool:
+def try_lock(lock: IO[str]) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -157,12 +159,13 @@ def taken(lock: IO[str]) -> bool:
     return True
 
 
-async def value(server: EmbeddedServer, if_there: bytes | None = None) -> bytes | None:
+async def value(server: EmbeddedServer, default: bytes | None = None) -> bytes | None:
+    """Return the value of `key`, or `default` if given; None if the server does not reply."""
     try:
         async with client(server) as redis:
-            if if_there is not None:
+            if default is not None:
                 await redis.ping()
-                return if_there
+                return default
             found = await redis.get("key")
     except RedisError:
         return None

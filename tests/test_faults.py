@@ -1,4 +1,4 @@
-"""Redis killed, frozen, full or holding nonsense; Groq failing in every way."""
+"""Failures: Redis killed, frozen, full or with corrupt data; Groq unreachable."""
 
 import asyncio
 import logging
@@ -31,13 +31,13 @@ async def contents(api: ClientSession, session_id: str = "s") -> list[str]:
 
 
 @pytest.fixture
-async def fragile(serve: Serve, own_redis_server: RedisServer) -> ClientSession:
-    """The service over a server that this test may harm."""
+async def own_redis_api(serve: Serve, own_redis_server: RedisServer) -> ClientSession:
+    """A client of a service whose Redis server the test may stop or break."""
     return await serve(redis_url=SecretStr(own_redis_server.url()), redis_timeout_s=0.5)
 
 
 async def assert_degraded(api: ClientSession) -> None:
-    answer = await chat(api, "in the dark")
+    answer = await chat(api, "sent without Redis")
     assert answer["history_saved"] is False
     assert answer["message"].endswith("Messages received: 1.")
     for method, path in [
@@ -56,35 +56,35 @@ async def assert_degraded(api: ClientSession) -> None:
     assert (await api.get("/healthz")).status == 200
 
 
-async def test_a_killed_redis_degrades_the_service_until_it_is_back(
-    fragile: ClientSession, own_redis_server: RedisServer
+async def test_without_redis_the_service_is_degraded_until_redis_restarts(
+    own_redis_api: ClientSession, own_redis_server: RedisServer
 ) -> None:
-    first = await chat(fragile, "before")
+    first = await chat(own_redis_api, "before")
     await asyncio.to_thread(own_redis_server.sync)
     own_redis_server.kill()
-    await assert_degraded(fragile)
+    await assert_degraded(own_redis_api)
 
     own_redis_server.start()
-    again = await chat(fragile, "after")
+    second = await chat(own_redis_api, "after")
 
-    assert again["history_saved"] is True
-    assert await contents(fragile) == ["before", first["message"], "after", again["message"]]
-    assert (await fragile.get("/readyz")).status == 200
+    assert second["history_saved"] is True
+    assert await contents(own_redis_api) == ["before", first["message"], "after", second["message"]]
+    assert (await own_redis_api.get("/readyz")).status == 200
 
 
-async def test_a_frozen_redis_degrades_the_service_within_its_deadline(
-    fragile: ClientSession, own_redis_server: RedisServer
+async def test_with_a_frozen_redis_the_service_is_degraded_within_its_deadline(
+    own_redis_api: ClientSession, own_redis_server: RedisServer
 ) -> None:
-    await chat(fragile, "before")
+    await chat(own_redis_api, "before")
     own_redis_server.freeze()
     async with asyncio.timeout(20):
-        await assert_degraded(fragile)
+        await assert_degraded(own_redis_api)
 
     own_redis_server.thaw()
-    assert (await chat(fragile, "after"))["history_saved"] is True
+    assert (await chat(own_redis_api, "after"))["history_saved"] is True
 
 
-async def test_a_redis_that_was_never_there_is_no_reason_not_to_start(
+async def test_the_service_starts_without_redis(
     serve: Serve, own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     own_redis_server.kill()
@@ -99,68 +99,68 @@ async def test_a_redis_that_was_never_there_is_no_reason_not_to_start(
     assert (await chat(api))["history_saved"] is True
 
 
-async def test_an_outage_during_the_completion_loses_nothing_once_it_is_over(
-    fragile: ClientSession, own_redis_server: RedisServer, groq: MockGroq
+async def test_both_messages_are_stored_if_redis_restarts_during_the_completion(
+    own_redis_api: ClientSession, own_redis_server: RedisServer, groq: MockGroq
 ) -> None:
     own_redis_server.kill()
 
-    async def come_back() -> None:
+    async def restart_redis() -> None:
         own_redis_server.start()
 
-    groq.before_response = come_back
-    answer = await chat(fragile, "asked while Redis was away")
+    groq.before_response = restart_redis
+    answer = await chat(own_redis_api, "sent without Redis")
 
     assert answer["history_saved"] is True
-    assert await contents(fragile) == ["asked while Redis was away", answer["message"]]
+    assert await contents(own_redis_api) == ["sent without Redis", answer["message"]]
 
 
-async def test_a_question_that_could_not_be_saved_is_saved_when_the_model_fails(
-    fragile: ClientSession, own_redis_server: RedisServer, groq: MockGroq
+async def test_an_unsaved_user_message_is_stored_when_the_completion_fails(
+    own_redis_api: ClientSession, own_redis_server: RedisServer, groq: MockGroq
 ) -> None:
     own_redis_server.kill()
 
-    async def come_back_and_fail() -> None:
+    async def restart_redis_and_fail() -> None:
         own_redis_server.start()
         groq.options.fail = "400"
 
-    groq.before_response = come_back_and_fail
-    body = {"message": "asked while Redis was away", "session_id": "s"}
-    response = await fragile.post(f"{BASE}/chat", json=body)
+    groq.before_response = restart_redis_and_fail
+    body = {"message": "sent without Redis", "session_id": "s"}
+    response = await own_redis_api.post(f"{BASE}/chat", json=body)
 
     await assert_error(response, 400, "completion_rejected")
-    assert await contents(fragile) == ["asked while Redis was away"]
+    assert await contents(own_redis_api) == ["sent without Redis"]
 
 
-async def test_a_full_redis_keeps_what_it_has_and_takes_no_more(
-    fragile: ClientSession, own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+async def test_a_full_redis_preserves_its_messages_and_stores_no_more(
+    own_redis_api: ClientSession, own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await chat(fragile, "kept")
+    await chat(own_redis_api, "stored")
     with own_redis_server.client() as client:
         client.config_set("maxmemory", 1)
-    answer = await chat(fragile, "refused-text")
+    answer = await chat(own_redis_api, "rejected-text")
 
     assert answer["history_saved"] is False
-    assert (await contents(fragile))[0] == "kept"
-    assert len(await contents(fragile)) == 2
-    assert "refused-text" not in caplog.text
+    assert (await contents(own_redis_api))[0] == "stored"
+    assert len(await contents(own_redis_api)) == 2
+    assert "rejected-text" not in caplog.text
 
 
-async def test_a_redis_that_refuses_writes_for_now_is_unavailable_not_broken(
-    fragile: ClientSession, own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+async def test_a_redis_that_rejects_writes_for_now_is_unavailable(
+    own_redis_api: ClientSession, own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = await chat(fragile, "kept")
+    first = await chat(own_redis_api, "stored")
     with own_redis_server.client() as client:
         client.config_set("min-replicas-to-write", 1)
-    answer = await chat(fragile, "refused-text")
+    answer = await chat(own_redis_api, "rejected-text")
 
     assert answer["history_saved"] is False
-    await assert_error(await fragile.delete(SESSION), 503, "history_unavailable")
-    assert await contents(fragile) == ["kept", first["message"]]
+    await assert_error(await own_redis_api.delete(SESSION), 503, "history_unavailable")
+    assert await contents(own_redis_api) == ["stored", first["message"]]
     assert "NOREPLICAS" in caplog.text
-    assert "refused-text" not in caplog.text
+    assert "rejected-text" not in caplog.text
 
 
-async def test_another_kind_of_value_under_a_sessions_key_harms_no_other_session(
+async def test_a_session_key_of_the_wrong_type_does_not_affect_other_sessions(
     api: ClientSession, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     await redis.set("chat:session:s", "not a sorted set")
@@ -193,24 +193,26 @@ async def test_corrupt_members_are_skipped_with_one_warning(
     assert [message["content"] for message in shown["messages"]] == ["good", answer["message"]]
     assert shown["message_count"] == 2 + 7
     assert caplog.messages == ["skipped 7 corrupt member(s) of session s"]
-    assert (await chat(api, "and on"))["history_saved"] is True
+    assert (await chat(api, "next"))["history_saved"] is True
 
 
 @pytest.fixture
-async def dead_groq(serve: Serve) -> ClientSession:
-    """The service where nothing answers at Groq's address."""
+async def api_without_groq(serve: Serve) -> ClientSession:
+    """A client of a service that cannot reach Groq."""
     return await serve(groq_base_url="http://127.0.0.1:9", groq_max_retries=0)
 
 
-async def test_the_question_stays_saved_when_groq_is_away(dead_groq: ClientSession) -> None:
+async def test_the_user_message_stays_stored_when_groq_is_unreachable(
+    api_without_groq: ClientSession,
+) -> None:
     body = {"message": "Anyone?", "session_id": "s"}
-    response = await dead_groq.post(f"{BASE}/chat", json=body)
+    response = await api_without_groq.post(f"{BASE}/chat", json=body)
 
     await assert_error(response, 502, "completion_unavailable")
-    assert await contents(dead_groq) == ["Anyone?"]
+    assert await contents(api_without_groq) == ["Anyone?"]
 
 
-async def test_without_a_key_chat_says_so_and_history_works(serve: Serve) -> None:
+async def test_without_an_api_key_chat_is_a_503_and_the_history_works(serve: Serve) -> None:
     api = await serve(groq_api_key=None)
     response = await api.post(f"{BASE}/chat", json={"message": "Hello", "session_id": "s"})
 

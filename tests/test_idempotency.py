@@ -1,4 +1,4 @@
-"""Requests that are sent again under one Idempotency-Key."""
+"""Several requests with the same Idempotency-Key."""
 
 import asyncio
 from typing import Any
@@ -19,39 +19,41 @@ KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
 BODY = {"message": "Hello", "session_id": "s"}
 
 
-async def ask(api: ClientSession, **fields: Any) -> dict[str, Any]:
+async def chat(api: ClientSession, **fields: Any) -> dict[str, Any]:
     response = await api.post(f"{BASE}/chat", json={**BODY, **fields}, headers=KEY)
     body: dict[str, Any] = await response.json()
     assert response.status == 200, body
     return body
 
 
-async def test_fifty_at_once_are_one_turn(serve: Serve, groq: MockGroq) -> None:
+async def test_fifty_concurrent_requests_with_the_same_key_run_one_turn(
+    serve: Serve, groq: MockGroq
+) -> None:
     groq.options.latency_ms = 300
     workers = [await serve(), await serve()]
-    answers = await asyncio.gather(*(ask(workers[number % 2]) for number in range(50)))
+    responses = await asyncio.gather(*(chat(workers[number % 2]) for number in range(50)))
 
     assert len(groq.requests) == 1
-    assert answers == [answers[0]] * 50
+    assert responses == [responses[0]] * 50
     assert [message["role"] for message in await history(workers[0])] == ["user", "assistant"]
-    assert await ask(workers[1]) == answers[0]
+    assert await chat(workers[1]) == responses[0]
     assert len(groq.requests) == 1
 
 
-async def test_a_session_that_is_only_now_named_has_one_name(
+async def test_requests_without_a_session_id_share_one_new_session(
     api: ClientSession, groq: MockGroq
 ) -> None:
-    answers = await asyncio.gather(*(ask(api, session_id=None) for _ in range(5)))
-    assert {answer["session_id"] for answer in answers} == {answers[0]["session_id"]}
+    responses = await asyncio.gather(*(chat(api, session_id=None) for _ in range(5)))
+    assert {body["session_id"] for body in responses} == {responses[0]["session_id"]}
     assert len(groq.requests) == 1
 
 
-async def test_a_stream_and_a_plain_request_share_a_turn(
+async def test_a_stream_and_a_plain_request_with_the_same_key_share_a_turn(
     api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.chunk_ms = 20
     response = await api.post(f"{BASE}/chat", json={**BODY, "stream": True}, headers=KEY)
-    plain = await ask(api)
+    plain = await chat(api)
     events = await all_events(response)
     again = await api.post(f"{BASE}/chat", json={**BODY, "stream": True}, headers=KEY)
 
@@ -61,20 +63,20 @@ async def test_a_stream_and_a_plain_request_share_a_turn(
     assert len(groq.requests) == 1
 
 
-async def test_a_key_is_for_one_message(api: ClientSession) -> None:
-    await ask(api)
+async def test_a_key_with_a_different_message_is_rejected(api: ClientSession) -> None:
+    await chat(api)
     other = {**BODY, "message": "Something else"}
     response = await api.post(f"{BASE}/chat", json=other, headers=KEY)
     await assert_error(response, 409, "idempotency_key_reused", param="Idempotency-Key")
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "caf\u00e9"])
-async def test_a_key_that_makes_no_sense_is_refused(api: ClientSession, key: str) -> None:
+async def test_an_invalid_key_is_rejected(api: ClientSession, key: str) -> None:
     response = await api.post(f"{BASE}/chat", json=BODY, headers={"Idempotency-Key": key})
     await assert_error(response, 422, "invalid_field", param="Idempotency-Key")
 
 
-async def test_a_failure_is_shared_by_those_who_wait_and_then_tried_anew(
+async def test_waiting_requests_share_a_failure_and_a_later_request_runs_the_turn_again(
     serve: Serve, groq: MockGroq
 ) -> None:
     api = await serve(groq_max_retries=0)
@@ -92,12 +94,12 @@ async def test_a_failure_is_shared_by_those_who_wait_and_then_tried_anew(
         while (response := await api.post(f"{BASE}/chat", json=BODY, headers=KEY)).status == 429:
             await asyncio.sleep(0.1)
     assert response.status == 200
-    # The question of the attempt that failed is the same, and neither stored nor asked twice.
+    # The second attempt does not store the user message again or add it to the prompt twice.
     assert groq.prompts == [[("user", "Hello")]] * 2
     assert [message["role"] for message in await history(api)] == ["user", "assistant"]
 
 
-async def test_an_attempt_that_broke_off_leaves_nothing_beside_the_answer(
+async def test_the_answer_replaces_the_incomplete_answer_of_a_failed_attempt(
     api: ClientSession, groq: MockGroq
 ) -> None:
     await api.post(f"{BASE}/chat", json={"message": "Before", "session_id": "s"})
@@ -105,8 +107,8 @@ async def test_an_attempt_that_broke_off_leaves_nothing_beside_the_answer(
     groq.options.fail_times = 1
     groq.options.fail_after_chunks = 4
     body = {**BODY, "stream": True}
-    broken = await all_events(await api.post(f"{BASE}/chat", json=body, headers=KEY))
-    assert broken[-1].name == "error"
+    failed = await all_events(await api.post(f"{BASE}/chat", json=body, headers=KEY))
+    assert failed[-1].name == "error"
     assert (await history(api))[-1]["status"] == "incomplete"
     async with asyncio.timeout(20):
         while True:
@@ -119,7 +121,9 @@ async def test_an_attempt_that_broke_off_leaves_nothing_beside_the_answer(
     assert groq.prompts[-1] == groq.prompts[-2]
 
 
-async def test_a_turn_that_could_not_begin_holds_up_nobody(serve: Serve, groq: MockGroq) -> None:
+async def test_a_turn_that_could_not_start_does_not_block_its_key(
+    serve: Serve, groq: MockGroq
+) -> None:
     api = await serve(max_concurrent_turns=1)
     groq.options.latency_ms = 300
     busy = asyncio.create_task(api.post(f"{BASE}/chat", json={"message": "Busy"}))
@@ -129,10 +133,10 @@ async def test_a_turn_that_could_not_begin_holds_up_nobody(serve: Serve, groq: M
     response = await api.post(f"{BASE}/chat", json=BODY, headers=KEY)
     await assert_error(response, 503, "overloaded")
     await busy
-    assert (await asyncio.wait_for(ask(api), 5))["history_saved"] is True
+    assert (await asyncio.wait_for(chat(api), 5))["history_saved"] is True
 
 
-async def test_a_wait_that_groq_asks_for_is_passed_on(serve: Serve, groq: MockGroq) -> None:
+async def test_the_retry_after_of_groq_is_returned(serve: Serve, groq: MockGroq) -> None:
     api = await serve(groq_max_retries=0)
     groq.options.fail = "429"
     groq.options.retry_after_s = 30
@@ -140,11 +144,11 @@ async def test_a_wait_that_groq_asks_for_is_passed_on(serve: Serve, groq: MockGr
     assert response.headers["Retry-After"] == "30"
 
 
-async def test_the_turn_of_a_worker_that_is_gone_is_run_by_the_next_who_asks(
+async def test_the_next_request_runs_the_turn_of_a_worker_that_died(
     api: ClientSession, groq: MockGroq, redis: Redis
 ) -> None:
     groq.options.latency_ms = 60_000
-    lost = asyncio.create_task(ask(api))
+    lost = asyncio.create_task(chat(api))
     async with asyncio.timeout(20):
         while not groq.requests:
             await asyncio.sleep(0.01)
@@ -152,13 +156,13 @@ async def test_the_turn_of_a_worker_that_is_gone_is_run_by_the_next_who_asks(
     async with asyncio.timeout(20):
         while not await redis.keys(f"{keys.TURN_PREFIX}*"):
             await asyncio.sleep(0.01)
-    # As they expire when nobody renews them.
+    # A worker that died does not renew these keys, and they expire.
     (claim,) = await redis.keys(f"{keys.CLAIM_PREFIX}*")
     (events,) = await redis.keys(f"{keys.TURN_PREFIX}*")
     await redis.delete(claim, events)
     groq.options.latency_ms = 0
 
-    answer = await ask(api)
+    answer = await chat(api)
     assert len(groq.requests) == 2
     assert [message["id"] for message in await history(api)] == [
         answer["turn_id"],
@@ -166,7 +170,7 @@ async def test_the_turn_of_a_worker_that_is_gone_is_run_by_the_next_who_asks(
     ]
 
 
-async def test_without_redis_nothing_is_promised(
+async def test_without_redis_a_request_with_a_key_is_rejected(
     serve: Serve, own_redis_server: RedisServer, groq: MockGroq
 ) -> None:
     api = await serve(redis_url=own_redis_server.url(0), redis_timeout_s=0.5)

@@ -1,4 +1,4 @@
-"""Messages, their ids, and their form in Redis."""
+"""Messages: their ids, and their members in Redis."""
 
 import json
 import re
@@ -31,7 +31,7 @@ MESSAGES = st.builds(
 
 
 @given(MESSAGES)
-def test_a_message_comes_back_from_its_member_as_it_was(message: Message) -> None:
+def test_a_message_is_unchanged_after_encoding_and_decoding(message: Message) -> None:
     assert float(message.score_text) == message.score
     decoded = decode_member(encode_member(message), message.score)
     finish_reason = message.finish_reason
@@ -48,26 +48,26 @@ def test_a_message_comes_back_from_its_member_as_it_was(message: Message) -> Non
 
 
 @given(st.integers(0, int(MAX_SCORE_S) * 10**6))
-def test_an_id_gives_its_score_back_exactly(micros: int) -> None:
+def test_a_score_preserves_the_microseconds_of_the_id(micros: int) -> None:
     message = Message(id=f"{micros:013x}abcd", role="user", content="")
-    # What Redis stores, and what it gives back as text.
+    # Redis stores the score as a double and returns it as text.
     assert round(float(repr(message.score)) * 10**6) == micros_of(message.id) == micros
 
 
-def test_ids_sort_by_time_and_never_repeat_a_microsecond() -> None:
+def test_ids_sort_by_time_and_each_has_its_own_microsecond() -> None:
     ids = [new_message_id() for _ in range(10_000)]
     assert ids == sorted(ids)
     assert len({each[:13] for each in ids}) == 10_000
     assert all(MESSAGE_ID.fullmatch(each) for each in ids)
 
 
-def test_an_id_tells_the_time() -> None:
-    spoken = datetime.fromisoformat(iso_time(micros_of(new_message_id())))
-    assert abs((datetime.now(UTC) - spoken).total_seconds()) < 5
+def test_an_id_contains_the_current_time() -> None:
+    created = datetime.fromisoformat(iso_time(micros_of(new_message_id())))
+    assert abs((datetime.now(UTC) - created).total_seconds()) < 5
 
 
 @given(st.binary(max_size=60), st.floats(allow_nan=False))
-def test_any_member_at_any_score_is_a_message_or_none(member: bytes, score: float) -> None:
+def test_any_member_with_any_score_is_decoded_without_an_error(member: bytes, score: float) -> None:
     decode_member(member, score)
     assert re.fullmatch(MESSAGE_ID_PATTERN, member_id((member, score)))
 
@@ -76,11 +76,11 @@ def test_any_member_at_any_score_is_a_message_or_none(member: bytes, score: floa
     st.recursive(st.none() | st.booleans() | st.integers(0, 9) | TEXT, st.lists),
     st.sampled_from(["id", "role", "content", "model", "tokens", "finish_reason"]),
 )
-def test_any_value_in_any_field_is_survived(value: object, field: str) -> None:
+def test_any_value_in_any_field_is_decoded_without_an_error(value: object, field: str) -> None:
     fields = {"id": "0" * 17, "role": "assistant", "content": "text", field: value}
     message = decode_member(json.dumps(fields).encode(), 1.7e9)
-    readable = isinstance(value, str) and (field != "role" or value in ROLES)
-    if field in {"role", "content"} and not readable:
+    is_valid = isinstance(value, str) and (field != "role" or value in ROLES)
+    if field in {"role", "content"} and not is_valid:
         assert message is None
     else:
         assert message is not None
@@ -88,11 +88,11 @@ def test_any_value_in_any_field_is_survived(value: object, field: str) -> None:
 
 
 @pytest.mark.parametrize("score", [-1.0, float("inf"), float("-inf"), 1e300])
-def test_a_score_that_is_no_time_makes_no_message(score: float) -> None:
+def test_a_member_with_an_invalid_score_is_not_a_message(score: float) -> None:
     assert decode_member(b'{"role":"user","content":"x"}', score) is None
 
 
-def test_members_of_another_program_have_ids_of_their_own() -> None:
+def test_members_of_other_programs_have_different_ids() -> None:
     ids = {
         member_id((json.dumps({"role": "user", "content": text}).encode(), 1.7e9))
         for text in ("a", "b", "c")

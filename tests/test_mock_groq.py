@@ -1,4 +1,4 @@
-"""The stand-in for Groq's API, as the official SDK sees it."""
+"""The mock Groq server, called with Groq's SDK."""
 
 import time
 from collections.abc import AsyncIterator
@@ -19,20 +19,20 @@ HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 TEXT = 'This is the mock Groq server, not a model. You said: "Hello". Messages received: 1.'
 
 
-# The fixture `groq` has the name of the SDK's module.
-@pytest.fixture(name="fake")
-def _fake(groq: MockGroq) -> MockGroq:
+# The fixture `groq` and the module of the SDK have the same name.
+@pytest.fixture(name="mock")
+def _mock(groq: MockGroq) -> MockGroq:
     return groq
 
 
 @pytest.fixture
-async def sdk(fake: MockGroq) -> AsyncIterator[AsyncGroq]:
-    """The official client, its own retries off."""
-    async with AsyncGroq(api_key="gsk_any", base_url=fake.url, max_retries=0) as client:
+async def sdk(mock: MockGroq) -> AsyncIterator[AsyncGroq]:
+    """A client of Groq's SDK, without retries."""
+    async with AsyncGroq(api_key="gsk_any", base_url=mock.url, max_retries=0) as client:
         yield client
 
 
-async def test_a_completion_has_the_form_that_the_sdk_reads(sdk: AsyncGroq) -> None:
+async def test_the_sdk_parses_a_completion(sdk: AsyncGroq) -> None:
     completion = await sdk.chat.completions.create(model=MODEL, messages=HELLO)
 
     assert completion.object == "chat.completion"
@@ -49,14 +49,14 @@ async def test_a_completion_has_the_form_that_the_sdk_reads(sdk: AsyncGroq) -> N
     assert completion.x_groq.id.startswith("req_")
 
 
-async def test_the_same_question_has_the_same_answer(sdk: AsyncGroq) -> None:
+async def test_equal_messages_receive_equal_answers(sdk: AsyncGroq) -> None:
     first, second = [
         await sdk.chat.completions.create(model=MODEL, messages=HELLO) for _ in range(2)
     ]
     assert (first.id, first.choices, first.usage) == (second.id, second.choices, second.usage)
 
 
-async def test_a_stream_carries_the_same_text_then_usage(sdk: AsyncGroq) -> None:
+async def test_a_stream_contains_the_same_text_and_then_the_usage(sdk: AsyncGroq) -> None:
     stream = await sdk.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
     chunks = [chunk async for chunk in stream]
 
@@ -73,7 +73,7 @@ async def test_the_models_are_listed(sdk: AsyncGroq) -> None:
     assert MODEL in [model.id for model in listed.data]
 
 
-async def test_limits_are_told_in_headers(sdk: AsyncGroq) -> None:
+async def test_rate_limits_are_in_the_headers(sdk: AsyncGroq) -> None:
     response = await sdk.chat.completions.with_raw_response.create(model=MODEL, messages=HELLO)
     assert response.headers["x-ratelimit-limit-requests"] == "14400"
     assert response.headers["x-ratelimit-remaining-tokens"] == "17999"
@@ -93,7 +93,7 @@ async def test_limits_are_told_in_headers(sdk: AsyncGroq) -> None:
         ("drop", groq.APIConnectionError),
     ],
 )
-async def test_a_failure_named_in_a_header_raises_the_sdks_own_class(
+async def test_a_failure_set_by_a_header_raises_the_exception_of_the_sdk(
     sdk: AsyncGroq, failure: str, raised: type[groq.GroqError]
 ) -> None:
     with pytest.raises(raised):
@@ -103,7 +103,7 @@ async def test_a_failure_named_in_a_header_raises_the_sdks_own_class(
     await sdk.chat.completions.create(model=MODEL, messages=HELLO)
 
 
-async def test_a_rate_limit_says_when_to_return(sdk: AsyncGroq) -> None:
+async def test_a_rate_limit_error_has_a_retry_after_header(sdk: AsyncGroq) -> None:
     headers = {"X-Offline-Fail": "429", "X-Offline-Retry-After-S": "7"}
     with pytest.raises(groq.RateLimitError) as raised:
         await sdk.chat.completions.create(model=MODEL, messages=HELLO, extra_headers=headers)
@@ -111,8 +111,8 @@ async def test_a_rate_limit_says_when_to_return(sdk: AsyncGroq) -> None:
     assert "org_" in str(raised.value)
 
 
-async def test_a_failure_may_pass_after_some_times(sdk: AsyncGroq, fake: MockGroq) -> None:
-    fake.options.fail, fake.options.fail_times = "500", 2
+async def test_fail_times_limits_the_number_of_failures(sdk: AsyncGroq, mock: MockGroq) -> None:
+    mock.options.fail, mock.options.fail_times = "500", 2
     for _ in range(2):
         with pytest.raises(groq.InternalServerError):
             await sdk.chat.completions.create(model=MODEL, messages=HELLO)
@@ -120,7 +120,9 @@ async def test_a_failure_may_pass_after_some_times(sdk: AsyncGroq, fake: MockGro
 
 
 @pytest.mark.parametrize("failure", ["500", "drop"])
-async def test_a_stream_may_fail_in_the_middle(sdk: AsyncGroq, failure: str) -> None:
+async def test_fail_after_chunks_fails_in_the_middle_of_a_stream(
+    sdk: AsyncGroq, failure: str
+) -> None:
     headers = {"X-Offline-Fail": failure, "X-Offline-Fail-After-Chunks": "4"}
     stream = await sdk.chat.completions.create(
         model=MODEL, messages=HELLO, stream=True, extra_headers=headers
@@ -129,7 +131,7 @@ async def test_a_stream_may_fail_in_the_middle(sdk: AsyncGroq, failure: str) -> 
 
     async def read() -> None:
         async for chunk in stream:
-            received.append(chunk.choices[0].delta.content or "")  # noqa: PERF401 - kept when it raises
+            received.append(chunk.choices[0].delta.content or "")  # noqa: PERF401 - the list is needed after an exception
 
     with pytest.raises(Exception, match=r".") as raised:
         await read()
@@ -137,7 +139,7 @@ async def test_a_stream_may_fail_in_the_middle(sdk: AsyncGroq, failure: str) -> 
     assert "".join(received) == "This is the "
 
 
-async def test_latency_and_pace_are_kept(sdk: AsyncGroq) -> None:
+async def test_latency_ms_and_chunk_ms_delay_a_stream(sdk: AsyncGroq) -> None:
     headers = {"X-Offline-Latency-Ms": "100", "X-Offline-Chunk-Ms": "10"}
     started = time.monotonic()
     stream = await sdk.chat.completions.create(
@@ -147,10 +149,10 @@ async def test_latency_and_pace_are_kept(sdk: AsyncGroq) -> None:
     assert time.monotonic() - started >= 0.1 + 0.01 * (len(chunks) - 1)
 
 
-async def test_without_a_key_nothing_is_answered(fake: MockGroq) -> None:
+async def test_a_request_without_an_api_key_is_a_401(mock: MockGroq) -> None:
     async with ClientSession() as client:
         for method, path in (("POST", "chat/completions"), ("GET", "models")):
-            response = await client.request(method, f"{fake.url}/openai/v1/{path}", json={})
+            response = await client.request(method, f"{mock.url}/openai/v1/{path}", json={})
             assert response.status == 401
             assert (await response.json())["error"]["code"] == "invalid_api_key"
 
@@ -165,18 +167,20 @@ async def test_without_a_key_nothing_is_answered(fake: MockGroq) -> None:
         {"max_completion_tokens": 0},
     ],
 )
-async def test_what_groq_refuses_is_refused(sdk: AsyncGroq, change: dict[str, Any]) -> None:
+async def test_a_request_that_groq_would_reject_is_rejected(
+    sdk: AsyncGroq, change: dict[str, Any]
+) -> None:
     body: dict[str, Any] = {"model": MODEL, "messages": HELLO, **change}
     with pytest.raises(groq.BadRequestError):
         await sdk.post("/openai/v1/chat/completions", body=body, cast_to=object)
 
 
-async def test_an_unknown_model_is_not_found(sdk: AsyncGroq) -> None:
+async def test_an_unknown_model_is_a_404(sdk: AsyncGroq) -> None:
     with pytest.raises(groq.NotFoundError, match="`gpt-17` does not exist"):
         await sdk.chat.completions.create(model="gpt-17", messages=HELLO)
 
 
-async def test_the_answer_is_cut_at_the_number_of_tokens_asked_for(sdk: AsyncGroq) -> None:
+async def test_max_completion_tokens_truncates_the_answer(sdk: AsyncGroq) -> None:
     completion = await sdk.chat.completions.create(
         model=MODEL, messages=HELLO, max_completion_tokens=2
     )
@@ -185,6 +189,6 @@ async def test_the_answer_is_cut_at_the_number_of_tokens_asked_for(sdk: AsyncGro
 
 
 @pytest.mark.parametrize("options", [{"fail": "999"}, {"latency_ms": -1}, {"lateny_ms": 1}])
-def test_an_option_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
+def test_an_invalid_option_is_rejected(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         MockGroqOptions.model_validate(options)

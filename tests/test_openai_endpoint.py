@@ -1,4 +1,4 @@
-"""Groq's own wire format: the official clients against the service, plain and within a session."""
+"""The OpenAI-compatible endpoint, called with the SDKs of OpenAI and Groq and with LangChain."""
 
 import json
 from collections.abc import AsyncIterator
@@ -33,7 +33,7 @@ async def origin(api: ClientSession) -> str:
 
 @pytest.fixture
 async def openai_client(api: ClientSession) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The official client of OpenAI with nothing but another base URL."""
+    """A client of OpenAI's SDK with the base URL of the service."""
     url = f"{await origin(api)}/openai/v1"
     async with openai.AsyncOpenAI(base_url=url, api_key="any", max_retries=0) as client:
         yield client
@@ -41,18 +41,18 @@ async def openai_client(api: ClientSession) -> AsyncIterator[openai.AsyncOpenAI]
 
 @pytest.fixture
 async def groq_client(api: ClientSession) -> AsyncIterator[groq.AsyncGroq]:
-    """The official client of Groq with nothing but another base URL."""
+    """A client of Groq's SDK with the base URL of the service."""
     async with groq.AsyncGroq(base_url=await origin(api), api_key="any", max_retries=0) as client:
         yield client
 
 
 @pytest.fixture(params=["groq", "openai"])
 def client(request: pytest.FixtureRequest) -> Any:
-    """Each of both, which share their shape."""
+    """Each of the two clients; their methods are the same."""
     return request.getfixturevalue(f"{request.param}_client")
 
 
-async def test_a_completion_passes_untouched(client: Any, groq: MockGroq) -> None:
+async def test_a_completion_is_forwarded_unchanged(client: Any, groq: MockGroq) -> None:
     completion = await client.chat.completions.create(
         model=MODEL,
         messages=[{"role": "system", "content": "Be brief."}, *HELLO],
@@ -76,7 +76,7 @@ async def test_a_completion_passes_untouched(client: Any, groq: MockGroq) -> Non
     ]
 
 
-async def test_a_stream_passes_untouched(client: Any) -> None:
+async def test_a_stream_is_forwarded(client: Any) -> None:
     stream = await client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
     chunks = [chunk async for chunk in stream]
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
@@ -85,9 +85,9 @@ async def test_a_stream_passes_untouched(client: Any) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_calls_of_tools_pass_untouched(client: Any, stream: bool) -> None:  # noqa: FBT001 - given by pytest
-    asked = {"model": MODEL, "messages": HELLO, "tools": [TOOL], "tool_choice": CHOICE}
-    answer = await client.chat.completions.create(**asked, stream=stream)
+async def test_tool_calls_are_forwarded(client: Any, stream: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    body = {"model": MODEL, "messages": HELLO, "tools": [TOOL], "tool_choice": CHOICE}
+    answer = await client.chat.completions.create(**body, stream=stream)
     if stream:
         deltas = [chunk.choices[0].delta async for chunk in answer]
         calls = [delta.tool_calls[0].function for delta in deltas if delta.tool_calls]
@@ -98,7 +98,7 @@ async def test_calls_of_tools_pass_untouched(client: Any, stream: bool) -> None:
     assert (name, json.loads(arguments)) == ("look_up", {"said": "Hello"})
 
 
-async def test_json_mode_passes_untouched(client: Any) -> None:
+async def test_json_mode_is_forwarded(client: Any) -> None:
     completion = await client.chat.completions.create(
         model=MODEL, messages=HELLO, response_format={"type": "json_object"}
     )
@@ -116,12 +116,12 @@ async def test_json_mode_passes_untouched(client: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_errors_of_groq_are_the_clients_own(
+async def test_an_error_of_groq_raises_the_exception_of_the_client(
     client: Any,
     groq: MockGroq,
     fail: Any,
     name: str,
-    stream: bool,  # noqa: FBT001 - given by pytest
+    stream: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
     groq.options.fail = fail
     groq.options.retry_after_s = 7
@@ -135,7 +135,9 @@ async def test_errors_of_groq_are_the_clients_own(
     assert "org_01" not in str(error)
 
 
-async def test_a_failure_in_mid_stream_is_the_clients_own(client: Any, groq: MockGroq) -> None:
+async def test_a_failure_in_the_middle_of_a_stream_raises_an_exception_of_the_client(
+    client: Any, groq: MockGroq
+) -> None:
     groq.options.fail = "500"
     groq.options.fail_after_chunks = 3
     stream = await client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
@@ -148,7 +150,7 @@ def _groq_error() -> type[Exception]:
     return groq.APIError
 
 
-async def test_rate_limits_are_passed_on(groq_client: Any) -> None:
+async def test_rate_limit_headers_are_forwarded(groq_client: Any) -> None:
     raw = await groq_client.chat.completions.with_raw_response.create(model=MODEL, messages=HELLO)
     assert raw.headers["x-ratelimit-remaining-tokens"] == "17999"
     assert raw.headers["x-request-id"]
@@ -159,7 +161,7 @@ async def test_the_models_are_listed(client: Any) -> None:
     assert MODEL in [model.id for model in models.data]
 
 
-async def test_langchain_speaks_and_streams(api: ClientSession) -> None:
+async def test_langchain_can_chat_and_stream(api: ClientSession) -> None:
     chat = ChatOpenAI(
         base_url=f"{await origin(api)}/openai/v1",
         api_key=SecretStr("any"),
@@ -169,99 +171,101 @@ async def test_langchain_speaks_and_streams(api: ClientSession) -> None:
     )
     first = await chat.ainvoke("Hello")
     assert str(first.content).endswith("Messages received: 1.")
-    pieces = [str(chunk.content) async for chunk in chat.astream("And again?")]
-    assert "".join(pieces).endswith("Messages received: 3.")
+    chunks = [str(chunk.content) async for chunk in chat.astream("And again?")]
+    assert "".join(chunks).endswith("Messages received: 3.")
 
 
-async def test_without_a_session_nothing_is_kept(openai_client: Any, api: ClientSession) -> None:
+async def test_without_a_session_nothing_is_stored(openai_client: Any, api: ClientSession) -> None:
     await openai_client.chat.completions.create(model=MODEL, messages=HELLO)
     sessions = await (await api.get(f"{BASE}/sessions")).json()
     assert sessions["total_sessions"] == 0
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_session_goes_on(
+async def test_a_session_continues_with_the_next_request_at_either_endpoint(
     client: Any,
     api: ClientSession,
     groq: MockGroq,
-    stream: bool,  # noqa: FBT001 - given by pytest
+    stream: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    asked = {"model": MODEL, "extra_headers": SESSION, "stream": stream}
+    options = {"model": MODEL, "extra_headers": SESSION, "stream": stream}
     for text in ("Hello", "And again?"):
         messages = [
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": text},
         ]
-        answer = await client.chat.completions.create(messages=messages, **asked)
+        answer = await client.chat.completions.create(messages=messages, **options)
         if stream:
             async for _ in answer:
                 pass
-    shown = await history(api)
-    assert [message["role"] for message in shown] == ["user", "assistant"] * 2
-    assert [message["model"] for message in shown] == [MODEL] * 4
-    assert shown[1]["finish_reason"] == "stop"
-    assert shown[1]["tokens"] > 0
+    stored = await history(api)
+    assert [message["role"] for message in stored] == ["user", "assistant"] * 2
+    assert [message["model"] for message in stored] == [MODEL] * 4
+    assert stored[1]["finish_reason"] == "stop"
+    assert stored[1]["tokens"] > 0
     assert groq.prompts[1] == [
         ("system", "Be brief."),
         ("user", "Hello"),
-        ("assistant", shown[1]["content"]),
+        ("assistant", stored[1]["content"]),
         ("user", "And again?"),
     ]
-    # The same session goes on at the other endpoint.
+    # The session continues at the other endpoint.
     await api.post(f"{BASE}/chat", json={"message": "Here too?", "session_id": "s"})
     assert [role for role, _ in groq.prompts[2]] == ["user", "assistant"] * 2 + ["user"]
 
 
-async def test_a_client_that_sends_everything_each_time_doubles_nothing(
+async def test_a_transcript_that_is_sent_with_each_request_is_stored_once(
     openai_client: Any, api: ClientSession, groq: MockGroq
 ) -> None:
-    said: list[Any] = []
+    transcript: list[Any] = []
     for text in ("Hello", "And again?", "And again?"):
-        said.append({"role": "user", "content": text})
+        transcript.append({"role": "user", "content": text})
         completion = await openai_client.chat.completions.create(
-            model=MODEL, messages=said, extra_headers=SESSION
+            model=MODEL, messages=transcript, extra_headers=SESSION
         )
-        said.append({"role": "assistant", "content": completion.choices[0].message.content})
+        transcript.append({"role": "assistant", "content": completion.choices[0].message.content})
     assert [(message["role"], message["content"]) for message in await history(api)] == [
-        (message["role"], message["content"]) for message in said
+        (message["role"], message["content"]) for message in transcript
     ]
-    assert groq.requests[2]["messages"] == said[:5]
+    assert groq.requests[2]["messages"] == transcript[:5]
 
 
-async def test_a_request_that_failed_and_is_sent_again_is_kept_once(
+async def test_a_request_that_is_retried_after_a_failure_is_stored_once(
     openai_client: Any, api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.fail = "500"
     groq.options.fail_times = 1
-    again = openai_client.with_options(max_retries=1)
-    await again.chat.completions.create(model=MODEL, messages=HELLO, extra_headers=SESSION)
+    retrying_client = openai_client.with_options(max_retries=1)
+    await retrying_client.chat.completions.create(
+        model=MODEL, messages=HELLO, extra_headers=SESSION
+    )
     assert [message["role"] for message in await history(api)] == ["user", "assistant"]
     assert [body["messages"] for body in groq.requests] == [HELLO, HELLO]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_calls_of_tools_are_kept_and_answered(
+async def test_tool_calls_are_stored_and_their_results_are_accepted(
     openai_client: Any,
     api: ClientSession,
     groq: MockGroq,
-    stream: bool,  # noqa: FBT001 - given by pytest
+    stream: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    asked: dict[str, Any] = {"model": MODEL, "extra_headers": SESSION, "tools": [TOOL]}
+    options: dict[str, Any] = {"model": MODEL, "extra_headers": SESSION, "tools": [TOOL]}
     answer = await openai_client.chat.completions.create(
-        messages=HELLO, tool_choice=CHOICE, stream=stream, **asked
+        messages=HELLO, tool_choice=CHOICE, stream=stream, **options
     )
     if stream:
         async for _ in answer:
             pass
 
-    async def kept() -> bool:
+    async def is_stored() -> bool:
         return len(await history(api)) == 2
 
-    await wait_until(kept)
+    await wait_until(is_stored)
     (call,) = (await history(api))[1]["extra"]["tool_calls"]
     assert call["function"] == {"name": "look_up", "arguments": '{"said": "Hello"}'}
     result = {"role": "tool", "tool_call_id": call["id"], "content": "found"}
-    await openai_client.chat.completions.create(messages=[result], **asked)
+    await openai_client.chat.completions.create(messages=[result], **options)
     assert groq.requests[1]["messages"] == [
         *HELLO,
         {"role": "assistant", "content": "", "tool_calls": [call]},
@@ -269,20 +273,20 @@ async def test_calls_of_tools_are_kept_and_answered(
     ]
 
 
-async def test_a_message_in_parts_is_kept_as_it_was_sent(
+async def test_content_in_parts_is_stored_and_sent_unchanged(
     openai_client: Any, api: ClientSession, groq: MockGroq
 ) -> None:
     parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {}}]
-    asked: dict[str, Any] = {"model": MODEL, "extra_headers": SESSION}
+    options: dict[str, Any] = {"model": MODEL, "extra_headers": SESSION}
     await openai_client.chat.completions.create(
-        messages=[{"role": "user", "content": parts}], **asked
+        messages=[{"role": "user", "content": parts}], **options
     )
-    await openai_client.chat.completions.create(messages=HELLO, **asked)
+    await openai_client.chat.completions.create(messages=HELLO, **options)
     assert (await history(api))[0]["content"] == "What is this?"
     assert groq.requests[1]["messages"][0] == {"role": "user", "content": parts}
 
 
-async def test_numbers_of_any_size_are_survived(api: ClientSession, groq: MockGroq) -> None:
+async def test_an_integer_over_64_bits_is_accepted(api: ClientSession, groq: MockGroq) -> None:
     messages = [{"role": "user", "content": [{"type": "text", "text": "Hello", "size": 2**70}]}]
     body = {"model": MODEL, "messages": messages}
     response = await api.post("/openai/v1/chat/completions", json=body, headers=SESSION)
@@ -290,7 +294,7 @@ async def test_numbers_of_any_size_are_survived(api: ClientSession, groq: MockGr
     assert groq.requests[0]["messages"][0]["content"][0]["size"] == pytest.approx(2**70)
 
 
-async def test_a_client_that_leaves_a_kept_stream_loses_nothing(
+async def test_the_answer_is_stored_completely_if_the_client_disconnects_from_the_stream(
     openai_client: Any, api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.chunk_ms = 20
@@ -300,14 +304,14 @@ async def test_a_client_that_leaves_a_kept_stream_loses_nothing(
     await anext(stream)
     await stream.close()
 
-    async def kept() -> bool:
+    async def is_stored() -> bool:
         return len(await history(api)) == 2
 
-    await wait_until(kept)
+    await wait_until(is_stored)
     assert (await history(api))[1]["content"].endswith("Messages received: 1.")
 
 
-async def test_without_redis_a_session_is_answered_all_the_same(
+async def test_without_redis_a_request_with_a_session_is_answered(
     serve: Serve, own_redis_server: RedisServer
 ) -> None:
     api = await serve(redis_url=own_redis_server.url(0), redis_timeout_s=0.5)
@@ -317,7 +321,7 @@ async def test_without_redis_a_session_is_answered_all_the_same(
     assert response.status == 200
 
 
-async def test_only_allowed_models_are_listed_and_used(serve: Serve) -> None:
+async def test_only_allowed_models_are_listed_and_accepted(serve: Serve) -> None:
     api = await serve(groq_allowed_models=(MODEL,), groq_default_model=MODEL)
     listed = await (await api.get(f"{BASE}/models")).json()
     assert [model["id"] for model in listed["models"]] == [MODEL]
@@ -334,7 +338,7 @@ async def test_only_allowed_models_are_listed_and_used(serve: Serve) -> None:
 @pytest.mark.parametrize(
     "messages", [None, [], "Hello", [{}], [{"role": "root"}], [{"role": ["user"]}], ["Hello"]]
 )
-async def test_what_cannot_be_kept_is_refused(
+async def test_invalid_messages_are_rejected_before_the_request_to_groq(
     api: ClientSession, groq: MockGroq, messages: Any
 ) -> None:
     body = {"model": MODEL, "messages": messages}

@@ -1,4 +1,4 @@
-"""Messages in Groq's format: what is known of them, what fits, what is left out."""
+"""Messages in OpenAI's format: overlap with the session, token budget, tool calls."""
 
 from typing import Any
 
@@ -9,20 +9,20 @@ from tests.support.openai_messages import answer, result, user
 
 
 @pytest.mark.parametrize(
-    ("earlier", "said", "known"),
+    ("earlier", "sent", "overlap"),
     [
         ([], [user("a")], (0, 0)),
         ([user("a"), answer("b")], [user("c")], (0, 2)),
         ([user("a"), answer("b")], [user("a")], (0, 2)),
         ([user("a"), answer("b")], [user("a"), answer("b"), user("c")], (2, 0)),
         ([user("x"), answer("y"), user("a")], [user("a")], (1, 2)),
-        # The session knows less than the client: its life began, or is read, further on.
+        # The transcript is longer than the stored messages: the session, or its page, starts later.
         (
             [user("c"), answer("d")],
             [user("a"), answer("b"), user("c"), answer("d"), user("e")],
             (4, 0),
         ),
-        # What clients make of an answer that they send back.
+        # Clients return an answer in a modified form.
         (
             [user("a"), answer("", "1")],
             [user("a"), {**answer(None, "1", arguments='{"a": 1}'), "refusal": None}, result("1")],
@@ -38,7 +38,7 @@ from tests.support.openai_messages import answer, result, user
             [user("a"), {**answer(None), "content": [{"type": "text", "text": "b\n"}]}, user("c")],
             (2, 0),
         ),
-        # What the client has otherwise: asked again, stopped, edited, without the calls of tools.
+        # The transcript diverges: an answer is regenerated, stopped, edited, or without tool calls.
         (
             [user("a"), answer("b"), user("c"), answer("d")],
             [user("a"), answer("b"), user("c")],
@@ -56,7 +56,7 @@ from tests.support.openai_messages import answer, result, user
             [user("a"), answer("b"), user("c")],
             (2, 2),
         ),
-        # A chance match at the end counts for less.
+        # A coincidental match at the end of the session counts less.
         (
             [user("yes"), answer("a"), user("c"), answer("d"), user("yes")],
             [user("yes"), answer("a"), user("c"), answer("d2"), user("e")],
@@ -67,7 +67,7 @@ from tests.support.openai_messages import answer, result, user
             [user("hi"), answer("z"), user("q")],
             (1, 0),
         ),
-        # What is new is never taken for known, even where something in it is said again.
+        # New messages are not known, even if one of them equals a stored message.
         (
             [user("hi"), answer("hello"), user("continue"), answer("more"), user("thanks")],
             [user("Tell me X"), answer("X is"), user("continue")],
@@ -78,50 +78,50 @@ from tests.support.openai_messages import answer, result, user
             [user("brand new"), answer("hello"), user("and")],
             (0, 4),
         ),
-        # How the answer is to begin is no conversation.
+        # A prefix of the requested answer does not make a request a transcript.
         ([user("x"), answer("y"), user("yes"), answer("z")], [user("yes"), answer("{")], (0, 4)),
         ([user("yes"), answer("z")], [{**user("yes"), "name": "Al"}], (0, 2)),
         ([{**user("yes"), "name": "Bob"}], [{**user("yes"), "name": "Al"}], (0, 1)),
     ],
 )
-def test_what_is_known_is_told_by_what_it_means(
-    earlier: list[dict[str, Any]], said: list[dict[str, Any]], known: tuple[int, int]
+def test_the_overlap_contains_messages_with_the_same_meaning(
+    earlier: list[dict[str, Any]], sent: list[dict[str, Any]], overlap: tuple[int, int]
 ) -> None:
-    assert find_overlap(earlier, said) == known
+    assert find_overlap(earlier, sent) == overlap
 
 
-def test_many_equal_messages_are_compared_at_once() -> None:
+def test_many_equal_messages_are_compared_fast() -> None:
     earlier = [answer("first"), *[user("")] * 999]
     assert find_overlap(earlier, [user("")] * 100_000) == (999, 1)
 
 
-def test_a_context_begins_with_a_question_and_ends_where_the_budget_does() -> None:
+def test_the_context_starts_with_a_user_message_and_fits_the_budget() -> None:
     earlier = [user("a" * 400), answer("b"), user("c"), answer("d")]
 
-    def fitting(messages: int, tokens: int, *, needed: bool = False) -> list[dict[str, Any]]:
+    def trimmed(messages: int, tokens: int, *, needed: bool = False) -> list[dict[str, Any]]:
         return trim_to_budget(earlier, messages=messages, tokens=tokens, needs_last_exchange=needed)
 
-    assert fitting(10, 1000) == earlier
-    assert fitting(10, 100) == fitting(3, 1000) == earlier[2:]
-    assert fitting(1, 1000) == fitting(0, 1000) == fitting(10, 0) == []
-    assert fitting(0, 0, needed=True) == earlier[2:]
+    assert trimmed(10, 1000) == earlier
+    assert trimmed(10, 100) == trimmed(3, 1000) == earlier[2:]
+    assert trimmed(1, 1000) == trimmed(0, 1000) == trimmed(10, 0) == []
+    assert trimmed(0, 0, needed=True) == earlier[2:]
 
 
-def test_the_answer_of_a_long_turn_with_tools_comes_without_the_turn() -> None:
+def test_if_a_long_exchange_with_tools_does_not_fit_only_its_answer_is_returned() -> None:
     rounds = [message for number in range(9) for message in (answer("", f"{number}"), result("1"))]
     earlier = [user("a"), *rounds, answer("b")]
     for messages, begin in ((20, 0), (19, 19), (1, 19), (0, 20)):
-        fitting = trim_to_budget(earlier, messages=messages, tokens=1000, needs_last_exchange=False)
-        assert fitting == earlier[begin:]
+        trimmed = trim_to_budget(earlier, messages=messages, tokens=1000, needs_last_exchange=False)
+        assert trimmed == earlier[begin:]
 
 
-def test_results_of_tools_come_with_their_question_however_long_the_turn() -> None:
+def test_before_tool_results_the_whole_last_exchange_is_returned() -> None:
     calls = [message for number in range(15) for message in (answer("", f"{number}"), result("1"))]
     earlier = [user("a"), *calls, answer("", "15")]
     assert trim_to_budget(earlier, messages=20, tokens=10, needs_last_exchange=True) == earlier
 
 
-def test_an_image_counts_for_what_a_model_makes_of_it() -> None:
+def test_an_image_counts_as_a_fixed_number_of_tokens() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 1_000_000}}
     earlier = [{"role": "user", "content": [{"type": "text", "text": "?"}, image]}, answer("b")]
     assert trim_to_budget(earlier, messages=10, tokens=2_100, needs_last_exchange=False) == earlier
@@ -129,7 +129,7 @@ def test_an_image_counts_for_what_a_model_makes_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("earlier", "said", "left"),
+    ("earlier", "sent", "remaining"),
     [
         ([user("a"), answer("", "1"), result("1")], [user("b")], [0, 1, 2]),
         ([user("a"), answer("", "1")], [result("1")], [0, 1]),
@@ -139,12 +139,13 @@ def test_an_image_counts_for_what_a_model_makes_of_it() -> None:
         ([result("1"), user("a")], [user("b")], [1]),
     ],
 )
-def test_calls_without_results_and_results_without_calls_are_left_out(
-    earlier: list[dict[str, Any]], said: list[dict[str, Any]], left: list[int]
+def test_calls_without_results_and_results_without_calls_are_dropped(
+    earlier: list[dict[str, Any]], sent: list[dict[str, Any]], remaining: list[int]
 ) -> None:
-    assert drop_unpaired_tool_calls(earlier, said) == [earlier[at] for at in left]
+    expected = [earlier[index] for index in remaining]
+    assert drop_unpaired_tool_calls(earlier, sent) == expected
 
 
-def test_what_was_said_beside_a_call_is_left_in() -> None:
+def test_the_text_of_a_message_with_a_dropped_call_remains() -> None:
     earlier = [user("a"), answer("I look it up.", "1")]
     assert drop_unpaired_tool_calls(earlier, [user("b")]) == [user("a"), answer("I look it up.")]

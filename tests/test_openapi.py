@@ -1,4 +1,4 @@
-"""The API described: whole, true, and readable without the internet."""
+"""The OpenAPI document: complete, correct, and readable without internet access."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from groqchat.settings import Settings
 from tests.conftest import Serve
 from tests.support.service import Service
 
-# Each operation is tried with so many made-up requests beside the systematic ones.
+# Random requests for each operation, in addition to the systematic ones.
 EXAMPLES = 20
 SCHEMATHESIS_TIMEOUT_S = 150.0
 
@@ -29,7 +29,7 @@ async def document_of(api: ClientSession) -> dict[str, Any]:
     return body
 
 
-async def test_every_route_is_described_and_nothing_else(api: ClientSession) -> None:
+async def test_the_document_describes_exactly_the_routes_of_the_service(api: ClientSession) -> None:
     routes = {
         (route.method, route.resource.canonical)
         for route in create_app(Settings()).router.routes()
@@ -44,7 +44,9 @@ async def test_every_route_is_described_and_nothing_else(api: ClientSession) -> 
     assert described == routes
 
 
-async def test_operations_have_names_summaries_answers_and_errors(api: ClientSession) -> None:
+async def test_every_operation_has_an_id_a_summary_a_response_and_errors(
+    api: ClientSession,
+) -> None:
     document = await document_of(api)
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     names = [operation["operationId"] for operation in operations]
@@ -61,7 +63,7 @@ async def test_operations_have_names_summaries_answers_and_errors(api: ClientSes
     assert schemas["ErrorResponse"]["examples"]
 
 
-async def test_limits_and_models_are_those_in_force(serve: Serve) -> None:
+async def test_the_document_contains_the_configured_limits_and_models(serve: Serve) -> None:
     api = await serve(
         chat_max_message_chars=77, groq_allowed_models=("a/b",), groq_default_model="a/b"
     )
@@ -76,7 +78,7 @@ async def test_limits_and_models_are_those_in_force(serve: Serve) -> None:
     assert "openai/gpt-oss-20b" in fields["model"]["anyOf"][0]["enum"]
 
 
-async def test_the_page_loads_nothing_from_elsewhere(api: ClientSession) -> None:
+async def test_the_docs_page_loads_nothing_from_other_servers(api: ClientSession) -> None:
     response = await api.get("/docs")
     page = await response.text()
     assert response.content_type == "text/html"
@@ -88,7 +90,7 @@ async def test_the_page_loads_nothing_from_elsewhere(api: ClientSession) -> None
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    """The service as `make run` starts it."""
+    """The service with the options of `make run`."""
     with (
         tempfile.TemporaryDirectory(prefix="groqchat-") as directory,
         Service(Path(directory), "--local") as running,
@@ -97,7 +99,7 @@ def service() -> Iterator[Service]:
 
 
 @pytest.mark.timeout(SCHEMATHESIS_TIMEOUT_S + 30)
-def test_the_service_keeps_to_its_description(service: Service, tmp_path: Path) -> None:
+def test_the_service_conforms_to_its_openapi_document(service: Service, tmp_path: Path) -> None:
     command = ["run", f"{service.url}/openapi.json", "--checks", "all", "--no-color"]
     bounds = ["--max-examples", str(EXAMPLES), "--request-timeout", "10", "--seed", "1"]
     result = subprocess.run(

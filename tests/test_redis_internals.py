@@ -1,4 +1,4 @@
-"""What we look at inside redis-py and the SDK is still there, and still means the same."""
+"""The private internals of redis-py and Groq's SDK exist and behave as expected."""
 
 import asyncio
 
@@ -15,10 +15,10 @@ from groqchat.storage.redis_internals import SOCKET_CONNECTIONS, execute_raw
 from tests.support.redis_servers import RedisServer
 
 
-async def test_a_connection_has_the_parser_and_the_stream_that_bulk_reads_use(
+async def test_a_connection_has_the_parser_and_the_streams_that_execute_raw_uses(
     redis: Redis,
 ) -> None:
-    connection = await redis.connection_pool.get_connection()  # type: ignore[no-untyped-call] # redis-py's gap
+    connection = await redis.connection_pool.get_connection()  # type: ignore[no-untyped-call] # redis-py has no types here
     assert type(connection) in SOCKET_CONNECTIONS
     assert isinstance(connection._reader, asyncio.StreamReader)
     assert isinstance(connection._writer, asyncio.StreamWriter)
@@ -27,26 +27,26 @@ async def test_a_connection_has_the_parser_and_the_stream_that_bulk_reads_use(
 
 
 @pytest.mark.parametrize("read_bytes", [1, 7, 65536])
-async def test_replies_come_back_whole_however_they_arrive(
+async def test_replies_are_complete_for_any_read_size(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, read_bytes: int
 ) -> None:
     monkeypatch.setattr(redis_internals, "READ_BYTES", read_bytes)
-    connection = await redis.connection_pool.get_connection()  # type: ignore[no-untyped-call] # redis-py's gap
+    connection = await redis.connection_pool.get_connection()  # type: ignore[no-untyped-call] # redis-py has no types here
     commands = [("SET", "k", "value"), ("GET", "k"), ("LPUSH", "k", 1), ("MGET", "k", "none")]
     request = b"".join(connection.pack_commands(commands))
-    ok, value, wrong, several = await execute_raw(connection, request, len(commands))
+    ok, value, error, values = await execute_raw(connection, request, len(commands))
 
-    assert (ok, value, several) == (b"OK", b"value", [b"value", None])
-    assert isinstance(wrong, ResponseError)
+    assert (ok, value, values) == (b"OK", b"value", [b"value", None])
+    assert isinstance(error, ResponseError)
     assert await connection.can_read() is False
     await redis.connection_pool.release(connection)
 
 
-async def test_a_connection_that_ends_amid_replies_is_an_error(
+async def test_a_connection_that_closes_between_replies_is_an_error(
     own_redis_server: RedisServer,
 ) -> None:
     async with Redis.from_url(own_redis_server.url(), protocol=2) as client:
-        connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call] # redis-py's gap
+        connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call] # redis-py has no types here
         ping = b"".join(connection.pack_command("PING"))
         reading = asyncio.create_task(execute_raw(connection, ping, 2))
         await asyncio.sleep(0)
@@ -57,7 +57,7 @@ async def test_a_connection_that_ends_amid_replies_is_an_error(
         await client.connection_pool.release(connection)
 
 
-async def test_the_sdk_makes_its_own_exception_of_a_response() -> None:
+async def test_the_sdk_converts_an_error_response_to_its_exception() -> None:
     response = httpx.Response(
         429,
         json={"error": {"message": "slow down", "code": "rate_limit_exceeded"}},

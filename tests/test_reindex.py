@@ -1,4 +1,4 @@
-"""Listing sessions that another service, or a version without an index, has left."""
+"""Reindexing: adding sessions without an index entry to the session index."""
 
 import json
 import time
@@ -21,7 +21,7 @@ async def total(redis: Redis) -> Progress:
     )
 
 
-async def test_existing_sessions_are_listed_by_when_they_expire(
+async def test_existing_sessions_are_listed_by_expiry_time(
     store: RedisChatService, any_redis: Redis
 ) -> None:
     for name, ttl_s in (("old", 100), ("new", 300), ("middle", 200)):
@@ -34,20 +34,22 @@ async def test_existing_sessions_are_listed_by_when_they_expire(
     assert score == pytest.approx(time.time() + 200, abs=5)
 
 
-async def test_a_session_without_expiry_is_listed_and_keeps_it(
+async def test_a_session_without_a_ttl_is_listed_and_stays_without_a_ttl(
     store: RedisChatService, any_redis: Redis
 ) -> None:
-    await any_redis.zadd("chat:session:lasting", {MEMBER: 1.7e9})
-    await any_redis.zadd("chat:session:lasting-too", {MEMBER: 1.7e9})
+    await any_redis.zadd("chat:session:persistent", {MEMBER: 1.7e9})
+    await any_redis.zadd("chat:session:persistent-2", {MEMBER: 1.7e9})
     await total(any_redis)
 
     first = await store.get_all_sessions(limit=1)
     second = await store.get_all_sessions(limit=1, after=first.cursor)
-    assert first.sessions + second.sessions == ["lasting-too", "lasting"]
-    assert await any_redis.ttl("chat:session:lasting") == -1
+    assert first.sessions + second.sessions == ["persistent-2", "persistent"]
+    assert await any_redis.ttl("chat:session:persistent") == -1
 
 
-async def test_what_is_no_session_is_left_alone(store: RedisChatService, any_redis: Redis) -> None:
+async def test_keys_that_are_not_sessions_are_skipped(
+    store: RedisChatService, any_redis: Redis
+) -> None:
     await any_redis.set("chat:session:text", "not a sorted set")
     await any_redis.set("other", "key")
     await any_redis.zadd("chat:session:has space", {MEMBER: 1.7e9})
@@ -58,7 +60,7 @@ async def test_what_is_no_session_is_left_alone(store: RedisChatService, any_red
     assert (await store.get_all_sessions()).sessions == ["good"]
 
 
-async def test_many_sessions_are_read_in_bounded_batches(
+async def test_sessions_are_read_in_batches_of_limited_size(
     any_redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reindex_module, "SCAN_BATCH", 10)

@@ -1,4 +1,4 @@
-"""Turns that are stopped and followed from any worker."""
+"""Stopping a turn and resuming its events, on any worker."""
 
 import asyncio
 import random
@@ -19,7 +19,7 @@ from tests.support.streams import history, start_stream, wait_until
 
 
 @pytest.mark.parametrize("where", ["same worker", "another worker"])
-async def test_a_turn_is_stopped_wherever_it_runs(
+async def test_any_worker_can_stop_a_turn(
     api: ClientSession, serve: Serve, groq: MockGroq, where: str
 ) -> None:
     groq.options.chunk_ms = 100
@@ -33,22 +33,22 @@ async def test_a_turn_is_stopped_wherever_it_runs(
     events = [delta, *await all_events(response)]
     done = events[-1].data
     assert (done["finish_reason"], done["status"]) == ("stopped", "incomplete")
-    question, answer = await history(api)
+    user_message, answer = await history(api)
     assert done["message"] == text_of(events) == answer["content"]
     assert answer["status"] == "incomplete"
-    again = await other.post(url)
-    assert (await again.json())["status"] == "stopped"
-    # The next turn is told what was said so far.
+    stopped_again = await other.post(url)
+    assert (await stopped_again.json())["status"] == "stopped"
+    # The context of the next turn contains the incomplete answer.
     await api.post(f"{BASE}/chat", json={"message": "Go on", "session_id": "s"})
     assert groq.prompts[-1] == [
         ("user", "Hello"),
         ("assistant", answer["content"]),
         ("user", "Go on"),
     ]
-    assert question["id"] == start.data["turn_id"]
+    assert user_message["id"] == start.data["turn_id"]
 
 
-async def test_a_turn_stopped_before_its_first_word_leaves_no_empty_answer(
+async def test_no_answer_is_stored_for_a_turn_that_is_stopped_before_its_first_delta(
     api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.latency_ms = 20_000
@@ -60,7 +60,7 @@ async def test_a_turn_stopped_before_its_first_word_leaves_no_empty_answer(
     assert [message["role"] for message in await history(api)] == ["user"]
 
 
-async def test_a_turn_that_is_over_is_not_stopped_any_more(api: ClientSession) -> None:
+async def test_stopping_a_finished_turn_returns_the_status_finished(api: ClientSession) -> None:
     response, start = await start_stream(api)
     await all_events(response)
     stopped = await api.post(f"{BASE}/chat/{start.data['turn_id']}/stop")
@@ -74,14 +74,14 @@ async def test_an_unknown_turn_is_not_found(api: ClientSession, path: str) -> No
     await assert_error(await method(url), 404, "turn_not_found")
 
 
-@pytest.mark.parametrize("last", ["-1", "x", "1.5", ""])
-async def test_a_place_that_is_no_number_is_refused(api: ClientSession, last: str) -> None:
+@pytest.mark.parametrize("last_event_id", ["-1", "x", "1.5", ""])
+async def test_an_invalid_last_event_id_is_rejected(api: ClientSession, last_event_id: str) -> None:
     url = f"{BASE}/chat/{'0' * 17}/events"
-    response = await api.get(url, headers={"Last-Event-ID": last})
+    response = await api.get(url, headers={"Last-Event-ID": last_event_id})
     await assert_error(response, 422, "invalid_field", param="Last-Event-ID")
 
 
-async def test_a_client_that_comes_back_again_and_again_misses_nothing(
+async def test_a_client_that_reconnects_many_times_receives_every_event_once(
     serve: Serve, groq: MockGroq
 ) -> None:
     groq.options.chunk_ms = 5
@@ -89,26 +89,30 @@ async def test_a_client_that_comes_back_again_and_again_misses_nothing(
     workers = [await serve(), await serve()]
     response, start = await start_stream(workers[0])
     url = f"{BASE}/chat/{start.data['turn_id']}/events"
-    seen = [start]
-    pick = random.Random(4)  # noqa: S311 - no secret
+    received = [start]
+    rng = random.Random(4)  # noqa: S311 - not used for security
     for _ in range(20):
-        taken = pick.randrange(1, 15)
+        remaining = rng.randrange(1, 15)
         async for event in read_events(response):
-            seen.append(event)
-            taken -= 1
-            if taken == 0 or event.name == "done":
+            received.append(event)
+            remaining -= 1
+            if remaining == 0 or event.name == "done":
                 break
         response.close()
-        last = {"Last-Event-ID": str(seen[-1].id)}
-        response = await pick.choice(workers).get(url, headers=last)
+        last = {"Last-Event-ID": str(received[-1].id)}
+        response = await rng.choice(workers).get(url, headers=last)
         assert response.status == 200
-    seen += await all_events(response)
+    received += await all_events(response)
 
-    assert [event.id for event in seen] == list(range(1, len(seen) + 1))
-    assert text_of(seen) == seen[-1].data["message"] == (await history(workers[0]))[1]["content"]
+    assert [event.id for event in received] == list(range(1, len(received) + 1))
+    assert (
+        text_of(received)
+        == received[-1].data["message"]
+        == (await history(workers[0]))[1]["content"]
+    )
 
 
-async def test_the_events_of_a_turn_outlive_its_worker(
+async def test_another_worker_can_return_the_events_of_a_finished_turn(
     serve: Serve, api: ClientSession, redis: Redis
 ) -> None:
     response, start = await start_stream(api)
@@ -124,7 +128,7 @@ async def test_the_events_of_a_turn_outlive_its_worker(
     assert await all_events(again) == events
 
 
-async def test_redis_sees_few_writes_of_a_stream(
+async def test_a_long_stream_is_stored_with_few_writes(
     api: ClientSession, groq: MockGroq, redis: Redis
 ) -> None:
     groq.options.chunks = 2000
@@ -138,12 +142,12 @@ async def test_redis_sees_few_writes_of_a_stream(
     assert await redis.xlen(keys.turn_key(start.data["turn_id"])) < 200
 
 
-async def test_the_turn_of_a_worker_that_is_gone_ends_with_an_error(
+async def test_the_events_of_a_turn_whose_worker_died_end_with_an_error(
     api: ClientSession, redis: Redis
 ) -> None:
     turn_id = "0" * 17
-    frame = b'id: 1\nevent: start\ndata: {"turn_id":"%b"}\n\n' % turn_id.encode()
-    await redis.xadd(keys.turn_key(turn_id), {"frames": frame}, id="1-0")
+    event = b'id: 1\nevent: start\ndata: {"turn_id":"%b"}\n\n' % turn_id.encode()
+    await redis.xadd(keys.turn_key(turn_id), {"frames": event}, id="1-0")
     await redis.pexpire(keys.turn_key(turn_id), 300)
 
     events = await all_events(await api.get(f"{BASE}/chat/{turn_id}/events"))
@@ -152,9 +156,9 @@ async def test_the_turn_of_a_worker_that_is_gone_ends_with_an_error(
     assert events[1].id is None
 
 
-@pytest.mark.parametrize("beyond", [0, 1, 1000])
-async def test_a_client_that_has_everything_is_told_so(
-    serve: Serve, api: ClientSession, redis: Redis, beyond: int
+@pytest.mark.parametrize("offset", [0, 1, 1000])
+async def test_a_client_with_all_events_of_a_finished_turn_receives_204(
+    serve: Serve, api: ClientSession, redis: Redis, offset: int
 ) -> None:
     response, start = await start_stream(api)
     last = (await all_events(response))[-1]
@@ -167,12 +171,12 @@ async def test_a_client_that_has_everything_is_told_so(
     for worker in (api, await serve()):
         again = await worker.get(
             f"{BASE}/chat/{start.data['turn_id']}/events",
-            headers={"Last-Event-ID": str((last.id or 0) + beyond)},
+            headers={"Last-Event-ID": str((last.id or 0) + offset)},
         )
         assert (again.status, await again.read()) == (204, b"")
 
 
-async def test_a_place_ahead_of_a_running_turn_goes_on_with_what_comes(
+async def test_a_last_event_id_beyond_the_events_of_a_running_turn_is_accepted(
     api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.chunk_ms = 20
@@ -182,7 +186,7 @@ async def test_a_place_ahead_of_a_running_turn_goes_on_with_what_comes(
     assert events[-1].name == "done"
 
 
-async def test_events_that_redis_has_lost_are_stored_again_from_the_first(
+async def test_if_redis_loses_the_events_of_a_running_turn_all_are_stored_again(
     serve: Serve, api: ClientSession, groq: MockGroq, redis: Redis
 ) -> None:
     groq.options.chunk_ms = 30
@@ -205,7 +209,7 @@ async def test_events_that_redis_has_lost_are_stored_again_from_the_first(
     assert await all_events(again) == events
 
 
-async def test_a_follower_outlives_a_pause_of_redis(
+async def test_a_follower_stays_connected_during_an_outage_of_redis(
     serve: Serve, groq: MockGroq, own_redis_server: RedisServer
 ) -> None:
     groq.options.chunk_ms = 100
@@ -222,7 +226,7 @@ async def test_a_follower_outlives_a_pause_of_redis(
     assert text_of(events) in events[-1].data["message"]
 
 
-async def test_a_turn_that_is_over_elsewhere_is_not_asked_to_stop(
+async def test_stopping_a_finished_turn_of_another_worker_sends_no_stop_request(
     serve: Serve, api: ClientSession, redis: Redis
 ) -> None:
     response, start = await start_stream(api)
@@ -232,20 +236,20 @@ async def test_a_turn_that_is_over_elsewhere_is_not_asked_to_stop(
     assert await redis.xlen(keys.STOP_REQUESTS) == 0
 
 
-async def test_events_take_no_head(api: ClientSession) -> None:
+async def test_the_events_endpoint_rejects_head_requests(api: ClientSession) -> None:
     response = await api.head(f"{BASE}/chat/{'0' * 17}/events")
     assert (response.status, response.headers["Allow"]) == (405, "GET")
 
 
-def test_what_is_sent_at_once_is_bounded() -> None:
+def test_the_size_of_one_write_is_limited() -> None:
     turn = Turn("0" * 17, "s")
     for _ in range(300):
         turn.add("delta", {"text": "x" * 1000})
-    sent, after = [], 0
+    writes, after = [], 0
     while after < len(turn.events):
-        piece, after = turn.next_events(after)
-        sent.append(piece)
-    assert b"".join(sent) == b"".join(turn.events)
-    assert max(map(len, sent)) <= MAX_WRITE_BYTES
+        data, after = turn.next_events(after)
+        writes.append(data)
+    assert b"".join(writes) == b"".join(turn.events)
+    assert max(map(len, writes)) <= MAX_WRITE_BYTES
     assert b"".join(split_writes(b"".join(turn.events))) == b"".join(turn.events)
     assert max(map(len, split_writes(b"".join(turn.events)))) <= MAX_WRITE_BYTES + 2000

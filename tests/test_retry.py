@@ -1,4 +1,4 @@
-"""Time limits that share a timer end what takes too long, and nothing else."""
+"""Deadlines: time limits of many blocks of code with one timer."""
 
 import asyncio
 import gc
@@ -16,28 +16,28 @@ async def wait_within(deadlines: Deadlines, event: asyncio.Event) -> str:
     return "done"
 
 
-async def test_what_takes_too_long_ends_with_a_timeout() -> None:
+async def test_a_block_over_its_deadline_raises_timeout_error() -> None:
     with pytest.raises(TimeoutError):
         await wait_within(Deadlines(SHORT_S), asyncio.Event())
 
 
-async def test_what_ends_in_time_is_left_alone() -> None:
+async def test_a_block_within_its_deadline_is_not_interrupted() -> None:
     deadlines, event = Deadlines(SHORT_S), asyncio.Event()
     event.set()
     assert await wait_within(deadlines, event) == "done"
     await asyncio.sleep(2 * SHORT_S)
 
 
-async def test_each_block_has_the_whole_time_from_its_own_beginning() -> None:
+async def test_the_time_limit_of_each_block_starts_with_the_block() -> None:
     deadlines, event = Deadlines(4 * SHORT_S), asyncio.Event()
     loop = asyncio.get_running_loop()
     ended: list[tuple[int, float]] = []
 
     async def timed(number: int) -> None:
-        began = loop.time()
+        started = loop.time()
         with pytest.raises(TimeoutError):
             await wait_within(deadlines, event)
-        ended.append((number, loop.time() - began))
+        ended.append((number, loop.time() - started))
 
     async with asyncio.TaskGroup() as group:
         for number in range(5):
@@ -45,10 +45,10 @@ async def test_each_block_has_the_whole_time_from_its_own_beginning() -> None:
             await asyncio.sleep(SHORT_S)
 
     assert [number for number, _ in ended] == [0, 1, 2, 3, 4]
-    assert all(took >= 4 * SHORT_S for _, took in ended)
+    assert all(duration_s >= 4 * SHORT_S for _, duration_s in ended)
 
 
-async def test_blocks_after_a_pause_are_watched_over_again() -> None:
+async def test_a_block_after_an_idle_period_times_out_too() -> None:
     deadlines, never = Deadlines(SHORT_S), asyncio.Event()
     for _ in range(3):
         with pytest.raises(TimeoutError):
@@ -56,7 +56,7 @@ async def test_blocks_after_a_pause_are_watched_over_again() -> None:
         await asyncio.sleep(1.5 * SHORT_S)
 
 
-async def test_one_that_ends_before_the_oldest_is_forgotten() -> None:
+async def test_a_block_that_ends_early_does_not_change_the_deadline_of_an_older_block() -> None:
     deadlines, event, never = Deadlines(2 * SHORT_S), asyncio.Event(), asyncio.Event()
     oldest = asyncio.create_task(wait_within(deadlines, never))
     other = asyncio.create_task(wait_within(deadlines, event))
@@ -68,7 +68,7 @@ async def test_one_that_ends_before_the_oldest_is_forgotten() -> None:
         await oldest
 
 
-async def test_a_cancellation_from_elsewhere_goes_on_as_one() -> None:
+async def test_a_cancellation_from_outside_raises_cancelled_error() -> None:
     task = asyncio.create_task(wait_within(Deadlines(5), asyncio.Event()))
     await asyncio.sleep(0)
     task.cancel()
@@ -76,29 +76,29 @@ async def test_a_cancellation_from_elsewhere_goes_on_as_one() -> None:
         await task
 
 
-async def test_a_cancellation_that_meets_the_deadline_is_not_swallowed() -> None:
-    async def give_way() -> None:
+async def test_a_cancellation_at_the_same_time_as_the_deadline_is_not_lost() -> None:
+    async def cancel_during_timeout() -> None:
         with Deadlines(SHORT_S).start():
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
-                # The other comes while the block still ends.
+                # The second cancellation arrives before the block has ended.
                 task.cancel()
                 raise
 
-    task = asyncio.create_task(give_way())
+    task = asyncio.create_task(cancel_during_timeout())
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
-async def test_an_error_of_the_block_is_its_own() -> None:
+async def test_an_exception_of_the_block_is_not_replaced() -> None:
     deadlines = Deadlines(SHORT_S)
     with pytest.raises(KeyError), deadlines.start():
         raise KeyError
     await asyncio.sleep(2 * SHORT_S)
 
 
-async def test_the_task_goes_on_as_if_nothing_had_been() -> None:
+async def test_after_a_timeout_the_task_is_not_marked_as_cancelled() -> None:
     with pytest.raises(TimeoutError):
         await wait_within(Deadlines(SHORT_S), asyncio.Event())
     task = asyncio.current_task()
@@ -107,7 +107,7 @@ async def test_the_task_goes_on_as_if_nothing_had_been() -> None:
     await asyncio.sleep(0)
 
 
-async def test_the_time_left_grows_less() -> None:
+async def test_the_remaining_time_decreases() -> None:
     with Deadlines(5).start() as deadline:
         first = deadline.left_s
         await asyncio.sleep(SHORT_S)
@@ -115,7 +115,7 @@ async def test_the_time_left_grows_less() -> None:
 
 
 @pytest.mark.parametrize("is_late", [False, True])
-async def test_a_task_that_fails_leaves_nothing_for_the_garbage_collector(*, is_late: bool) -> None:
+async def test_a_failed_block_creates_no_reference_cycle(*, is_late: bool) -> None:
     deadlines = Deadlines(0.001 if is_late else 5)
 
     async def fail() -> None:

@@ -1,4 +1,4 @@
-"""Settings from the environment and .env, their errors, their secrets."""
+"""Settings from the environment and from .env: defaults, errors, secrets."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from groqchat.errors import ConfigurationError
 from groqchat.settings import Settings, load_settings
 
 
-def test_the_defaults_are_those_of_the_specification() -> None:
+def test_the_defaults_match_the_specification() -> None:
     settings = load_settings()
     assert (
         settings.redis_host,
@@ -21,11 +21,11 @@ def test_the_defaults_are_those_of_the_specification() -> None:
     ) == ("localhost", 6379, 0, None, 86400, 5000, "openai/gpt-oss-20b")
 
 
-def test_the_environment_wins_over_the_file(
+def test_environment_variables_override_the_env_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / ".env"
-    file.write_text("REDIS_PORT=7000\nREDIS_DB=3   # the third\nREDIS_PASSWORD=   # none\n")
+    file.write_text("REDIS_PORT=7000\nREDIS_DB=3   # a comment\nREDIS_PASSWORD=   # empty\n")
     monkeypatch.setitem(Settings.model_config, "env_file", str(file))
     monkeypatch.setenv("REDIS_PORT", "7001")
     monkeypatch.setenv("GROQ_API_KEY", "")
@@ -36,7 +36,7 @@ def test_the_environment_wins_over_the_file(
     assert settings.groq_api_key is None
 
 
-def test_every_problem_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_every_invalid_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_PORT", "lots")
     monkeypatch.setenv("CHAT_HISTORY_TTL", "0")
     monkeypatch.setenv("REDIS_URL", "http://user:hunter2@example.org")
@@ -75,14 +75,14 @@ def test_every_problem_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None
         "unix:///redis.sock?max_connections=1",
     ],
 )
-def test_a_url_that_cannot_be_opened_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_redis_url_is_rejected(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", url)
     with pytest.raises(ConfigurationError, match="REDIS_URL") as raised:
         load_settings()
     assert "pa" not in str(raised.value).replace("path", "").replace("password", "")
 
 
-def test_secrets_show_in_no_representation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_not_part_of_any_representation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROQ_API_KEY", "gsk_hunter2")
     monkeypatch.setenv("REDIS_PASSWORD", "hunter2")
     monkeypatch.setenv("REDIS_URL", "redis://user:hunter2@example.org:7000/2")
@@ -93,7 +93,7 @@ def test_secrets_show_in_no_representation(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("url", "place"),
+    ("url", "address"),
     [
         ("rediss://:hunter2@example.org", "example.org:6379"),
         ("unix:///run/redis.sock?password=hunter2", "unix:///run/redis.sock"),
@@ -102,11 +102,11 @@ def test_secrets_show_in_no_representation(monkeypatch: pytest.MonkeyPatch) -> N
         ("memory:", "memory:"),
     ],
 )
-def test_the_place_of_redis_is_told_without_credentials(
-    url: str, place: str, monkeypatch: pytest.MonkeyPatch
+def test_the_redis_address_contains_no_credentials(
+    url: str, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REDIS_URL", url)
-    assert load_settings().redis_address == place
+    assert load_settings().redis_address == address
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_the_place_of_redis_is_told_without_credentials(
         ("offline:?latency_ms=3", "offline:?latency_ms=3"),
     ],
 )
-def test_a_base_url_is_brought_into_the_form_that_the_sdk_takes(
+def test_a_groq_base_url_is_converted_to_the_form_that_the_sdk_expects(
     url: str, effective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GROQ_BASE_URL", url)
@@ -134,25 +134,30 @@ def test_a_base_url_is_brought_into_the_form_that_the_sdk_takes(
         "https://api.groq.com:99999",
     ],
 )
-def test_a_base_url_of_another_kind_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_groq_base_url_is_rejected(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROQ_BASE_URL", url)
     with pytest.raises(ConfigurationError, match="GROQ_BASE_URL"):
         load_settings()
 
 
-def test_local_defaults_fill_only_what_is_not_configured(monkeypatch: pytest.MonkeyPatch) -> None:
-    bare = load_settings().with_local_defaults()
+def test_local_defaults_apply_only_to_settings_that_are_not_configured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unconfigured = load_settings().with_local_defaults()
     monkeypatch.setenv("REDIS_HOST", "redis.example")
     monkeypatch.setenv("GROQ_API_KEY", "gsk_key")
     configured = load_settings().with_local_defaults()
 
-    assert (bare.redis_address, bare.groq_base_url) == ("embedded:.data/redis", "offline:")
+    assert (unconfigured.redis_address, unconfigured.groq_base_url) == (
+        "embedded:.data/redis",
+        "offline:",
+    )
     assert configured.redis_address == "redis.example:6379"
     assert configured.groq_base_url == "https://api.groq.com"
 
 
 @pytest.mark.parametrize("name", ["REDIS_PORT", "REDIS_DB", "REDIS_PASSWORD", "REDIS_URL"])
-def test_a_redis_that_is_named_in_part_is_not_replaced(
+def test_one_configured_redis_variable_prevents_the_local_default(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, "redis://localhost" if name == "REDIS_URL" else "7")
@@ -166,11 +171,11 @@ def test_blank_secrets_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.redis_password, settings.groq_api_key) == (None, None)
 
 
-def test_origins_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cors_origins_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORS_ALLOWED_ORIGINS", "https://a.example, http://localhost:3000,")
     assert load_settings().cors_allowed_origins == ("https://a.example", "http://localhost:3000")
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load_settings().port = 1  # type: ignore[misc] # that it cannot be is the point
+        load_settings().port = 1  # type: ignore[misc] # the test assigns to a frozen field

@@ -1,4 +1,4 @@
-"""Any sequence of saves, reads, deletes and expiries matches a plain model in memory."""
+"""Random sequences of saves, reads, deletes and expiries, compared with a model in memory."""
 
 import asyncio
 from typing import Any
@@ -16,7 +16,6 @@ from hypothesis.stateful import (
 )
 from redis.asyncio import Redis
 
-from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import Message
 from tests.support.redis_servers import RedisServer
@@ -28,7 +27,7 @@ TTL_S = 1000
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Holds beside the store what the store ought to hold."""
+    """Runs each operation on the store and on a model: a dictionary of lists."""
 
     server: RedisServer
     database = iter(range(2000, 4000))
@@ -36,7 +35,7 @@ class StoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.sessions: dict[str, list[Message]] = {}
-        # Live sessions, the one active last at the end.
+        # The sessions that exist, by last activity, latest last.
         self.order: list[str] = []
 
     @initialize()
@@ -64,13 +63,13 @@ class StoreMachine(RuleBasedStateMachine):
             Message(id=new_message_id(), content=text, finish_reason=finish_reason, **fields)
             for text in texts
         ]
-        kept = self.sessions.setdefault(session, [])
+        expected_messages = self.sessions.setdefault(session, [])
         earlier = self.loop.run(self.store.save_message(session, *messages, context=context))
         assert earlier == [
             {"role": each.role, "content": each.content}
-            for each in (kept[-context:] if context else [])
+            for each in (expected_messages[-context:] if context else [])
         ]
-        kept += messages
+        expected_messages += messages
         self._touch(session)
 
     @precondition(lambda self: self.sessions)
@@ -92,23 +91,27 @@ class StoreMachine(RuleBasedStateMachine):
         self._drop(session)
 
     @rule(session=SESSIONS, limit=st.integers(1, 7), oldest_first=st.booleans())
-    def read_an_end(self, session: str, limit: int, oldest_first: bool) -> None:  # noqa: FBT001 - drawn
-        kept = self.sessions.get(session, [])
+    def read_first_or_last_page(self, session: str, limit: int, oldest_first: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
+        expected_messages = self.sessions.get(session, [])
         page = self.loop.run(
             self.store.get_session_history(session, limit=limit, oldest_first=oldest_first)
         )
-        assert page.messages == (kept[:limit] if oldest_first else kept[-limit:])
-        assert page.has_more == (len(kept) > limit)
-        assert page.message_count == len(kept)
-        assert page.last_message_time == (kept[-1].timestamp if kept else None)
+        assert page.messages == (
+            expected_messages[:limit] if oldest_first else expected_messages[-limit:]
+        )
+        assert page.has_more == (len(expected_messages) > limit)
+        assert page.message_count == len(expected_messages)
+        assert page.last_message_time == (
+            expected_messages[-1].timestamp if expected_messages else None
+        )
 
     @precondition(lambda self: self.sessions)
     @rule(data=st.data(), limit=st.integers(1, 7), forward=st.booleans())
-    def read_from_a_message(self, data: st.DataObject, limit: int, forward: bool) -> None:  # noqa: FBT001 - drawn
+    def read_page_at_message(self, data: st.DataObject, limit: int, forward: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
         session = data.draw(st.sampled_from(sorted(self.sessions)))
-        kept = self.sessions[session]
-        place = data.draw(st.integers(0, len(kept) - 1))
-        message_id = kept[place].id
+        expected_messages = self.sessions[session]
+        index = data.draw(st.integers(0, len(expected_messages) - 1))
+        message_id = expected_messages[index].id
         page = self.loop.run(
             self.store.get_session_history(
                 session,
@@ -117,12 +120,12 @@ class StoreMachine(RuleBasedStateMachine):
                 before=None if forward else message_id,
             )
         )
-        rest = kept[place + 1 :] if forward else kept[:place]
+        rest = expected_messages[index + 1 :] if forward else expected_messages[:index]
         assert page.messages == (rest[:limit] if forward else rest[-limit:])
         assert page.has_more == (len(rest) > limit)
 
     @rule(limit=st.integers(1, 4), oldest_first=st.booleans())
-    def list_sessions(self, limit: int, oldest_first: bool) -> None:  # noqa: FBT001 - drawn
+    def list_sessions(self, limit: int, oldest_first: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
         expected = self.order if oldest_first else self.order[::-1]
         listed: list[str] = []
         cursor: str | None = None
@@ -141,8 +144,8 @@ class StoreMachine(RuleBasedStateMachine):
     def sizes_match(self) -> None:
         if not hasattr(self, "store"):
             return
-        for session, kept in self.sessions.items():
-            assert self.loop.run(self.store.get_session_size(session)) == len(kept)
+        for session, expected_messages in self.sessions.items():
+            assert self.loop.run(self.store.get_session_size(session)) == len(expected_messages)
 
     async def _expire(self, session: str) -> None:
         await self.redis.pexpireat(f"chat:session:{session}", 1)
@@ -157,11 +160,12 @@ class StoreMachine(RuleBasedStateMachine):
 
 @pytest.fixture
 def machine(real_servers: dict[str, RedisServer]) -> type[StoreMachine]:
+    """The state machine, on a real server."""
     StoreMachine.server = real_servers["valkey"]
     return StoreMachine
 
 
-def test_the_store_behaves_as_a_plain_dictionary_of_lists(machine: type[StoreMachine]) -> None:
+def test_the_store_behaves_like_a_dictionary_of_lists(machine: type[StoreMachine]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(

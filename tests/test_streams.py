@@ -1,4 +1,4 @@
-"""Streamed turns: events as they come, clients that leave or stall, stop and resume anywhere."""
+"""Streamed turns: events, disconnected and stalled clients, failures of Groq and Redis."""
 
 import asyncio
 import socket
@@ -19,7 +19,7 @@ from tests.support.redis_servers import RedisServer
 from tests.support.streams import STREAM_REQUEST, history, start_stream, wait_until
 
 
-async def test_a_stream_tells_of_a_turn_from_start_to_done(
+async def test_a_stream_contains_the_events_of_a_turn_from_start_to_done(
     api: ClientSession, groq: MockGroq
 ) -> None:
     response = await api.post(
@@ -34,12 +34,12 @@ async def test_a_stream_tells_of_a_turn_from_start_to_done(
     assert [event.id for event in events] == list(range(1, len(events) + 1))
     names = [event.name for event in events]
     assert names == ["start", *["delta"] * (len(events) - 2), "done"]
-    question, answer = await history(api)
+    user_message, answer = await history(api)
     assert events[0].data == {
-        "turn_id": question["id"],
+        "turn_id": user_message["id"],
         "session_id": "s",
         "model": "openai/gpt-oss-20b",
-        "timestamp": question["timestamp"],
+        "timestamp": user_message["timestamp"],
     }
     assert events[-1].data == {
         "message": text_of(events),
@@ -49,7 +49,7 @@ async def test_a_stream_tells_of_a_turn_from_start_to_done(
         "finish_reason": "stop",
         "session_id": "s",
         "message_id": answer["id"],
-        "turn_id": question["id"],
+        "turn_id": user_message["id"],
         "history_saved": True,
     }
     assert answer["content"] == text_of(events)
@@ -59,7 +59,7 @@ async def test_a_stream_tells_of_a_turn_from_start_to_done(
     assert groq.requests[0]["messages"][0] == {"role": "system", "content": "Be brief."}
 
 
-async def test_events_arrive_while_the_model_still_speaks(
+async def test_events_arrive_before_the_completion_is_finished(
     api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.chunk_ms = 50
@@ -70,13 +70,13 @@ async def test_events_arrive_while_the_model_still_speaks(
     response.close()
 
 
-async def test_a_simple_chat_streams_as_well(api: ClientSession) -> None:
+async def test_simple_chat_can_stream(api: ClientSession) -> None:
     query = {"message": "Hello", "session_id": "s", "stream": "true"}
     events = await all_events(await api.post(f"{BASE}/simple-chat", params=query))
     assert events[-1].data["message"] == text_of(events) == (await history(api))[1]["content"]
 
 
-async def test_a_model_that_groq_does_not_list_is_refused_before_the_stream(
+async def test_an_unknown_model_is_rejected_before_the_stream_starts(
     api: ClientSession, groq: MockGroq
 ) -> None:
     await api.get(f"{BASE}/models")
@@ -87,53 +87,57 @@ async def test_a_model_that_groq_does_not_list_is_refused_before_the_stream(
     assert groq.requests == []
 
 
-async def test_a_client_that_leaves_loses_nothing(api: ClientSession, groq: MockGroq) -> None:
+async def test_a_turn_continues_after_its_client_disconnects(
+    api: ClientSession, groq: MockGroq
+) -> None:
     groq.options.chunk_ms = 20
     response, _ = await start_stream(api)
     response.close()
 
-    async def answered() -> bool:
+    async def is_answered() -> bool:
         return len(await history(api)) == 2
 
-    await wait_until(answered)
+    await wait_until(is_answered)
     answer = (await history(api))[1]
     assert answer["content"].endswith("Messages received: 1.")
     assert "status" not in answer
 
 
-async def test_a_client_that_leaves_may_cancel_its_turn(api: ClientSession, groq: MockGroq) -> None:
+async def test_with_on_disconnect_cancel_a_disconnect_stops_the_stream(
+    api: ClientSession, groq: MockGroq
+) -> None:
     groq.options.chunk_ms = 200
     response, _ = await start_stream(api, on_disconnect="cancel")
     delta = await anext(read_events(response))
     response.close()
 
-    async def answered() -> bool:
+    async def is_answered() -> bool:
         return len(await history(api)) == 2
 
-    await wait_until(answered)
+    await wait_until(is_answered)
     answer = (await history(api))[1]
     assert answer["status"] == "incomplete"
     assert answer["finish_reason"] == "stopped"
     assert answer["content"].startswith(delta.data["text"])
-    assert not answer["content"].endswith("given: 1.")
+    assert not answer["content"].endswith("received: 1.")
 
 
-async def test_a_client_that_leaves_may_cancel_a_plain_turn_too(
+async def test_with_on_disconnect_cancel_a_disconnect_stops_a_plain_turn(
     api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.latency_ms = 20_000
     body = {"message": "Hello", "session_id": "s", "on_disconnect": "cancel"}
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(api.post(f"{BASE}/chat", json=body), 0.5)
-    (question,) = await history(api)
-    events = await all_events(await api.get(f"{BASE}/chat/{question['id']}/events"))
+    (user_message,) = await history(api)
+    events = await all_events(await api.get(f"{BASE}/chat/{user_message['id']}/events"))
     assert (events[-1].name, events[-1].data["finish_reason"]) == ("done", "stopped")
     groq.options.latency_ms = 0
-    whole = await (await api.post(f"{BASE}/chat", json=body)).json()
-    assert (whole["finish_reason"], "status" in whole) == ("stop", False)
+    response = await (await api.post(f"{BASE}/chat", json=body)).json()
+    assert (response["finish_reason"], "status" in response) == ("stop", False)
 
 
-async def test_an_old_client_is_told_the_end_by_that_of_its_connection(api: ClientSession) -> None:
+async def test_a_stream_to_an_http_1_0_client_ends_with_its_connection(api: ClientSession) -> None:
     port = (await api.get("/healthz")).url.port
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = b'{"message": "Hello", "stream": true}'
@@ -150,7 +154,7 @@ async def test_an_old_client_is_told_the_end_by_that_of_its_connection(api: Clie
     ("fail", "code"),
     [("429", "rate_limited"), ("400", "completion_rejected"), ("500", "completion_unavailable")],
 )
-async def test_a_failure_before_the_first_word_is_an_event(
+async def test_a_failure_before_the_first_delta_is_an_error_event(
     serve: Serve, groq: MockGroq, fail: Any, code: str
 ) -> None:
     api = await serve(groq_max_retries=0)
@@ -164,7 +168,7 @@ async def test_a_failure_before_the_first_word_is_an_event(
     assert [message["id"] for message in await history(api)] == [start.data["turn_id"]]
 
 
-async def test_a_failure_that_passes_is_tried_again_before_the_first_word(
+async def test_a_retryable_failure_before_the_first_delta_is_retried(
     api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.fail = "503"
@@ -175,7 +179,7 @@ async def test_a_failure_that_passes_is_tried_again_before_the_first_word(
 
 
 @pytest.mark.parametrize("fail", ["500", "drop"])
-async def test_what_came_before_a_failure_in_mid_stream_is_kept(
+async def test_the_text_before_a_failure_in_the_stream_is_stored(
     api: ClientSession, groq: MockGroq, fail: Any
 ) -> None:
     groq.options.fail = fail
@@ -191,9 +195,7 @@ async def test_what_came_before_a_failure_in_mid_stream_is_kept(
     assert len(groq.requests) == 1
 
 
-async def test_a_model_that_falls_silent_in_mid_stream_is_given_up(
-    serve: Serve, groq: MockGroq
-) -> None:
+async def test_a_stream_of_groq_that_stalls_times_out(serve: Serve, groq: MockGroq) -> None:
     api = await serve(groq_timeout_s=0.3)
     groq.options.fail = "hang"
     groq.options.fail_after_chunks = 2
@@ -203,7 +205,7 @@ async def test_a_model_that_falls_silent_in_mid_stream_is_given_up(
     assert (await history(api))[1]["content"] == text_of(events) == "This "
 
 
-async def test_a_stream_without_redis_goes_on_and_says_so(
+async def test_without_redis_a_stream_is_sent_and_can_be_resumed(
     serve: Serve, own_redis_server: RedisServer
 ) -> None:
     api = await serve(redis_url=own_redis_server.url(0), redis_timeout_s=0.5)
@@ -215,24 +217,24 @@ async def test_a_stream_without_redis_goes_on_and_says_so(
     assert text_of(await all_events(again)) == text_of(events)
 
 
-async def test_a_quiet_stream_is_pinged(
+async def test_an_idle_stream_contains_pings(
     api: ClientSession, groq: MockGroq, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_stream, "PING_S", 1)
+    monkeypatch.setattr(event_stream, "PING_INTERVAL_S", 1)
     groq.options.latency_ms = 3000
     response, _ = await start_stream(api)
     assert await response.content.readline() == b": ping\n"
     response.close()
 
 
-async def test_a_client_that_does_not_read_is_dropped_and_hurts_nobody(
+async def test_a_client_that_does_not_read_is_disconnected_and_does_not_affect_others(
     serve: Serve,
     groq: MockGroq,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
-    # More than the system's own buffers take.
+    # More than the socket buffers of the system can contain.
     monkeypatch.setattr(chat, "MAX_ANSWER_CHARS", 20_000_000)
     monkeypatch.setattr(answers, "_sentence", lambda *_: " ".join(["x" * 9_999] * 1500))
     api = await serve(stream_write_timeout_s=1)
@@ -246,25 +248,25 @@ async def test_a_client_that_does_not_read_is_dropped_and_hurts_nobody(
             b'{"message": "Hello", "session_id": "s", "stream": true}'
         )
 
-        async def answered() -> bool:
+        async def is_answered() -> bool:
             return len(await history(api)) == 2
 
-        # The whole answer is kept while the client takes none of it.
-        await wait_until(answered)
+        # The complete answer is stored although the client reads nothing.
+        await wait_until(is_answered)
         assert len((await history(api))[1]["content"]) == 14_999_999
 
-        async def dropped() -> bool:
+        async def disconnected() -> bool:
             return "disconnecting a client that does not read" in caplog.text
 
-        await wait_until(dropped)
-        assert await asyncio.to_thread(received, client) < 15_000_000
+        await wait_until(disconnected)
+        assert await asyncio.to_thread(read_to_end, client) < 15_000_000
     monkeypatch.undo()
     response, _ = await start_stream(api, session_id="other")
     assert (await all_events(response))[-1].name == "done"
 
 
-def received(client: socket.socket) -> int:
-    """Return how much still comes over a connection before its end."""
+def read_to_end(client: socket.socket) -> int:
+    """Read a connection to its end and return the number of bytes."""
     client.settimeout(20)
     size = 0
     with suppress(ConnectionResetError):
@@ -273,14 +275,14 @@ def received(client: socket.socket) -> int:
     return size
 
 
-async def test_many_streams_at_once_keep_apart(api: ClientSession, groq: MockGroq) -> None:
+async def test_concurrent_streams_do_not_mix(api: ClientSession, groq: MockGroq) -> None:
     groq.options.chunk_ms = 10
 
-    async def talk(number: int) -> None:
+    async def stream(number: int) -> None:
         fields = {"message": f"message {number}", "session_id": f"s{number}"}
         response, start = await start_stream(api, **fields)
         events = await all_events(response)
         assert f'"message {number}"' in text_of(events)
         assert events[-1].data["turn_id"] == start.data["turn_id"]
 
-    await asyncio.gather(*(talk(number) for number in range(100)))
+    await asyncio.gather(*(stream(number) for number in range(100)))

@@ -1,9 +1,8 @@
-"""A turn's own life: clients that leave, bursts, shutdown, its two round trips."""
+"""Turns: round trips to Redis, disconnected clients, the limit, shutdown."""
 
 import asyncio
 import json
 from functools import partial
-from typing import Any
 
 import pytest
 from aiohttp import ClientSession
@@ -26,6 +25,7 @@ from groqchat.storage.event_log import EventLog
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.groq import MockGroq
+from tests.support.streams import wait_until
 
 
 async def contents(api: ClientSession, session_id: str = "s") -> list[str]:
@@ -33,13 +33,7 @@ async def contents(api: ClientSession, session_id: str = "s") -> list[str]:
     return [message["content"] for message in (await response.json())["messages"]]
 
 
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(20):
-        while not await condition():
-            await asyncio.sleep(0.01)
-
-
-async def test_a_turn_is_two_round_trips(api: ClientSession, redis: Redis) -> None:
+async def test_a_turn_needs_two_round_trips_to_redis(api: ClientSession, redis: Redis) -> None:
     body = {"message": "Hello", "session_id": "s"}
     await api.post(f"{BASE}/chat", json=body)
 
@@ -49,29 +43,27 @@ async def test_a_turn_is_two_round_trips(api: ClientSession, redis: Redis) -> No
 
     before = await reads()
     await api.post(f"{BASE}/chat", json=body)
-    # One read more is that of the question how many reads there were.
+    # The server also counts the second INFO command.
     assert await reads() - before == 2 + 1
 
 
-async def test_both_writes_of_a_turn_carry_the_time_to_live(
-    api: ClientSession, redis: Redis
-) -> None:
+async def test_both_writes_of_a_turn_set_the_ttl(api: ClientSession, redis: Redis) -> None:
     body = {"message": "Hello", "session_id": "s"}
     await api.post(f"{BASE}/chat", json=body)
     async with redis.monitor() as monitor:
         await api.post(f"{BASE}/chat", json=body)
-        # Said over a connection of the test's own, which is not what is looked at.
+        # Marks the end of the turn. The test's own connection sends it, not the service.
         await redis.echo("end")
-        seen: list[str] = []
-        while "ECHO" not in seen:
-            seen.append((await monitor.next_command())["command"].split(" ")[0])
-    turn = [command for command in seen if command not in {"CLIENT", "SELECT", "ECHO"}]
+        names: list[str] = []
+        while "ECHO" not in names:
+            names.append((await monitor.next_command())["command"].split(" ")[0])
+    turn = [name for name in names if name not in {"CLIENT", "SELECT", "ECHO"}]
     writes = ["ZADD", "EXPIRE", "ZADD", "EXEC"]
-    # The answer is written with a look at whether its question still stands.
+    # ZCOUNT checks that the user message still exists when the answer is written.
     assert turn == ["MULTI", "ZRANGE", *writes, "MULTI", "ZCOUNT", *writes]
 
 
-async def test_a_client_that_leaves_does_not_end_its_turn(
+async def test_a_disconnected_client_does_not_end_its_turn(
     api: ClientSession, groq: MockGroq
 ) -> None:
     groq.options.latency_ms = 500
@@ -80,13 +72,13 @@ async def test_a_client_that_leaves_does_not_end_its_turn(
         async with asyncio.timeout(0.2):
             await api.post(f"{BASE}/chat", json=body)
 
-    async def answered() -> bool:
+    async def is_answered() -> bool:
         return len(await contents(api)) == 2
 
-    await until(answered)
+    await wait_until(is_answered)
 
 
-async def test_a_session_deleted_in_mid_turn_stays_deleted(
+async def test_a_session_that_is_deleted_during_a_turn_stays_deleted(
     api: ClientSession, groq: MockGroq, redis: Redis
 ) -> None:
     async def delete() -> None:
@@ -99,39 +91,39 @@ async def test_a_session_deleted_in_mid_turn_stays_deleted(
     assert await redis.keys("*") == []
 
 
-async def test_turns_beyond_the_limit_are_refused_and_told_when_to_return(
+async def test_turns_over_the_limit_are_rejected_with_retry_after(
     serve: Serve, groq: MockGroq
 ) -> None:
     groq.options.latency_ms = 500
     api = await serve(max_concurrent_turns=3)
 
-    async def ask() -> int:
+    async def chat() -> int:
         response = await api.post(f"{BASE}/chat", json={"message": "Hello"})
         if response.status != 200:
             await assert_error(response, 503, "overloaded")
         return response.status
 
-    statuses = await asyncio.gather(*(ask() for _ in range(8)))
+    statuses = await asyncio.gather(*(chat() for _ in range(8)))
     assert sorted(statuses) == [200] * 3 + [503] * 5
-    assert await ask() == 200
+    assert await chat() == 200
 
 
-async def test_many_turns_of_many_sessions_keep_apart(api: ClientSession) -> None:
-    async def talk(session_id: str) -> None:
+async def test_concurrent_turns_of_different_sessions_do_not_mix(api: ClientSession) -> None:
+    async def chat_three_times(session_id: str) -> None:
         for number in range(3):
             body = {"message": f"{session_id}-{number}", "session_id": session_id}
             response = await api.post(f"{BASE}/chat", json=body)
             assert response.status == 200
 
     names = [f"session-{number}" for number in range(40)]
-    await asyncio.gather(*(talk(name) for name in names))
+    await asyncio.gather(*(chat_three_times(name) for name in names))
 
     for name in names:
         assert (await contents(api, name))[::2] == [f"{name}-{number}" for number in range(3)]
 
 
-class OwnService:
-    """A chat service of its own, to be shut down in mid-turn."""
+class OwnChatService:
+    """A chat service with its own limiter and mock Groq server, which a test can drain."""
 
     def __init__(self, redis: Redis, latency_ms: float, grace_s: float) -> None:
         self.redis = redis
@@ -141,10 +133,10 @@ class OwnService:
         )
 
     async def __aenter__(self) -> ChatService:
-        self.offline = serve_mock_groq(self.options)
-        base_url = await self.offline.__aenter__()
-        self.opened = open_groq_client(self.settings, base_url)
-        groq = await self.opened.__aenter__()
+        self.mock_groq = serve_mock_groq(self.options)
+        base_url = await self.mock_groq.__aenter__()
+        self.groq_client = open_groq_client(self.settings, base_url)
+        groq = await self.groq_client.__aenter__()
         batcher = CommandBatcher(self.redis, timeout_s=5)
         self.history = RedisChatService(self.redis, batcher, ttl_s=100, timeout_s=5)
         self.limiter = TurnLimiter(self.settings.max_concurrent_turns)
@@ -158,48 +150,49 @@ class OwnService:
         )
 
     async def drain(self) -> None:
+        """Drain the limiter as the application does at shutdown."""
         stop = partial(self.turns.stop_all, "shutdown")
         await self.limiter.drain(self.settings.shutdown_grace_s, stop)
 
     async def __aexit__(self, *_: object) -> None:
-        await self.opened.__aexit__(None, None, None)
-        await self.offline.__aexit__(None, None, None)
+        await self.groq_client.__aexit__(None, None, None)
+        await self.mock_groq.__aexit__(None, None, None)
 
 
-async def test_draining_lets_turns_end_and_takes_no_more(redis: Redis) -> None:
-    turns = OwnService(redis, latency_ms=300, grace_s=20)
-    async with turns as chat:
+async def test_a_drain_waits_for_running_turns_and_rejects_new_turns(redis: Redis) -> None:
+    service = OwnChatService(redis, latency_ms=300, grace_s=20)
+    async with service as chat:
         turn = asyncio.create_task(chat.answer(ChatRequest(message="Hello", session_id="s")))
         await asyncio.sleep(0)
-        draining = asyncio.create_task(turns.drain())
+        draining = asyncio.create_task(service.drain())
         await asyncio.sleep(0)
         with pytest.raises(ShuttingDown):
-            await chat.answer(ChatRequest(message="Too late"))
+            await chat.answer(ChatRequest(message="Hello again"))
         await draining
 
         assert (await turn).history_saved is True
-        assert await turns.history.get_session_size("s") == 2
+        assert await service.history.get_session_size("s") == 2
 
 
-async def test_a_turn_that_outlasts_the_grace_time_is_ended_its_question_kept(
+async def test_a_turn_is_cancelled_after_the_grace_period_and_its_user_message_stays_stored(
     redis: Redis,
 ) -> None:
-    turns = OwnService(redis, latency_ms=60_000, grace_s=0.2)
-    async with turns as chat:
+    service = OwnChatService(redis, latency_ms=60_000, grace_s=0.2)
+    async with service as chat:
         turn = asyncio.create_task(chat.answer(ChatRequest(message="Hello", session_id="s")))
 
         async def saved() -> bool:
-            return await turns.history.get_session_size("s") == 1
+            return await service.history.get_session_size("s") == 1
 
-        await until(saved)
-        await turns.drain()
+        await wait_until(saved)
+        await service.drain()
         with pytest.raises(ShuttingDown):
             await turn
-        assert await turns.history.get_session_size("s") == 1
+        assert await service.history.get_session_size("s") == 1
 
 
-async def test_a_stream_that_outlasts_the_grace_time_ends_with_an_error(redis: Redis) -> None:
-    service = OwnService(redis, latency_ms=60_000, grace_s=0.4)
+async def test_a_stream_ends_with_an_error_event_after_the_grace_period(redis: Redis) -> None:
+    service = OwnChatService(redis, latency_ms=60_000, grace_s=0.4)
     async with service as chat:
         turn = chat.start(ChatRequest(message="Hello", session_id="s", stream=True))
         await service.drain()
@@ -209,15 +202,15 @@ async def test_a_stream_that_outlasts_the_grace_time_ends_with_an_error(redis: R
         assert await service.history.get_session_size("s") == 1
 
 
-async def test_a_refused_turn_leaves_no_trace(redis: Redis) -> None:
-    turns = OwnService(redis, latency_ms=300, grace_s=20)
-    async with turns as chat:
+async def test_a_rejected_turn_stores_nothing(redis: Redis) -> None:
+    service = OwnChatService(redis, latency_ms=300, grace_s=20)
+    async with service as chat:
         busy = [
             asyncio.create_task(chat.answer(ChatRequest(message="Hello", session_id="busy")))
             for _ in range(2)
         ]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
-            await chat.answer(ChatRequest(message="Hello", session_id="refused"))
+            await chat.answer(ChatRequest(message="Hello", session_id="rejected"))
         await asyncio.gather(*busy)
-        assert await turns.history.get_session_size("refused") == 0
+        assert await service.history.get_session_size("rejected") == 0

@@ -1,4 +1,4 @@
-"""Several workers behind one port."""
+"""Several workers on one port, and their supervisor."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from tests.test_cli import chat, contents
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A working directory with a path short enough for a socket."""
+    """A working directory with a path that is short enough for a Unix socket."""
     with tempfile.TemporaryDirectory(prefix="groqchat-") as name:
         yield Path(name)
 
@@ -28,8 +28,8 @@ def start(directory: Path) -> Service:
     return Service(directory, "--local", "--workers", "2")
 
 
-def children(pid: int) -> list[int]:
-    """Return the pids of the workers of a service."""
+def workers_of(pid: int) -> list[int]:
+    """Return the pids of the workers of a supervisor."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -42,7 +42,7 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -50,25 +50,25 @@ def alive(pid: int) -> bool:
     return True
 
 
-def until(condition: object) -> None:
+def wait_until(condition: object) -> None:
     deadline = time.monotonic() + 30
     while not (callable(condition) and condition()):
-        assert time.monotonic() < deadline, "it never came to be"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.02)
 
 
-def test_workers_share_one_port_and_one_embedded_redis(directory: Path) -> None:
+def test_workers_share_one_port_and_one_embedded_server(directory: Path) -> None:
     with start(directory) as service:
         service.wait_for(r"answers at(.|\n)*answers at")
-        spoken = [chat(service.url, f"message {number}")["message"] for number in range(10)]
-        assert contents(service.url)[1::2] == spoken
-        assert len(children(service.pid)) == 2
+        answers = [chat(service.url, f"message {number}")["message"] for number in range(10)]
+        assert contents(service.url)[1::2] == answers
+        assert len(workers_of(service.pid)) == 2
         assert service.terminate() == 0
     with start(directory) as service:
-        assert contents(service.url)[1::2] == spoken
+        assert contents(service.url)[1::2] == answers
 
 
-def test_the_port_is_free_again_at_once(directory: Path) -> None:
+def test_the_port_is_free_immediately_after_the_exit(directory: Path) -> None:
     with start(directory) as service:
         chat(service.url, "Hello")
         port = service.url.rpartition(":")[2]
@@ -77,7 +77,7 @@ def test_the_port_is_free_again_at_once(directory: Path) -> None:
         assert len(contents(service.url)) == 2
 
 
-def test_a_port_that_another_service_shares_among_its_workers_is_taken(directory: Path) -> None:
+def test_a_second_service_cannot_use_the_port_of_the_workers(directory: Path) -> None:
     with start(directory) as service:
         service.wait_for(r"answers at(.|\n)*answers at")
         port = service.url.rpartition(":")[2]
@@ -92,7 +92,7 @@ def test_a_port_that_another_service_shares_among_its_workers_is_taken(directory
     assert f"cannot listen on 127.0.0.1:{port}" in second.stderr
 
 
-def test_a_port_is_taken_before_anybody_listens_on_it() -> None:
+def test_a_reserved_port_is_in_use_before_a_worker_listens() -> None:
     with (
         reserved_port("127.0.0.1", 0) as port,
         pytest.raises(ConfigurationError, match=f"cannot listen on 127.0.0.1:{port}"),
@@ -101,7 +101,7 @@ def test_a_port_is_taken_before_anybody_listens_on_it() -> None:
         pass
 
 
-def test_workers_that_cannot_start_as_they_are_set_up_end_the_service(directory: Path) -> None:
+def test_workers_with_invalid_settings_end_the_service(directory: Path) -> None:
     result = run_groqchat(
         *("serve", "--local", "--workers", "2"),
         cwd=directory,
@@ -113,7 +113,7 @@ def test_workers_that_cannot_start_as_they_are_set_up_end_the_service(directory:
     assert "Traceback" not in result.stderr
 
 
-def test_workers_do_not_share_what_is_in_memory(directory: Path) -> None:
+def test_several_workers_with_a_memory_url_are_rejected(directory: Path) -> None:
     result = run_groqchat(
         *("serve", "--workers", "2"), cwd=directory, PORT="0", REDIS_URL="memory:"
     )
@@ -124,7 +124,7 @@ def test_workers_do_not_share_what_is_in_memory(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("limit", "cpus"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 64), ("?", 64)]
 )
-def test_the_limit_of_a_container_counts(
+def test_the_cpu_limit_of_a_container_limits_the_number_of_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, cpus: int
 ) -> None:
     (tmp_path / "cpu.max").write_text(f"{limit}\n")
@@ -136,27 +136,27 @@ def test_the_limit_of_a_container_counts(
 def test_a_dead_worker_is_replaced(directory: Path) -> None:
     with start(directory) as service:
         service.wait_for(r"answers at(.|\n)*answers at")
-        first, second = children(service.pid)
+        first, second = workers_of(service.pid)
         os.kill(first, signal.SIGKILL)
         service.wait_for(r"worker \d ended \(-9\)(.|\n)*answers at")
-        assert second in children(service.pid)
-        assert len(children(service.pid)) == 2
+        assert second in workers_of(service.pid)
+        assert len(workers_of(service.pid)) == 2
         assert requests.get(f"{service.url}/readyz", timeout=30).status_code == 200
 
 
-def test_workers_end_when_whoever_watches_them_is_killed(directory: Path) -> None:
+def test_workers_end_when_their_supervisor_is_killed(directory: Path) -> None:
     with start(directory) as service:
         service.wait_for(r"answers at(.|\n)*answers at")
-        before = children(service.pid)
+        before = workers_of(service.pid)
         service.signal(signal.SIGKILL)
         service.wait()
-        until(lambda: not any(alive(pid) for pid in before))
+        wait_until(lambda: not any(is_alive(pid) for pid in before))
     with start(directory) as service:
         assert chat(service.url, "again")["history_saved"] is True
 
 
 @pytest.mark.parametrize("count", ["-1", "257", "many"])
-def test_a_number_of_workers_that_makes_no_sense_is_refused(directory: Path, count: str) -> None:
+def test_an_invalid_number_of_workers_is_rejected(directory: Path, count: str) -> None:
     result = run_groqchat("serve", "--workers", count, cwd=directory)
     assert result.returncode == 2
     assert "argument --workers: invalid" in result.stderr

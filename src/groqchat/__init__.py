@@ -1,3 +1,3 @@
-"""An async chat service over Groq that keeps every message in Redis."""
+"""An async chat service that answers through Groq and stores every message in Redis."""
 
 __version__ = "0.1.0"

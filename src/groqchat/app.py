@@ -72,16 +72,16 @@ async def _open_services(app: web.Application) -> AsyncIterator[None]:
             CommandBatcher(redis, timeout_s=settings.redis_timeout_s)
         )
         await _log_redis_state(settings, redis)
-        base_url = await stack.enter_async_context(open_groq_base_url(settings))
+        base_url = await stack.enter_async_context(groq_base_url_of(settings))
         groq = await stack.enter_async_context(open_groq_client(settings, base_url))
         registry = TurnRegistry(EventLog(batcher), error_event_data)
         await stack.enter_async_context(registry.publishing())
         event_streams = EventStreams(
             write_timeout_s=settings.stream_write_timeout_s, limit=settings.max_concurrent_turns
         )
-        await stack.enter_async_context(event_streams.watchdog())
+        await stack.enter_async_context(event_streams.watching())
         catalog = ModelCatalog(groq, settings.groq_allowed_models)
-        await stack.enter_async_context(catalog.auto_refresh())
+        await stack.enter_async_context(catalog.refreshing())
         history_store = RedisChatService(
             redis, batcher, ttl_s=settings.chat_history_ttl, timeout_s=settings.redis_timeout_s
         )
@@ -112,22 +112,22 @@ async def _open_services(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _drain(app: web.Application) -> None:
-    """Wait for running turns while their clients can still receive the answers."""
+    """Wait for running turns before the connections of their clients are closed."""
     services = app[SERVICES]
-    stop_streams = partial(services.turns.stop_all, "shutdown")
-    await services.limiter.drain(services.settings.shutdown_grace_s, stop_streams)
+    stop_turns = partial(services.turns.stop_all, "shutdown")
+    await services.limiter.drain(services.settings.shutdown_grace_s, stop_turns)
 
 
 @asynccontextmanager
-async def open_groq_base_url(settings: Settings) -> AsyncIterator[str]:
-    """Return the base URL of Groq's API; start the mock Groq server if it is configured."""
+async def groq_base_url_of(settings: Settings) -> AsyncIterator[str]:
+    """Yield the base URL of Groq's API; run the mock Groq server if it is configured."""
     if settings.is_offline:
         async with serve_mock_groq(parse_options(settings.offline_options)) as base_url:
-            log.info("[Groq] offline: the mock Groq server at %s answers, not a model", base_url)
+            log.info("[Groq] offline: completions come from the mock Groq server at %s", base_url)
             yield base_url
         return
     if settings.groq_api_key is None:
-        log.warning("[Groq] WARNING: GROQ_API_KEY is not set; /chat will answer 503")
+        log.warning("[Groq] WARNING: GROQ_API_KEY is not set; chat requests return 503")
     else:
         log.info("[Groq] %s, model %s", settings.groq_base_url, settings.groq_default_model)
     yield settings.groq_base_url
@@ -140,19 +140,23 @@ async def _log_redis_state(settings: Settings, redis: Redis) -> None:
             await redis.ping()
     except StorageError as error:
         log.warning("[Redis Chat] WARNING: Could not connect to Redis at %s", address)
-        log.warning("[Redis Chat] starting without history: %s", error.detail)
+        log.warning(
+            "[Redis Chat] answering without history until Redis is available: %s", error.detail
+        )
         return
     if address.startswith("memory:"):
-        log.warning("[Redis Chat] WARNING: memory: messages are lost when this process ends")
+        log.warning(
+            "[Redis Chat] WARNING: with REDIS_URL=memory:, messages are lost when this process ends"
+        )
     else:
         log.info("[Redis Chat] Connected to Redis at %s", address)
 
 
 def _warn_of_missing_internals() -> None:
-    """Log one warning if private parts of the libraries are missing.
+    """Log one warning if private internals of the libraries are missing.
 
     The command batcher and the Groq client then use the public APIs, which are slower.
     """
     missing = redis_internals.missing_internals() + aiohttp_internals.missing_internals()
     if missing:
-        log.warning("using slower public APIs, because these parts are missing: %s", missing)
+        log.warning("using slower public APIs, because private internals are missing: %s", missing)

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 async def background_task(
     name: str, step: Callable[[], Awaitable[float]], *, first_delay_s: float = 0.0
 ) -> AsyncIterator[None]:
-    """Call `step` repeatedly until the block ends.
+    """Call `step` repeatedly until the context exits.
 
     `step` returns the delay before its next call, in seconds. If it raises, the error is logged
     with its traceback and `step` is called again after FAILURE_DELAY_S. At the end of the block a

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from groqchat import __version__
-from groqchat.app import open_groq_base_url
+from groqchat.app import groq_base_url_of
 from groqchat.errors import ConfigurationError, GroqChatError
 from groqchat.offline.options import MockGroqOptions, parse_options
 from groqchat.offline.server import serve_mock_groq
@@ -20,15 +20,13 @@ from groqchat.runtime.server import listen_error, new_event_loop, serve, stop_si
 from groqchat.runtime.workers import CONFIGURATION_STATUS, serve_workers
 from groqchat.services.groq.client import open_groq_client
 from groqchat.services.redis_chat_service import RedisChatService
-from groqchat.settings import Settings, load_settings
+from groqchat.settings import MAX_WORKERS, Settings, load_settings
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.connection import attach_redis
 from groqchat.storage.errors import redis_errors
 from groqchat.storage.reindex import SCAN_BATCH, reindex
 
 OFFLINE_PORT = 5001
-# The maximum of the setting WORKERS.
-MAX_WORKERS = 256
 # One step scans a thousand keys; a busy server may need several seconds.
 REINDEX_STEP_TIMEOUT_S = 30.0
 
@@ -137,7 +135,7 @@ async def _check_redis(settings: Settings) -> str:
 
 async def _check_groq(settings: Settings) -> str:
     async with (
-        open_groq_base_url(settings) as base_url,
+        groq_base_url_of(settings) as base_url,
         open_groq_client(settings, base_url) as groq,
     ):
         await groq.list_models()

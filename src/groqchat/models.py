@@ -33,7 +33,7 @@ MAX_CHARS_PLACEHOLDER = "CHAT_MAX_MESSAGE_CHARS"
 
 
 def is_session_id(text: str) -> bool:
-    """Tell whether the API accepts a text as a session id."""
+    """Return whether the API accepts a text as a session id."""
     return re.fullmatch(SESSION_ID_PATTERN, text) is not None
 
 
@@ -80,7 +80,7 @@ Text = Annotated[
 
 
 def is_none(value: object) -> bool:
-    """Tell whether a field is absent from the JSON."""
+    """Return whether a field is absent from the JSON."""
     return value is None
 
 

@@ -97,7 +97,7 @@ class Deadlines:
 
 
 class Deadline:
-    """The time limit of one block, which raises TimeoutError if the block takes longer."""
+    """The time limit of one block, which raises TimeoutError if the block runs longer."""
 
     __slots__ = ("_cancelling", "_deadlines", "_has_expired", "_task", "when")
 

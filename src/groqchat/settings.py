@@ -9,14 +9,13 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from groqchat.errors import ConfigurationError
+from groqchat.openai_paths import OPENAI_PREFIX
 
 REDIS_SCHEMES = ("redis", "rediss", "unix", "embedded", "memory")
 # If one of these is set, `--local` does not replace the Redis server.
 REDIS_ADDRESS_FIELDS = {"redis_url", "redis_host", "redis_port", "redis_db", "redis_password"}
 LOCAL_REDIS_URL = "embedded:.data/redis"
 OFFLINE_SCHEME = "offline:"
-# The Groq SDK appends this path. A base URL copied from Groq's documentation already contains it.
-SDK_PATH = "/openai/v1"
 
 # The options of redis-py that a URL may set: database, credentials and TLS. Timeouts and limits
 # are settings of the service.
@@ -25,6 +24,8 @@ REDIS_URL_OPTION = re.compile(
     "check_hostname|min_version|ciphers)"
 )
 ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
+# More processes than any machine of today has CPUs.
+MAX_WORKERS = 256
 
 
 class Settings(BaseSettings):
@@ -132,7 +133,10 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(5000, ge=0, le=65535, description="Port to listen on. 0: any free port.")
     workers: int = Field(
-        1, ge=0, le=256, description="Number of worker processes. 0: one for each available CPU."
+        1,
+        ge=0,
+        le=MAX_WORKERS,
+        description="Number of worker processes. 0: one for each available CPU.",
     )
     stream_write_timeout_s: float = Field(
         30.0,
@@ -195,7 +199,8 @@ class Settings(BaseSettings):
             raise ValueError("the URL must start with http://, https:// or offline:")
         if "@" in parts.netloc:
             raise ValueError("this URL must not contain credentials")
-        return url.rstrip("/").removesuffix(SDK_PATH)
+        # The SDK appends this path, but URLs in Groq's documentation contain it already.
+        return url.rstrip("/").removesuffix(OPENAI_PREFIX)
 
     @field_validator("log_level", mode="before")
     @classmethod

@@ -12,7 +12,7 @@ EVENT_END = b"\n\n"
 DATA = b"data:"
 # The marks that may end an event of another server.
 EVENT_ENDS = (EVENT_END, b"\r\n\r\n")
-# The largest write to one client: bounds what a slow client holds in addition to the shared events.
+# The largest write to one client; limits the memory of a slow client beyond the shared events.
 MAX_WRITE_BYTES = 64 * 1024
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
-from typing import Any
 
 # Packages whose modules are rewritten, and the names that change in them.
 RENAMED = {
@@ -19,22 +18,17 @@ RENAMED = {
     "fakeredis": ("_reader", "_writer", "_parser"),
     "aiohttp": ("set_response_params", "_get"),
 }
-PREFIX = "renamed"
+PREFIX = "renamed_"
 
 
 class _RenamingLoader(SourceFileLoader):
-    def source_to_code(self, data: Any, path: Any, *, _optimize: int = -1) -> CodeType:
-        names = RENAMED[self.name.partition(".")[0]]
-        pattern = re.compile(rf"\b({'|'.join(names)})\b(?!\.py)")
-        text = bytes(data).decode()
-        renamed = pattern.sub(lambda found: f"{PREFIX}_{found[1].lstrip('_')}", text)
-        code: CodeType = super().source_to_code(renamed.encode(), path)
-        return code
-
     def get_code(self, fullname: str) -> CodeType:
-        # Without the cache of compiled modules, which contains the original names.
+        """Compile the changed source; the cache of compiled modules has the original names."""
+        names = "|".join(RENAMED[fullname.partition(".")[0]])
         path = self.get_filename(fullname)
-        return self.source_to_code(self.get_data(path), path)
+        source = re.sub(rf"\b({names})\b", rf"{PREFIX}\1", self.get_data(path).decode())
+        code: CodeType = compile(source, path, "exec", dont_inherit=True)
+        return code
 
 
 class _RenamingFinder(MetaPathFinder):

@@ -6,7 +6,10 @@ from groqchat.models import ResponseModel, example, is_none
 
 
 class ErrorDetail(ResponseModel):
-    """One invalid field of a request; `type` is the kind of the problem."""
+    """One invalid field of a request; `type` is pydantic's name of the problem.
+
+    `param` is null if the request as a whole is invalid.
+    """
 
     param: str | None
     message: str
@@ -14,10 +17,11 @@ class ErrorDetail(ResponseModel):
 
 
 class ErrorInfo(ResponseModel):
-    """An error: `code` is stable, for programs; `message` is for people.
+    """An error: `code` identifies it for programs, `message` explains it to people.
 
-    `param` names the invalid field. `details` lists all invalid fields, if there are any.
-    `request_id` is also in the log of the service.
+    `type` is the category of the status. `param` names the first invalid field, and `details` lists
+    all of them.
+    `request_id` is also in the service's log.
     """
 
     message: str
@@ -45,9 +49,10 @@ class ErrorResponse(ResponseModel):
 
 
 class ErrorEvent(ErrorResponse):
-    """The data of an `error` event, the last event of a failed turn.
+    """The data of an `error` event, which is the last event of a stream.
 
-    `status` and `retry_after_s` (in seconds) are those of an error response.
+    `status` and `retry_after_s` are the status and the `Retry-After` header that an error response
+    would have.
     """
 
     status: int

@@ -18,22 +18,23 @@ from groqchat.http.request_id import REQUEST_ID_HEADER, request_id
 from groqchat.models import ChatResponse, DeltaEvent, StartEvent
 from groqchat.services.turns.turn import Turn
 
-HEADERS = {
+SSE_HEADERS = {
     hdrs.CONTENT_TYPE: f"{sse.CONTENT_TYPE}; charset=utf-8",
     hdrs.CACHE_CONTROL: "no-cache",
     # Without this header, nginx buffers the events.
     "X-Accel-Buffering": "no",
 }
-# Documentation of these streams in OpenAPI.
+# The OpenAPI description of these streams.
 STREAM_DESCRIPTION = (
     "Server-sent events, numbered by `id`: `start`, any number of `delta` with a `text`, then "
-    "`done` with the fields of the plain response, or `error` with the error and its `status`."
+    "`done` with the fields of the response without `stream`, or `error` with the error and its "
+    "`status`. An `error` has no `id` if only this connection failed, but not the turn."
 )
 EVENT_MODELS = (StartEvent, DeltaEvent, ChatResponse, ErrorEvent)
-NO_HEADERS: Mapping[str, str] = {}
-# Many load balancers close a connection after a minute without data, some earlier.
-PING_S = 15
-CHECK_S = 1.0
+NO_EXTRA_HEADERS: Mapping[str, str] = {}
+# Many load balancers close a connection after a minute without data, some sooner.
+PING_INTERVAL_S = 15
+INSPECTION_INTERVAL_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +50,11 @@ class _OpenStream:
     is_writing: bool = False
     is_disconnected: bool = False
     seen_writes: int = 0
-    idle_ticks: int = 0
+    idle_inspections: int = 0
 
 
 class EventStreams:
-    """Sends event streams and checks all open streams with one timer."""
+    """Sends event streams; one timer finds the idle, stalled and disconnected ones."""
 
     def __init__(self, *, write_timeout_s: float, limit: int) -> None:
         self._write_timeout_s = write_timeout_s
@@ -66,13 +67,13 @@ class EventStreams:
         events: AsyncIterator[bytes],
         *,
         on_disconnect: Callable[[], object] = lambda: None,
-        headers: Mapping[str, str] = NO_HEADERS,
+        headers: Mapping[str, str] = NO_EXTRA_HEADERS,
     ) -> web.StreamResponse:
-        """Send all events; call `on_disconnect` if the client disconnects before their end.
+        """Send all events; call `on_disconnect` if the client disconnects before the last one.
 
-        An error that `events` raises is sent as a final `error` event.
+        If `events` raises another error than ConnectionError, it is sent as a final `error` event.
         """
-        response = web.StreamResponse(headers={**headers, **HEADERS})
+        response = web.StreamResponse(headers={**headers, **SSE_HEADERS})
         if request.version < HttpVersion11:
             # An HTTP/1.0 client recognises the end of the body by the end of the connection.
             response.force_close()
@@ -94,14 +95,14 @@ class EventStreams:
                 self._open.discard(stream)
         return response
 
-    def check(self) -> None:
+    def check_capacity(self) -> None:
         """Raise Overloaded if no further stream may be opened."""
         if len(self._open) >= self._limit:
             raise Overloaded
 
-    def watchdog(self) -> AbstractAsyncContextManager[None]:
-        """Send pings and end stalled streams until the block ends."""
-        return background_task("check open streams", self._check_all)
+    def watching(self) -> AbstractAsyncContextManager[None]:
+        """Send pings and end stalled streams until the context exits."""
+        return background_task("check open streams", self._inspect_all)
 
     def _register(self, request: web.Request, response: web.StreamResponse) -> _OpenStream:
         task = asyncio.current_task()
@@ -112,17 +113,17 @@ class EventStreams:
         self._open.add(stream)
         return stream
 
-    async def _check_all(self) -> float:
+    async def _inspect_all(self) -> float:
         for stream in list(self._open):
-            await self._check(stream)
-        return CHECK_S
+            await self._inspect(stream)
+        return INSPECTION_INTERVAL_S
 
-    async def _check(self, stream: _OpenStream) -> None:
+    async def _inspect(self, stream: _OpenStream) -> None:
         """End a stream whose client disconnected or stopped reading; ping an idle stream."""
         is_idle = stream.writes == stream.seen_writes
-        stream.idle_ticks = stream.idle_ticks + 1 if is_idle else 0
+        stream.idle_inspections = stream.idle_inspections + 1 if is_idle else 0
         stream.seen_writes = stream.writes
-        idle_s = stream.idle_ticks * CHECK_S
+        idle_s = stream.idle_inspections * INSPECTION_INTERVAL_S
         is_stalled = stream.is_writing and idle_s >= self._write_timeout_s
         if is_stalled:
             log.info("disconnecting a client that does not read its stream")
@@ -130,10 +131,10 @@ class EventStreams:
         if is_stalled or stream.transport.is_closing():
             stream.is_disconnected = True
             stream.task.cancel()
-        elif not stream.is_writing and idle_s >= PING_S:
-            stream.idle_ticks = 0
+        elif not stream.is_writing and idle_s >= PING_INTERVAL_S:
+            stream.idle_inspections = 0
             with suppress(ConnectionError, TimeoutError):
-                async with asyncio.timeout(CHECK_S):
+                async with asyncio.timeout(INSPECTION_INTERVAL_S):
                     await stream.response.write(sse.PING)
 
 
@@ -149,7 +150,7 @@ async def _send_all(stream: _OpenStream, events: AsyncIterator[bytes]) -> None:
         raise
     except Exception as error:
         if not isinstance(error, GroqChatError):
-            log.exception("a stream failed")
+            log.exception("an event stream failed")
         stream.is_writing = True
         data = orjson.dumps(error_event_data(error))
         await response.write(sse.encode_event(data, name="error"))
@@ -158,10 +159,10 @@ async def _send_all(stream: _OpenStream, events: AsyncIterator[bytes]) -> None:
 
 
 async def wait_or_stop(request: web.Request, turn: Turn) -> bytes:
-    """Return a turn's final event; stop the turn if its client disconnects."""
+    """Return a turn's final event; stop the turn if the client of `request` disconnects."""
     final = asyncio.create_task(turn.final_event())
     while not final.done():
-        await asyncio.wait([final], timeout=CHECK_S)
+        await asyncio.wait([final], timeout=INSPECTION_INTERVAL_S)
         if request.transport is None or request.transport.is_closing():
             turn.stop("disconnected")
     return final.result()

@@ -30,7 +30,7 @@ async def resume(
     request: web.Request, services: Services, path: TurnPath, headers: LastEventId
 ) -> web.StreamResponse:
     """Send the events of a turn after `Last-Event-ID`, then new events as they occur."""
-    services.event_streams.check()
+    services.event_streams.check_capacity()
     events = await services.turns.follow(path.turn_id, headers.last_event_id)
     if events is None:
         # A browser's EventSource stops reconnecting after this status.

@@ -22,7 +22,7 @@ MAX_POSTPONED = 10
 
 @asynccontextmanager
 async def tuned_gc(running_turns: Callable[[], int]) -> AsyncIterator[None]:
-    """Collect young objects less often and all objects only at low load, until the block ends.
+    """Collect young objects less often and all objects only at low load, until the context exits.
 
     A full collection blocks the event loop for up to 0.3 s. Objects that exist already are
     excluded from all collections.

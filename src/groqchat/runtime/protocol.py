@@ -1,4 +1,7 @@
-"""The HTTP protocol of the server: malformed HTTP requests get the one error shape too."""
+"""Responses to malformed HTTP requests, in the JSON error format of all other errors.
+
+aiohttp answers such requests before any middleware runs.
+"""
 
 import logging
 from collections.abc import Callable
@@ -12,7 +15,7 @@ from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
 log = logging.getLogger(__name__)
 
 
-class _ErrorShapeProtocol(web.RequestHandler):
+class _JsonErrorProtocol(web.RequestHandler):
     __slots__ = ()
 
     def handle_error(
@@ -20,34 +23,34 @@ class _ErrorShapeProtocol(web.RequestHandler):
         request: web.BaseRequest,
         status: int = HTTPStatus.INTERNAL_SERVER_ERROR,
         exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002 - aiohttp's signature; it may quote the request
+        message: str | None = None,  # noqa: ARG002 - aiohttp passes it; the text may quote the request
     ) -> web.StreamResponse:
-        """Return the response to a request that no handler could answer; close the connection."""
+        """Return the response to a request that aiohttp cannot parse; it closes the connection."""
+        request_id = new_request_id()
         log.info("malformed HTTP request rejected: %s", type(exc).__name__)
         if request.writer.output_size > 0:
             raise ConnectionError("the response has started already")
-        request_id = new_request_id()
         response = api_error_for_status(status).response()
         response.headers[REQUEST_ID_HEADER] = request_id
         response.force_close()
         return response
 
 
-class ErrorShapeRunner(web.AppRunner):
-    """A runner whose connections use the one error shape."""
+class JsonErrorRunner(web.AppRunner):
+    """A runner whose connections answer malformed requests with JSON errors."""
 
     @property
     def server(self) -> web.Server | None:
-        """The factory of the protocols, which asyncio calls for each connection."""
+        """The protocol factory that asyncio calls for each connection."""
         server = super().server
-        return server and _with_error_shape(server)  # type: ignore[return-value] # asyncio only calls it
+        return server and _with_json_errors(server)  # type: ignore[return-value] # asyncio uses it only as a callable
 
 
-def _with_error_shape(server: web.Server) -> Callable[[], web.RequestHandler]:
+def _with_json_errors(server: web.Server) -> Callable[[], web.RequestHandler]:
     def create() -> web.RequestHandler:
         protocol = server()
         # aiohttp has no option for the class of its protocols.
-        protocol.__class__ = _ErrorShapeProtocol
+        protocol.__class__ = _JsonErrorProtocol
         return protocol
 
     return create

@@ -18,7 +18,7 @@ from groqchat.http.access_log import access_logger
 from groqchat.http.state import SERVICES
 from groqchat.runtime.file_limit import raise_file_limit
 from groqchat.runtime.gc_tuning import tuned_gc
-from groqchat.runtime.protocol import ErrorShapeRunner
+from groqchat.runtime.protocol import JsonErrorRunner
 from groqchat.settings import Settings
 
 # A few thousand clients may connect at the same moment.
@@ -37,7 +37,7 @@ log = logging.getLogger("groqchat")
 
 def create_runner(settings: Settings) -> web.AppRunner:
     """Return the runner of the application; its `setup` opens all resources."""
-    return ErrorShapeRunner(
+    return JsonErrorRunner(
         create_app(settings),
         access_log=logging.getLogger("aiohttp.access") if settings.access_log else None,
         access_log_class=access_logger(settings.access_log_sample_rate),

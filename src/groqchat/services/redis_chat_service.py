@@ -94,8 +94,9 @@ class RedisChatService:
 
         Returns role and content of up to `context` earlier messages. Messages before the latest
         FIRST_CONTEXT are read in further round trips, until `context_bytes` are read. A failed
-        save may be repeated, because saving a message twice stores it once. With `user_message`,
-        raises SessionCleared and stores nothing if that message was deleted.
+        save may be repeated, because saving a message twice stores it once. With `user_message` and
+        without `context`, removes the messages again and raises SessionCleared if that message was
+        deleted.
         """
         key = keys.session_key(session_id)
         now_s = time.time()
@@ -263,7 +264,7 @@ class RedisChatService:
         )
 
     async def is_connected(self) -> bool:
-        """Tell whether Redis answers within the deadline."""
+        """Return whether Redis answers within the deadline."""
         try:
             async with redis_errors(self._timeout_s):
                 return bool(await self._redis.ping())

@@ -225,7 +225,7 @@ def _pack(commands: Sequence[Command]) -> bytes:
 
 
 def _deliver(group: Sequence[_Call], replies: list[Any]) -> None:
-    """Give each caller the results of its commands, or the first error among them."""
+    """Deliver the results of its commands, or the first error among them, to each caller."""
     executed = replies[-1]
     if isinstance(executed, Exception):
         # The error of the rejected command is more specific than the error of EXEC.

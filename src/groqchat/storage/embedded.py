@@ -74,7 +74,7 @@ class EmbeddedServer:
 
     @property
     def is_locked(self) -> bool:
-        """Whether a running service holds the directory; its server accepts connections then."""
+        """Whether a running service has locked the directory, so that its server can be used."""
         if not self.directory.is_dir():
             return False
         lock = _try_lock(self._service_lock_path)
@@ -233,7 +233,7 @@ class EmbeddedServer:
                 log.error("%s", error)  # noqa: TRY400 - the server's own log contains the reason
 
     async def _is_stopped_before_server(self) -> bool:
-        """Wait until the service stops or the server ends; tell whether the service stops."""
+        """Wait until the service stops or the server ends; return whether the service stops."""
         assert self._process is not None  # noqa: S101 - started before its supervisor
         ends = [
             asyncio.create_task(self._process.wait()),

@@ -12,7 +12,7 @@ from groqchat.storage.keys import Command
 READ_ENTRIES = 16
 # Stop requests that a worker may have missed; each concerns one turn and is a second old at most.
 MAX_STOP_REQUESTS = 1000
-# The field of a Redis stream entry that contains the events.
+# The field of a stream entry that contains the events; its name is part of the stored format.
 EVENTS_FIELD = b"frames"
 FINAL_EVENTS = frozenset({"done", "error"})
 
@@ -35,7 +35,7 @@ class EventBatch:
 class EventSlice:
     """Events after a number.
 
-    `exists` tells whether the turn is in Redis, `is_over` whether these are its last events.
+    `exists` is true if the turn is in Redis, `is_over` if these are its last events.
     """
 
     events: bytes
@@ -121,5 +121,5 @@ class EventLog:
 
 
 def is_final(event: bytes) -> bool:
-    """Tell whether an event is the last one of its turn."""
+    """Return whether an event is the last one of its turn."""
     return bool(event) and sse.parse_event(event)[0] in FINAL_EVENTS

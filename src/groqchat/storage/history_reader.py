@@ -27,7 +27,7 @@ Cursor: TypeAlias = ScoredMember | str
 class HistoryReader:
     """One read of a session; afterwards `count` and `last` describe the whole session.
 
-    `has_more` tells whether further members follow in reading order, and `next` contains the
+    `has_more` is true if further members follow in reading order, and `next` contains the
     first of them if it is known.
     """
 

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def prune_index(redis: Redis, timeout_s: float) -> AbstractAsyncContextManager[None]:
-    """Remove expired sessions from the index every minute until the block ends."""
+    """Remove expired sessions from the index every minute until the context exits."""
     index = SessionIndex(redis)
 
     async def prune() -> float:

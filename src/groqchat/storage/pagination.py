@@ -77,7 +77,7 @@ def index_after_message(
     if same_time == len(members) and not is_end:
         # The message may be among the members that are not read yet.
         return len(members)
-    # The message was deleted: the ids tell its former position.
+    # The message was deleted: its former position follows from the ids.
     return sum(found < message_id if forward else found > message_id for found in ids[:same_time])
 
 

@@ -19,7 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 # Many times the size of the longest answer of any model that Groq lists.
-MAX_REPLY_BYTES = 32 * 1024 * 1024
+MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 # The bytes of a rejected body that a server may leave unread without delaying the next request.
 MAX_UNREAD_BYTES = 64 * 1024
 # Responses that another response follows. No response follows a change of protocols.
@@ -29,8 +29,8 @@ BODY_HEADERS = frozenset({"content-length", "transfer-encoding"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """A complete response: headers as received, content decompressed."""
+class BufferedResponse:
+    """A response that was read completely: headers as received, content decompressed."""
 
     status: int
     headers: Sequence[tuple[bytes, bytes]]
@@ -107,7 +107,7 @@ class RequestTemplate:
         )
         self._head = _head_of(self._request)
 
-    async def send(self, body: bytes | None = None) -> Reply:
+    async def send(self, body: bytes | None = None) -> BufferedResponse:
         """Send a body and return the complete response, whatever its status.
 
         Raises aiohttp.ClientError or OSError if there is no complete response. The caller sets
@@ -115,19 +115,19 @@ class RequestTemplate:
         """
         connection = await self._connector.connect(self._request, [], self._limits)
         try:
-            reply = await self._exchange(connection, body)
+            buffered = await self._exchange(connection, body)
         except BaseException as error:
             _abort(connection)
             if isinstance(error, HttpProcessingError):
                 raise aiohttp.ClientConnectionError("the response is not valid HTTP") from error
             raise
-        if reply.status >= HTTPStatus.MULTIPLE_CHOICES and len(body or b"") > MAX_UNREAD_BYTES:
+        if buffered.status >= HTTPStatus.MULTIPLE_CHOICES and len(body or b"") > MAX_UNREAD_BYTES:
             # The server may not have read the rejected body; the next request would wait behind it.
             _abort(connection)
         connection.release()
-        return reply
+        return buffered
 
-    async def _exchange(self, connection: Connection, body: bytes | None) -> Reply:
+    async def _exchange(self, connection: Connection, body: bytes | None) -> BufferedResponse:
         protocol = connection.protocol
         if protocol is None or protocol.transport is None:
             raise aiohttp.ClientConnectionError("the connection is closed")
@@ -139,18 +139,18 @@ class RequestTemplate:
             # The final response follows, for example after 103 Early Hints.
             message, payload = await protocol.read()
         content = await read_limited(payload)
-        return Reply(status=message.code, headers=message.raw_headers, content=content)
+        return BufferedResponse(status=message.code, headers=message.raw_headers, content=content)
 
 
 async def read_limited(payload: aiohttp.StreamReader) -> bytes:
-    """Return the content of a response; raise ClientPayloadError beyond MAX_REPLY_BYTES."""
+    """Return the content of a response, at most MAX_RESPONSE_BYTES; else ClientPayloadError."""
     parts: list[bytes] = []
     size = 0
     while not payload.at_eof():
         part = await payload.readany()
         size += len(part)
-        if size > MAX_REPLY_BYTES:
-            raise aiohttp.ClientPayloadError(f"more than {MAX_REPLY_BYTES} bytes")
+        if size > MAX_RESPONSE_BYTES:
+            raise aiohttp.ClientPayloadError(f"more than {MAX_RESPONSE_BYTES} bytes")
         parts.append(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 

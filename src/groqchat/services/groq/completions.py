@@ -67,7 +67,7 @@ def parse_completion(content: bytes, *, requested_model: str) -> Completion:
 class StreamParser:
     """Parses a streamed completion, chunk by chunk.
 
-    `model`, `tokens` and `finish_reason` hold the latest values in the stream; `error` is the
+    `model`, `tokens` and `finish_reason` are the latest values in the stream; `error` is the
     error that ended it.
     """
 

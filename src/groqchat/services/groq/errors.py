@@ -17,7 +17,7 @@ from groqchat.errors import (
     RateLimited,
     UnknownModel,
 )
-from groqchat.services.groq.aiohttp_internals import Reply
+from groqchat.services.groq.aiohttp_internals import BufferedResponse
 
 ORGANISATION = re.compile(r"\borg_[A-Za-z0-9]+")
 ORGANISATION_BYTES = re.compile(ORGANISATION.pattern.encode())
@@ -71,12 +71,12 @@ SDK_ERRORS: Mapping[int, type[groq.APIStatusError]] = {
 DECODED_HEADERS = frozenset({b"content-encoding", b"transfer-encoding"})
 
 
-def status_error(method: str, url: str, reply: Reply) -> groq.APIStatusError:
+def status_error(method: str, url: str, buffered: BufferedResponse) -> groq.APIStatusError:
     """Return the SDK's exception for a response that is not a 2xx."""
     response = httpx.Response(
-        reply.status,
-        headers=[pair for pair in reply.headers if pair[0].lower() not in DECODED_HEADERS],
-        content=reply.content,
+        buffered.status,
+        headers=[pair for pair in buffered.headers if pair[0].lower() not in DECODED_HEADERS],
+        content=buffered.content,
         request=httpx.Request(method, url),
     )
     text = response.text.strip()
@@ -84,9 +84,9 @@ def status_error(method: str, url: str, reply: Reply) -> groq.APIStatusError:
         body = json.loads(text)
     except (ValueError, RecursionError):
         body = text
-    default = groq.InternalServerError if reply.status >= SERVER_ERRORS else groq.APIStatusError
-    kind = SDK_ERRORS.get(reply.status, default)
-    return kind(f"Error code: {reply.status}", response=response, body=body)
+    default = groq.InternalServerError if buffered.status >= SERVER_ERRORS else groq.APIStatusError
+    kind = SDK_ERRORS.get(buffered.status, default)
+    return kind(f"Error code: {buffered.status}", response=response, body=body)
 
 
 def completion_error(error: groq.GroqError) -> CompletionError:
@@ -106,7 +106,7 @@ def completion_error(error: groq.GroqError) -> CompletionError:
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Tell whether the same request may succeed later."""
+    """Return whether the same request may succeed later."""
     if isinstance(error, groq.APIStatusError):
         return error.status_code in RETRYABLE_STATUS or error.status_code >= SERVER_ERRORS
     return isinstance(error, groq.APIConnectionError)

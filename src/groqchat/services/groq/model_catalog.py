@@ -48,7 +48,7 @@ class ModelCatalog:
         return self.cached
 
     def may_exist(self, model: str | None) -> bool:
-        """Tell whether the list contains a model; true for every model before the first list."""
+        """Return whether the list contains a model; true for every model before the first list."""
         return model is None or not self._names or model in self._names
 
     async def check(self, model: str) -> None:
@@ -60,8 +60,8 @@ class ModelCatalog:
             raise UnknownModel("not in Groq's list", param="model")
 
     @asynccontextmanager
-    async def auto_refresh(self) -> AsyncIterator[None]:
-        """Refresh the list regularly until the block ends, if an API key is configured."""
+    async def refreshing(self) -> AsyncIterator[None]:
+        """Refresh the list regularly until the context exits, if an API key is configured."""
         if not self._groq.is_configured:
             yield
             return

@@ -72,7 +72,7 @@ def to_openai(message: Message) -> OpenAIMessage:
 
 
 def is_transcript(sent: Sequence[OpenAIMessage]) -> bool:
-    """Tell whether a request contains earlier answers, and so the whole conversation."""
+    """Return whether a request contains earlier answers, and so the whole conversation."""
     # An assistant message in the last place is a prefix of the requested answer.
     return any(message["role"] == "assistant" for message in sent[:-1])
 
@@ -96,7 +96,7 @@ def find_overlap(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]
 
 
 def is_repeated(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]) -> bool:
-    """Tell whether a session ends with all messages of a request."""
+    """Return whether a session ends with all messages of a request."""
     return _overlap_at_end(*_as_symbols(earlier, sent)).known == len(sent)
 
 

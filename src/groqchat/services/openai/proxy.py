@@ -34,7 +34,7 @@ from groqchat.storage.messages import FAILED, INCOMPLETE, Message
 FORWARDED_HEADERS = ("x-ratelimit-", "retry-after", "x-groq-")
 # More than the longest answer of any model, in OpenAI's format.
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
-# Tells a client with a session whether its messages are stored. For a stream, the header is sent
+# Whether the messages of a client with a session are stored. For a stream, the header is sent
 # before the answer, so it covers only the messages of the request.
 SAVED_HEADER = "X-History-Saved"
 AUTH_STATUSES = frozenset({401, 403})
@@ -79,7 +79,7 @@ class OpenAIProxy:
         with self._limiter:
             conversation = None
             if session_id is not None:
-                # `json` keeps numbers exactly as they are.
+                # `json` does not change numbers, not even beyond 64 bits.
                 fields = json.loads(body)
                 conversation = await self._conversations.begin(
                     session_id, fields.get("messages"), request.model

@@ -113,7 +113,7 @@ class IdempotencyKeys:
         return record
 
     async def _claim(self, turn_id: str) -> bool:
-        """Tell whether this request may run the turn; the claim expires if it is not renewed."""
+        """Return whether this request may run the turn; the claim expires if it is not renewed."""
         token = uuid.uuid4().hex.encode()
         name = keys.claim_key(turn_id)
         _, holder = await self._batcher.transact(

@@ -15,8 +15,9 @@ OVERLOADED_RETRY_AFTER_S = 1.0
 # be enough.
 CANCEL_ATTEMPTS = 5
 CANCEL_WAIT_S = 0.5
-# Streams are stopped this long before the end of the grace period, to store their answers.
-STREAM_STOP_S = 2.0
+# Turns with a task of their own are stopped this long before the end of the grace period, so that
+# they can store their answers.
+STOP_BEFORE_END_S = 2.0
 
 Task: TypeAlias = asyncio.Task[Any]
 
@@ -29,7 +30,7 @@ class TurnLimiter:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._tasks: set[Task] = set()
-        self._streams: set[Task] = set()
+        self._turn_tasks: set[Task] = set()
         self._cancelled: set[Task] = set()
         self._is_closed = False
 
@@ -45,14 +46,14 @@ class TurnLimiter:
             raise Overloaded(retry_after_s=OVERLOADED_RETRY_AFTER_S)
 
     def add(self, task: Task) -> None:
-        """Count the task of a streamed turn until it is done."""
+        """Count a turn that runs in a task of its own, until the task is done."""
         self._tasks.add(task)
-        self._streams.add(task)
+        self._turn_tasks.add(task)
         task.add_done_callback(self._remove)
 
     def _remove(self, task: Task) -> None:
         self._tasks.discard(task)
-        self._streams.discard(task)
+        self._turn_tasks.discard(task)
         self._cancelled.discard(task)
 
     def __enter__(self) -> None:
@@ -73,19 +74,22 @@ class TurnLimiter:
                 task.uncancel()
                 raise ShuttingDown from None
 
-    async def drain(self, grace_s: float, stop_streams: Callable[[], object]) -> None:
-        """Reject new turns, wait for running turns during the grace period, cancel the rest."""
+    async def drain(self, grace_s: float, stop_turns: Callable[[], object]) -> None:
+        """Reject new turns, wait for running turns, then stop or cancel the remaining ones.
+
+        `stop_turns` stops the turns that run in tasks of their own; the others are cancelled.
+        """
         self._is_closed = True
         late: set[Task] = set()
-        stop_s = min(STREAM_STOP_S, grace_s / 4)
+        stop_s = min(STOP_BEFORE_END_S, grace_s / 4)
         if self._tasks:
             log.info("waiting for %d running turn(s)", len(self._tasks))
             _, late = await asyncio.wait(self._tasks, timeout=grace_s - stop_s)
-        stop_streams()
+        stop_turns()
         if late:
-            log.warning("cancelling %d turn(s) at the end of the grace period", len(late))
-        if streams := late & self._streams:
-            await asyncio.wait(streams, timeout=stop_s)
+            log.warning("stopping %d turn(s) that are still running", len(late))
+        if stopping := late & self._turn_tasks:
+            await asyncio.wait(stopping, timeout=stop_s)
         await self._cancel({task for task in late if not task.done()})
 
     async def _cancel(self, late: set[Task]) -> None:

@@ -64,7 +64,7 @@ class _LocalTurn:
     over_since: float | None = None
 
     def is_due(self, now: float) -> bool:
-        """Tell whether Redis needs events of the turn or a renewed lease."""
+        """Return whether Redis needs events of the turn or a renewed lease."""
         if self.turn.is_private:
             return False
         has_events = self.published < len(self.turn.events)
@@ -105,7 +105,7 @@ class _LocalTurn:
 
 
 class TurnRegistry:
-    """Holds the turns of this process and writes their events to the event log.
+    """Contains the turns of this process and writes their events to the event log.
 
     `encode_error` returns the data of an error event.
     """
@@ -204,7 +204,7 @@ class TurnRegistry:
 
     @asynccontextmanager
     async def publishing(self) -> AsyncIterator[None]:
-        """Write events to Redis until the block ends, then write the remaining events."""
+        """Write events to Redis until the context exits, then write the remaining events."""
         try:
             async with background_task("publish the events of turns", self._publish):
                 yield

@@ -58,7 +58,7 @@ class Turn:
             self._wake()
 
     def end(self) -> None:
-        """Tell the followers that there are no further events."""
+        """Mark the end of the events and wake the followers."""
         self.is_over = True
         self._wake()
 
@@ -80,7 +80,7 @@ class Turn:
         """Return the events of one write, at most about MAX_WRITE_BYTES, and the last number."""
         found = self.events[after : after + 1]
         size = len(found[0])
-        # By index: iterating from the start would take longer with each event of the stream.
+        # By index, because iterating from the start would become slower with each event.
         for index in range(after + 1, len(self.events)):
             size += len(self.events[index])
             if size > MAX_WRITE_BYTES:
