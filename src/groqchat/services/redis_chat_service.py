@@ -26,7 +26,7 @@ from groqchat.storage.messages import (
     member_id,
     member_micros,
     scored_members,
-    warn_of_corrupt_members,
+    warn_about_corrupt_members,
 )
 from groqchat.storage.pagination import count_before
 from groqchat.storage.session_index import SessionIndex, SessionPage
@@ -200,7 +200,7 @@ class RedisChatService:
             entries = entries[:end]
         messages = [message for _, message in entries if message is not None]
         if len(messages) < len(entries):
-            warn_of_corrupt_members(len(entries) - len(messages), session_id)
+            warn_about_corrupt_members(len(entries) - len(messages), session_id)
         ids = [message.id for message in messages] or [member_id(member) for member, _ in entries]
         return HistoryPage(
             messages=messages,

@@ -33,21 +33,22 @@ class PromptMessage(TypedDict):
 
 
 ROLES: Mapping[str, Role] = {role: role for role in get_args(Role)}
-# Members of another program have longer ids, derived from their content: an import may write
-# thousands of them with one timestamp, and their ids must differ.
+# The ids of members that another program wrote are longer and derived from their content: an import
+# may write thousands of members with one timestamp, and their ids must differ.
 FOREIGN_DIGEST_BYTES = 8
-# Every member of this service starts with these bytes, followed by the id.
+# Every member that this service wrote starts with these bytes, followed by the id.
 ID_PREFIX = b'{"id":"'
 ID_END = len(ID_PREFIX) + MICROS_DIGITS + 4
 
 # Fields with these values are not stored. Most messages have these values, and leaving them out
-# limits the memory of a message to about 200 bytes. They are part of the storage format: a change
+# limits the memory of a short message to about 200 bytes. They are part of the storage format: a change
 # would change the meaning of stored messages.
 UNSTORED_MODEL = "openai/gpt-oss-20b"
 UNSTORED_FINISH_REASON = "stop"
 
-# The status of an answer that is cut short, and its finish reason: stopped by a client, or failed.
+# The status of an answer that is cut short.
 INCOMPLETE = "incomplete"
+# The finish reasons of such an answer: a client stopped the turn, or it failed.
 STOPPED = "stopped"
 FAILED = "error"
 
@@ -80,7 +81,7 @@ class Message:
 
     @property
     def score_text(self) -> str:
-        """The score as Redis receives it; four times as fast as repr(score)."""
+        """The score as sent to Redis; four times as fast as repr(score)."""
         return f"{micros_of(self.id)}e-6"
 
     @property
@@ -109,7 +110,7 @@ def encode_member(message: Message) -> bytes:
     try:
         return orjson.dumps(fields)
     except TypeError:
-        # Clients send numbers beyond 64 bits and lone surrogates, which only `json` encodes.
+        # Some clients send numbers beyond 64 bits or lone surrogates; orjson does not encode them.
         return json.dumps(fields, separators=(",", ":")).encode()
 
 
@@ -143,7 +144,10 @@ def decode_member(member: bytes, score: float) -> Message | None:
 
 
 def _loads(member: bytes) -> object:
-    """Parse a member, including lone surrogates, which `json` writes; None if it is not JSON."""
+    """Parse a member; lone surrogates, which Python's json module writes, are accepted.
+
+    Returns None if the member is not JSON.
+    """
     try:
         return loads(member)
     except ValueError:
@@ -151,9 +155,9 @@ def _loads(member: bytes) -> object:
 
 
 def decode_context(members: Sequence[bytes], *, session_id: str) -> list[PromptMessage]:
-    """Return role and content of members, without the fields that only a history needs.
+    """Return role and content of members for a prompt.
 
-    Decodes all members as one JSON array, in a third of the time of decoding them one by one.
+    Decodes all members as one JSON array, three times as fast as one by one.
     """
     try:
         messages = _PROMPT_MESSAGES.decode(b"[%b]" % b",".join(members))
@@ -174,11 +178,11 @@ def _decode_each(members: Sequence[bytes], session_id: str) -> list[PromptMessag
         and fields["role"] in ROLES
     ]
     if len(messages) < len(members):
-        warn_of_corrupt_members(len(members) - len(messages), session_id)
+        warn_about_corrupt_members(len(members) - len(messages), session_id)
     return messages
 
 
-def warn_of_corrupt_members(count: int, session_id: str) -> None:
+def warn_about_corrupt_members(count: int, session_id: str) -> None:
     """Log that a session contains members that are not messages."""
     log.warning("skipped %d corrupt member(s) of session %s", count, session_id)
 
@@ -204,5 +208,5 @@ def member_id(scored: ScoredMember) -> str:
 
 
 def member_micros(scored: ScoredMember) -> int:
-    """Return the time of a member in microseconds, limited to what a message id can contain."""
+    """Return the time of a member in microseconds, clamped to the range of message ids."""
     return round(min(max(scored[1], 0.0), MAX_SCORE_S) * MICROS_PER_S)

@@ -1,4 +1,4 @@
-"""A completion: the prompt sent to Groq, and the parsers of Groq's answers."""
+"""Chat completions: the prompt that Groq receives, and the parsers of its responses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,9 +11,9 @@ from groqchat.lenient_json import loads
 from groqchat.sse import DataParser
 from groqchat.storage.messages import PromptMessage
 
-# One event contains a few tokens; a line without an end must not fill the memory.
+# Events contain a few tokens, so a longer line is an error, and it must not fill the memory.
 MAX_LINE_BYTES = 1024 * 1024
-# More than any conversation needs, and the largest integer that JSON numbers represent exactly.
+# More tokens than any conversation has, and an integer that all JSON parsers represent exactly.
 MAX_TOKENS = 2**53
 MAX_CODE_CHARS = 64
 DONE = b"[DONE]"
@@ -21,7 +21,7 @@ DONE = b"[DONE]"
 
 @dataclass(slots=True, kw_only=True)
 class Prompt:
-    """The request to the model: messages in order, and the sampling options."""
+    """The input of the model: messages in order, and the sampling options."""
 
     model: str
     messages: Sequence[PromptMessage]
@@ -38,7 +38,10 @@ class Prompt:
 
 @dataclass(slots=True, kw_only=True)
 class Completion:
-    """The model's answer; `tokens` counts prompt and answer, None if Groq reported no usage."""
+    """The model's answer; `tokens` is Groq's `total_tokens`, None if it reported no usage.
+
+    `is_complete` is false if the turn was stopped or failed before the end of the answer.
+    """
 
     text: str
     model: str
@@ -65,10 +68,10 @@ def parse_completion(content: bytes, *, requested_model: str) -> Completion:
 
 
 class StreamParser:
-    """Parses a streamed completion, chunk by chunk.
+    """Parses a streamed completion from bytes that may be cut anywhere.
 
-    `model`, `tokens` and `finish_reason` are the latest values in the stream; `error` is the
-    error that ended it.
+    `tokens`, `finish_reason` and `model` are known after the chunk with the finish reason. `feed`
+    does not raise: `error` is the error that ended the stream.
     """
 
     def __init__(self, requested_model: str) -> None:
@@ -82,11 +85,11 @@ class StreamParser:
 
     @property
     def tool_calls(self) -> list[dict[str, Any]]:
-        """The tool calls, assembled from their parts."""
+        """The tool calls, assembled from their deltas."""
         return [self._calls[index] for index in sorted(self._calls)]
 
     def feed(self, chunk: bytes) -> str:
-        """Return the text in a chunk, up to an error; the chunk may end anywhere."""
+        """Return the text in the received bytes, up to an error."""
         text = ""
         try:
             for payload in self._data.feed(chunk):
@@ -128,7 +131,7 @@ class StreamParser:
         return text if isinstance(text, str) else ""
 
     def _add_call_part(self, part: dict[str, Any]) -> None:
-        """Add a part of a tool call; strings are concatenated, the id is set once."""
+        """Add a delta of a tool call: strings are concatenated, an id replaces the earlier one."""
         call = self._calls.setdefault(part.get("index", 0), {"type": "function", "function": {}})
         if part.get("id"):
             call["id"] = part["id"]
@@ -151,7 +154,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def _stream_error(error: Any) -> CompletionError:
-    """Return our error for an error event of Groq, without its text, which may quote the prompt."""
+    """Return the error for an error event of Groq; the text is omitted, it may quote the prompt."""
     code = error.get("code") if isinstance(error, dict) else None
     status = error.get("status_code") if isinstance(error, dict) else None
     if status == 400 or code in {"json_validate_failed", "tool_use_failed"}:  # noqa: PLR2004 - an HTTP status

@@ -1,4 +1,4 @@
-"""The turn registry: follows and stops turns, those of this process and, through Redis, others."""
+"""The turn registry: follows and stops turns of this process and, through Redis, of other workers."""
 
 import asyncio
 import logging
@@ -26,25 +26,25 @@ from groqchat.storage.event_log import EventBatch, EventLog, EventSlice
 from groqchat.storage.message_ids import MICROS_PER_S, micros_of
 from groqchat.storage.messages import STOPPED
 
-# Events are written to Redis this long after they arrive, so that it sees few writes.
+# Events that arrive within this time are written to Redis together.
 COALESCE_S = 0.025
-# Turns whose events share a transaction.
+# The maximum number of turns whose events share a transaction.
 MAX_GROUP = 64
-# Each flush writes at most sse.MAX_WRITE_BYTES of each turn; the longest answer needs fewer
-# flushes than this.
+# At shutdown, each flush writes about sse.MAX_WRITE_BYTES of each turn. The longest answer needs
+# fewer flushes than this.
 FINAL_FLUSHES = 100
 # How often stop requests are read while turns run.
 STOP_REQUESTS_POLL_S = 0.1
 LEASE_RENEWAL_S = keys.TURN_LEASE_S / 3
 # How often a follower of another worker's turn polls; less often while there are no events.
 FOLLOW_BACKOFF = Backoff(base_s=0.025, cap_s=0.2)
-# A finished turn stays in memory until Redis has its events, or for this time.
+# A finished turn stays in memory until Redis has its events, but at most for this time.
 UNPUBLISHED_RETENTION_S = 60.0
 # A worker stops a turn within a fraction of a second, unless it is busy or has died.
 STOP_TIMEOUT_S = 5.0
-# A turn that is younger than this may not be in Redis yet.
+# The first events of a turn that is younger than this might not have reached Redis.
 NEW_TURN_S = 2.0
-# Higher than the number of any event.
+# An event number that is higher than all others.
 MAX_NUMBER = 2**53
 
 StopResult: TypeAlias = Literal["stopped", "finished", "stopping"]
@@ -71,7 +71,7 @@ class _LocalTurn:
         return has_events or self.turn.is_over != self.is_published or self._ttl_s(now) is not None
 
     def unpublished(self, now: float) -> EventBatch:
-        """Return the next events to write to Redis."""
+        """Return the next events for Redis, and note whether they are the last ones."""
         turn = self.turn
         events, last = b"", self.published
         if last < len(turn.events):
@@ -105,9 +105,9 @@ class _LocalTurn:
 
 
 class TurnRegistry:
-    """Contains the turns of this process and writes their events to the event log.
+    """The turns of this process; writes their events to the event log.
 
-    `encode_error` returns the data of an error event.
+    `encode_error` returns the data of an `error` event; the services that run turns use it.
     """
 
     def __init__(
@@ -133,9 +133,10 @@ class TurnRegistry:
             local.turn.stop(reason)
 
     async def follow(self, turn_id: str, after: int = 0) -> AsyncIterator[bytes] | None:
-        """Return an iterator over the events after a number, or None if there are no more.
+        """Return an iterator over the events with a higher number than `after`.
 
-        Raises TurnNotFound if the turn does not exist.
+        Returns None if the turn is over and has no such events. Raises TurnNotFound if the turn does
+        not exist or is private.
         """
         local = self._local.get(turn_id)
         if local is not None and not local.turn.is_private:
@@ -147,7 +148,7 @@ class TurnRegistry:
         return self._follow_remote(turn_id, after, first)
 
     async def stop(self, turn_id: str) -> StopResult:
-        """Stop a turn on whichever worker it runs; wait for its end up to STOP_TIMEOUT_S."""
+        """Stop a turn on any worker and wait at most STOP_TIMEOUT_S for its end."""
         local = self._local.get(turn_id)
         events = await self.follow(turn_id)
         if local is not None:
@@ -193,7 +194,7 @@ class TurnRegistry:
             try:
                 found = await self._log.read(turn_id, after)
             except HistoryUnavailable:
-                # Redis may return before the lease of the turn expires.
+                # Redis may become available again before the lease of the turn expires.
                 if loop.time() - read_at > keys.TURN_LEASE_S:
                     raise
                 found = EventSlice(events=b"", exists=True, is_over=False)
@@ -227,7 +228,7 @@ class TurnRegistry:
             self._is_failing = False
         except StorageError as error:
             if not self._is_failing:
-                log.warning("other workers cannot follow the turns of this worker: %s", error)
+                log.warning("cannot write the events of turns to Redis: %s", error)
             self._is_failing = True
         finally:
             self._remove_finished()
@@ -241,7 +242,7 @@ class TurnRegistry:
             try:
                 await self._append(group, now)
             except HistoryFailed:
-                # One failing turn fails the whole transaction.
+                # An error in one command fails the future of all commands: find the turn that caused it.
                 for local in group:
                     await self._append_alone(local, now)
 
@@ -259,8 +260,8 @@ class TurnRegistry:
         try:
             await self._log.append([batch])
         except HistoryFailed as error:
-            # Redis has these events already, or will never accept them.
-            log.info("events of turn %s were not stored: %s", batch.turn_id, error)
+            # Redis rejects events that it has already, and keys of another type: do not send them again.
+            log.info("Redis rejected events of turn %s: %s", batch.turn_id, error)
         local.mark_published(batch, now)
 
     async def _apply_stop_requests(self) -> None:

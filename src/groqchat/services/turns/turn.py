@@ -1,4 +1,4 @@
-"""A streamed turn: its events, its followers, and how it is stopped."""
+"""A turn with events: one user message and its answer, which several clients can follow."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,11 +21,15 @@ MAX_TURN_S = 900.0
 
 
 class Turn:
-    """The encoded events of one turn, numbered from 1.
+    """The state of a turn that runs in its own task: its events and whether it is stopped.
 
-    All followers read from the same list, so a slow follower needs no memory of its own.
-    `is_shared`: other requests may follow the turn through its Idempotency-Key. `is_private`: only
-    the request that started the turn may follow it.
+    Followers, which are clients that receive the events, read from one shared list, so a slow
+    follower needs no buffer of its own. The events of a chat turn are numbered from 1. The turn of
+    the OpenAI-compatible endpoint contains Groq's bytes instead and has no numbers.
+
+    `is_shared`: the turn has an Idempotency-Key, through which other requests may follow it.
+    `is_private`: only the request that started the turn may follow it, and Redis has no events.
+    `error`: set by the service that runs the turn.
     """
 
     def __init__(
@@ -45,14 +49,14 @@ class Turn:
         self._limit: asyncio.Timeout | None = None
 
     def add(self, name: EventName, data: dict[str, Any] | bytes) -> None:
-        """Add an event and wake the followers; `data` is JSON or a value to encode as JSON."""
+        """Add an event and wake the followers; `data` is encoded as JSON unless it is bytes."""
         self.has_outcome = name in {"done", "error"}
         json = data if isinstance(data, bytes) else orjson.dumps(data)
         self.events.append(encode_event(json, name=name, number=len(self.events) + 1))
         self._wake()
 
     def add_raw(self, data: bytes) -> None:
-        """Add encoded events of another server, which are forwarded unchanged."""
+        """Add bytes from Groq, which are forwarded unchanged."""
         if data:
             self.events.append(data)
             self._wake()
@@ -63,7 +67,7 @@ class Turn:
         self._wake()
 
     async def follow(self, after: int = 0) -> AsyncIterator[bytes]:
-        """Yield the events after a number until the last one, several of them at once."""
+        """Yield the events after a number until the last one; events that are ready are joined."""
         after = min(after, len(self.events))
         while True:
             if after < len(self.events):
@@ -77,7 +81,10 @@ class Turn:
                 await waiting
 
     def next_events(self, after: int) -> tuple[bytes, int]:
-        """Return the events of one write, at most about MAX_WRITE_BYTES, and the last number."""
+        """Join the events after a number, up to about MAX_WRITE_BYTES.
+
+        Returns them and the number of the last one. At least one event must follow.
+        """
         found = self.events[after : after + 1]
         size = len(found[0])
         # By index, because iterating from the start would become slower with each event.
@@ -95,14 +102,21 @@ class Turn:
         return self.events[-1]
 
     def stop(self, reason: StopReason) -> None:
-        """Stop the completion of the turn; has no effect after its end."""
+        """Cancel the completion of the turn; only the first reason counts.
+
+        The part of the answer that exists already is stored.
+        """
         if self.stop_reason is None:
             self.stop_reason = reason
             self._interrupt()
 
     @asynccontextmanager
     async def stoppable(self) -> AsyncIterator[None]:
-        """Run a block until it ends, the turn is stopped, or MAX_TURN_S is over."""
+        """Run a block that `stop` can interrupt.
+
+        If the turn is stopped, the block is cancelled and left without an exception. After
+        MAX_TURN_S, raises CompletionTimeout.
+        """
         try:
             async with asyncio.timeout(MAX_TURN_S) as self._limit:
                 if self.stop_reason is not None:

@@ -1,0 +1,58 @@
+"""The Redis keys, and the commands that renew and delete them."""
+
+import pytest
+
+from groqchat.storage import keys
+
+
+def test_each_kind_of_data_has_its_own_key() -> None:
+    assert keys.session_key("s") == "chat:session:s"
+    assert keys.turn_key("t") == "chat:turn:t"
+    assert keys.claim_key("t") == "chat:claim:t"
+    assert keys.idempotency_key("digest") == "chat:idempotency:digest"
+
+
+@pytest.mark.parametrize(
+    ("key", "session_id"),
+    [
+        (b"chat:session:s", "s"),
+        (b"chat:session:chat:session:s", "chat:session:s"),
+        ("chat:session:käse".encode(), "käse"),
+        (b"chat:session:a\xff", "a\N{REPLACEMENT CHARACTER}"),
+    ],
+)
+def test_a_session_key_contains_its_session_id(key: bytes, session_id: str) -> None:
+    assert keys.session_id_of(key) == session_id
+
+
+@pytest.mark.parametrize(
+    ("pttl_ms", "score"),
+    [(2500, 1002.5), (1, 1000.001), (0, 1000.0), (-1, float("inf")), (-2, float("inf"))],
+)
+def test_a_session_is_indexed_by_the_time_when_its_key_expires(pttl_ms: int, score: float) -> None:
+    assert keys.index_score(pttl_ms, 1000.0) == score
+
+
+def test_a_write_renews_the_session_and_its_entry_in_the_index() -> None:
+    assert keys.touch_session("s", ttl_s=60, now_s=1_700_000_000.25) == (
+        ("EXPIRE", "chat:session:s", 60),
+        ("ZADD", "chat:sessions", "1700000060250000e-6", "s"),
+    )
+
+
+def test_a_deletion_removes_the_messages_and_the_entry_in_the_index() -> None:
+    assert keys.delete_session("s") == (
+        ("UNLINK", "chat:session:s"),
+        ("ZREM", "chat:sessions", "s"),
+    )
+
+
+def test_a_removal_from_the_index_does_not_delete_messages() -> None:
+    assert keys.remove_from_index("s") == (("ZREM", "chat:sessions", "s"),)
+
+
+def test_a_turn_renews_its_events_and_its_claim() -> None:
+    assert keys.touch_turn("t", 15) == (
+        ("EXPIRE", "chat:turn:t", 15),
+        ("EXPIRE", "chat:claim:t", 15),
+    )

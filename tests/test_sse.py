@@ -1,0 +1,149 @@
+"""Server-sent events: encoding, parsing, and the selection of events after a number."""
+
+import pytest
+
+from groqchat import sse
+from groqchat.sse import DataParser, EventBuffer
+
+DELTA = b'{"text":"data: \\n\\n"}'
+
+
+def events(*numbers: int) -> bytes:
+    return b"".join(sse.encode_event(b"{}", name="delta", number=number) for number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "event"),
+    [
+        (None, None, b"data: {}\n\n"),
+        ("done", None, b"event: done\ndata: {}\n\n"),
+        ("done", 12, b"id: 12\nevent: done\ndata: {}\n\n"),
+        ("done", 0, b"id: 0\nevent: done\ndata: {}\n\n"),
+        (None, 12, b"data: {}\n\n"),
+    ],
+)
+def test_an_event_has_its_fields_on_one_line_each(
+    name: str | None, number: int | None, event: bytes
+) -> None:
+    assert sse.encode_event(b"{}", name=name, number=number) == event
+
+
+@pytest.mark.parametrize("data", [b"{}", DELTA, b'{"text":"event: x"}', b"data: data: x"])
+@pytest.mark.parametrize("has_end", [True, False])
+def test_a_parsed_event_has_the_name_and_data_that_were_encoded(
+    data: bytes, *, has_end: bool
+) -> None:
+    event = sse.encode_event(data, name="delta", number=7)
+    event = event if has_end else event.removesuffix(b"\n\n")
+    assert sse.parse_event(event) == ("delta", data)
+    assert sse.event_number(event) == 7
+
+
+@pytest.mark.parametrize("number", [0, 9, 10, 1_234_567])
+def test_the_number_of_an_event_is_its_id(number: int) -> None:
+    assert sse.event_number(sse.encode_event(b"1\n", name="n", number=number)) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        (events(1), b"id: 1\nevent: delta\ndata: {}"),
+        (events(1, 2, 3), b"id: 3\nevent: delta\ndata: {}"),
+        (b"", b""),
+    ],
+)
+def test_the_last_event_has_no_empty_line(text: bytes, last: bytes) -> None:
+    assert sse.last_event(text) == last
+
+
+@pytest.mark.parametrize(
+    ("text", "after", "found"),
+    [
+        (events(1, 2, 3), 0, events(1, 2, 3)),
+        (events(1, 2, 3), 1, events(2, 3)),
+        (events(1, 2, 3), 3, b""),
+        (events(9, 10, 11), 9, events(10, 11)),
+        (events(1, 2, 1, 2, 3), 0, events(1, 2, 3)),
+        (events(1, 2, 2, 3), 1, events(2, 3)),
+        (b"", 0, b""),
+    ],
+)
+def test_events_after_a_number_are_selected_once_each(
+    text: bytes, after: int, found: bytes
+) -> None:
+    assert sse.events_after(text, after) == found
+
+
+def test_a_write_ends_with_the_event_that_reaches_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = len(events(1))
+    monkeypatch.setattr(sse, "MAX_WRITE_BYTES", 2 * size - 1)
+    assert list(sse.split_writes(events(1, 2, 3, 4, 5))) == [
+        events(1, 2, 3),
+        events(4, 5),
+    ]
+    monkeypatch.setattr(sse, "MAX_WRITE_BYTES", 2 * size - 2)
+    assert list(sse.split_writes(events(1, 2, 3, 4, 5))) == [
+        events(1, 2),
+        events(3, 4),
+        events(5),
+    ]
+    assert list(sse.split_writes(b"")) == []
+
+
+def test_a_buffer_returns_events_when_they_are_complete() -> None:
+    buffer = EventBuffer()
+    assert buffer.feed(b"data: 1\n") == b""
+    assert buffer.feed(b"\ndata: 2\n\nda") == b"data: 1\n\ndata: 2\n\n"
+    assert buffer.feed(b"ta: 3\n\n") == b"data: 3\n\n"
+    assert buffer.flush() == b""
+
+
+def test_a_buffer_accepts_line_ends_of_both_kinds() -> None:
+    buffer = EventBuffer()
+    assert buffer.feed(b"data: 1\r\n\r") == b""
+    assert buffer.feed(b"\ndata: 2") == b"data: 1\r\n\r\n"
+    assert buffer.feed(b"\n\ndata: 3\r\n\r\nd") == b"data: 2\n\ndata: 3\r\n\r\n"
+    assert buffer.feed(b"ata: 4\r\n\r\ndata: 5\n\n6") == b"data: 4\r\n\r\ndata: 5\n\n"
+    assert buffer.flush() == b"6\n\n"
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("rest", [b"data: 1", b"data: X", b"data: 1 "])
+def test_the_incomplete_event_at_the_end_of_a_stream_is_completed(rest: bytes, end: bytes) -> None:
+    buffer = EventBuffer()
+    assert buffer.feed(rest + end) == b""
+    assert buffer.flush() == rest + b"\n\n"
+    assert buffer.flush() == b""
+
+
+def test_line_ends_at_the_start_of_the_rest_are_not_removed() -> None:
+    buffer = EventBuffer()
+    assert buffer.feed(b"\ndata: 1") == b""
+    assert buffer.flush() == b"\ndata: 1\n\n"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 1000])
+def test_payloads_are_extracted_from_chunks_of_any_size(size: int) -> None:
+    stream = (
+        b': comment\nevent: x\ndata: {"a":1}\n\ndata:{"b":2}\r\n\r\n'
+        b'id: 4\ndata: \t"data: c" \n\nretry: 5\n\ndata: [DONE]\n\n'
+    )
+    parser = DataParser()
+    found: list[bytes] = []
+    for begin in range(0, len(stream), size):
+        found += parser.feed(stream[begin : begin + size])
+    assert found == [b'{"a":1}', b'{"b":2}', b'"data: c"', b"[DONE]"]
+    assert parser.pending_bytes == 0
+
+
+def test_a_parser_reports_the_length_of_the_incomplete_line() -> None:
+    parser = DataParser()
+    assert parser.pending_bytes == 0
+    assert parser.feed(b"data: 1\ndata") == [b"1"]
+    assert parser.pending_bytes == 4
+    assert parser.feed(b": 2") == []
+    assert parser.pending_bytes == 7
+    assert parser.feed(b"\n") == [b"2"]
+    assert parser.pending_bytes == 0

@@ -1,0 +1,144 @@
+"""Failures of Redis: which ones a client may retry, and what the log contains about them."""
+
+import asyncio
+
+import pytest
+from redis.exceptions import (
+    BusyLoadingError,
+    ExecAbortError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from groqchat.errors import HistoryFailed, HistoryUnavailable, StorageError
+from groqchat.storage.errors import TRANSIENT_REPLIES, redis_errors, storage_error
+
+
+def seen(error: StorageError) -> tuple[type[StorageError], str, float | None]:
+    return type(error), error.detail, error.retry_after_s
+
+
+def unavailable(detail: str) -> tuple[type[StorageError], str, float | None]:
+    return HistoryUnavailable, detail, 2.0
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (RedisConnectionError("Connection refused"), "ConnectionError: Connection refused"),
+        (RedisConnectionError(), "ConnectionError: no answer within the deadline"),
+        (RedisTimeoutError("Timeout reading"), "TimeoutError: Timeout reading"),
+        (TimeoutError(), "TimeoutError: no answer within the deadline"),
+        (OSError("Broken pipe"), "OSError: Broken pipe"),
+        (BusyLoadingError("Redis is loading"), "BusyLoadingError: Redis is loading"),
+    ],
+    ids=repr,
+)
+def test_a_failed_connection_is_unavailable_with_its_reason(error: Exception, detail: str) -> None:
+    assert seen(storage_error(error)) == unavailable(detail)
+
+
+@pytest.mark.parametrize("code", sorted(TRANSIENT_REPLIES))
+def test_a_temporary_error_reply_is_unavailable_with_its_code(code: str) -> None:
+    assert seen(storage_error(ResponseError(f"{code} because of secret-text"))) == unavailable(
+        f"ResponseError: {code}"
+    )
+
+
+def test_a_code_that_ends_with_a_colon_is_recognised() -> None:
+    error = ResponseError("LOADING: secret-text")
+    assert seen(storage_error(error)) == unavailable("ResponseError: LOADING:")
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (ExecAbortError("Transaction discarded"), "ExecAbortError: Transaction"),
+        (OutOfMemoryError("command not allowed"), "OutOfMemoryError: command"),
+        (ReadOnlyError("You can't write"), "ReadOnlyError: You"),
+    ],
+    ids=repr,
+)
+def test_a_temporary_error_class_without_its_code_is_unavailable(
+    error: Exception, detail: str
+) -> None:
+    assert seen(storage_error(error)) == unavailable(detail)
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (ResponseError("WRONGTYPE secret-text"), "ResponseError: WRONGTYPE"),
+        (NoScriptError("No matching script"), "NoScriptError: No"),
+        (ResponseError("ERR OOM secret-text"), "ResponseError: ERR"),
+        (ResponseError(), "ResponseError: "),
+    ],
+    ids=repr,
+)
+def test_any_other_error_reply_is_final(error: Exception, detail: str) -> None:
+    assert seen(storage_error(error)) == (HistoryFailed, detail, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (ResponseError("('WRONGTYPE Operation', 'ZADD')"), "ResponseError: WRONGTYPE"),
+        (
+            ResponseError("Command # 1 (ZADD k 1 secret) of pipeline caused error: WRONGTYPE it"),
+            "ResponseError: WRONGTYPE",
+        ),
+        (
+            ResponseError(
+                "Command # 1 (ZADD k 1 caused error: secret) of pipeline caused error: WRONGTYPE it"
+            ),
+            "ResponseError: WRONGTYPE",
+        ),
+        (
+            ResponseError("('Command # 1 (ZADD k) of pipeline caused error: WRONGTYPE it', 1)"),
+            "ResponseError: WRONGTYPE",
+        ),
+        (
+            ResponseError("Command # 1 (ZADD k) of pipeline caused error: (\"'WRONGTYPE' it\")"),
+            "ResponseError: WRONGTYPE'",
+        ),
+    ],
+    ids=repr,
+)
+def test_the_detail_does_not_contain_the_arguments_of_the_command(
+    error: Exception, detail: str
+) -> None:
+    assert seen(storage_error(error)) == (HistoryFailed, detail, None)
+
+
+async def test_a_block_that_succeeds_raises_nothing() -> None:
+    async with redis_errors(5):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("error", [RedisError("broken"), OSError("broken")], ids=repr)
+async def test_an_error_of_redis_becomes_a_storage_error_with_its_cause(error: Exception) -> None:
+    with pytest.raises(StorageError) as caught:
+        async with redis_errors(5):
+            raise error
+    assert seen(caught.value) == seen(storage_error(error))
+    assert caught.value.__cause__ is error
+
+
+async def test_a_block_that_exceeds_the_deadline_is_unavailable() -> None:
+    with pytest.raises(HistoryUnavailable) as caught:
+        async with asyncio.timeout(5), redis_errors(0.001):
+            await asyncio.Event().wait()
+    assert seen(caught.value) == unavailable("TimeoutError: no answer within the deadline")
+
+
+@pytest.mark.parametrize("error", [KeyError("k"), HistoryFailed("final")], ids=repr)
+async def test_any_other_error_of_the_block_is_raised_unchanged(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught:
+        async with redis_errors(5):
+            raise error
+    assert caught.value is error
