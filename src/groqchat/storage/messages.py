@@ -41,8 +41,8 @@ ID_PREFIX = b'{"id":"'
 ID_END = len(ID_PREFIX) + MICROS_DIGITS + 4
 
 # Fields with these values are not stored. Most messages have these values, and leaving them out
-# limits the memory of a short message to about 200 bytes. They are part of the storage format: a change
-# would change the meaning of stored messages.
+# limits the memory of a short message to about 200 bytes. They are part of the storage format: a
+# change would change the meaning of stored messages.
 UNSTORED_MODEL = "openai/gpt-oss-20b"
 UNSTORED_FINISH_REASON = "stop"
 

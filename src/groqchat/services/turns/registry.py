@@ -1,4 +1,4 @@
-"""The turn registry: follows and stops turns of this process and, through Redis, of other workers."""
+"""The turn registry: follows and stops turns of this worker and, through Redis, of others."""
 
 import asyncio
 import logging
@@ -135,8 +135,8 @@ class TurnRegistry:
     async def follow(self, turn_id: str, after: int = 0) -> AsyncIterator[bytes] | None:
         """Return an iterator over the events with a higher number than `after`.
 
-        Returns None if the turn is over and has no such events. Raises TurnNotFound if the turn does
-        not exist or is private.
+        Returns None if the turn is over and has no such events. Raises TurnNotFound if the turn
+        does not exist or is private.
         """
         local = self._local.get(turn_id)
         if local is not None and not local.turn.is_private:
@@ -242,7 +242,7 @@ class TurnRegistry:
             try:
                 await self._append(group, now)
             except HistoryFailed:
-                # An error in one command fails the future of all commands: find the turn that caused it.
+                # One failing command fails the whole call: find the turn that caused it.
                 for local in group:
                     await self._append_alone(local, now)
 
@@ -260,7 +260,7 @@ class TurnRegistry:
         try:
             await self._log.append([batch])
         except HistoryFailed as error:
-            # Redis rejects events that it has already, and keys of another type: do not send them again.
+            # Redis has these events already, or the key has another type: do not retry.
             log.info("Redis rejected events of turn %s: %s", batch.turn_id, error)
         local.mark_published(batch, now)
 
