@@ -215,3 +215,27 @@ async def test_a_cancellation_during_the_end_of_the_block_is_not_swallowed() -> 
         release.set()
         while any(task.get_name() == "slow to end" for task in asyncio.all_tasks()):
             await asyncio.sleep(0)
+
+
+async def test_a_step_that_awaits_a_cancelled_future_runs_again(delays: Delays) -> None:
+    future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+    future.cancel()
+    steps = Steps()
+
+    async def step() -> float:
+        return await future if steps.calls == 1 else await steps()
+
+    steps.calls = 1
+    async with background_task("work", step, failure_delay_s=7):
+        while not delays.recorded:
+            await asyncio.sleep(0)
+        steps.calls = 2
+        await steps.wait()
+    assert 7 in delays.recorded
+
+
+async def test_the_delay_after_a_failure_can_be_chosen(delays: Delays) -> None:
+    steps = Steps(ValueError("broken"))
+    async with background_task("work", steps, failure_delay_s=30):
+        await steps.wait()
+    assert delays.recorded == [30]

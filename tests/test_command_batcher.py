@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from groqchat.errors import HistoryFailed, HistoryUnavailable
 from groqchat.services.redis_chat_service import RedisChatService
@@ -160,3 +161,31 @@ async def test_a_failed_call_creates_no_reference_cycle(redis_url: str) -> None:
             assert gc.collect() < 50
         finally:
             gc.enable()
+
+
+async def test_a_batch_is_retried_although_an_earlier_batch_fails_meanwhile(
+    any_redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_failed = asyncio.Event()
+    attempts = 0
+
+    async def execute(connection: AbstractConnection, request: bytes, count: int) -> Any:
+        nonlocal attempts
+        if b"first" in request:
+            raise RedisConnectionError
+        attempts += 1
+        if attempts == 1:
+            await has_failed.wait()
+            raise RedisConnectionError
+        return await execute_raw(connection, request, count)
+
+    monkeypatch.setattr(command_batcher, "choose_execute", lambda: execute)
+    batcher = CommandBatcher(any_redis, timeout_s=5)
+    first = batcher.transact([("ECHO", "first")])
+    await asyncio.sleep(0)
+    second = batcher.transact([("ECHO", "second")])
+    with pytest.raises(HistoryUnavailable):
+        await first
+    has_failed.set()
+    assert await second == [b"second"]
+    assert attempts == 2

@@ -143,9 +143,8 @@ async def test_a_batch_without_an_answer_fails_at_its_deadline(server: Server) -
     server.behaviours = [blocked(asyncio.Event())]
     with pytest.raises(HistoryUnavailable) as failed:
         await batcher.transact([("ECHO", "x")])
-    assert failed.value.detail == "TimeoutError: no answer within the deadline"
+    assert failed.value.detail == "no answer within 0.01 s"
     assert failed.value.retry_after_s == 2.0
-    assert len(server.requests) == 1
 
 
 async def test_an_unexpected_error_is_logged_and_fails_its_batch_only(
@@ -235,16 +234,17 @@ async def test_the_first_error_of_a_transaction_fails_its_caller(server: Server)
 async def test_a_queue_of_too_many_bytes_rejects_calls(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command_batcher, "MAX_WAITING_BYTES", 100)
+    call = [("ECHO", "x")]
+    monkeypatch.setattr(command_batcher, "MAX_WAITING_BYTES", len(command_batcher._pack(call)))
     batcher = new_batcher(server)
-    first = batcher.transact([("ECHO", "x" * 101)])
-    with pytest.raises(HistoryUnavailable) as rejected:
-        batcher.transact([("ECHO", "y")])
-    assert rejected.value.detail == "1 calls are waiting already"
-    assert rejected.value.retry_after_s == 2.0
-    assert await first == [b"x" * 101]
-    # The sent call does not occupy the queue.
-    assert await batcher.transact([("ECHO", "y")]) == [b"y"]
+    for _ in range(2):
+        # The second call still fits; a sent call does not occupy the queue.
+        accepted = [batcher.transact(call), batcher.transact(call)]
+        with pytest.raises(HistoryUnavailable) as rejected:
+            batcher.transact(call)
+        assert rejected.value.detail == "2 calls are waiting already"
+        assert rejected.value.retry_after_s == 2.0
+        assert await asyncio.gather(*accepted) == [[b"x"], [b"x"]]
 
 
 async def test_a_queue_of_too_many_calls_rejects_calls(

@@ -213,7 +213,7 @@ async def test_a_read_ends_after_the_chunk_that_reaches_the_byte_limit(
 
 
 async def test_corrupt_members_do_not_count_as_messages(session: Session) -> None:
-    corrupt = [b"not json", b'{"role":"user"}']
+    corrupt = [b"not json", b'{"role":["user"],"content":""}']
     await session.redis.zadd(KEY, dict.fromkeys(corrupt, START / SECOND))
     await session.save(*messages(1, 2, 3))
     reader = session.reader()
@@ -336,3 +336,9 @@ async def test_values_beyond_the_limits_of_orjson_are_stored(session: Session) -
     assert read_messages(await session.reader().read(None, limit=1)) == [
         Message(id=stored.id, role="user", content="half ?", extra={"n": float(2**70)})
     ]
+
+
+def test_the_timestamp_of_a_message_is_the_time_in_its_id() -> None:
+    assert message(7).timestamp == "2024-01-15T10:30:45.000007+00:00"
+    assert message(7).score_text == "1705314645000007e-6"
+    assert message(7).score == 1705314645.000007

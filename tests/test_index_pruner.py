@@ -1,4 +1,4 @@
-"""Entries of the session index: how they are added and renewed, and the pruner."""
+"""Entries of the session index: how they are added, rebuilt and pruned."""
 
 import asyncio
 import logging
@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from groqchat.storage import index_pruner, session_index
 from groqchat.storage.index_pruner import INTERVAL_S, prune_index
+from groqchat.storage.reindex import Progress, reindex
 from groqchat.storage.session_index import SessionIndex
 
 INDEX = "chat:sessions"
@@ -152,3 +153,14 @@ async def test_a_session_that_is_written_while_its_entry_is_removed_stays_listed
             await index.page(limit=1, after=None, before=None, oldest_first=True) for _ in range(2)
         ]
     assert [page.sessions for page in pages] == [[], ["late"]]
+
+
+async def test_a_rebuild_reads_only_the_sorted_sets_of_sessions() -> None:
+    async with FakeAsyncRedis() as redis:
+        for number in range(200):
+            await create_session(redis, f"s{number}", ttl_s=1000)
+        await redis.zadd("leaderboard:of-another-program", {"member": 1.0})
+        await redis.zadd(INDEX, {"stale": time.time() - 100})
+        # One SCAN reads up to 1000 keys.
+        assert [step async for step in reindex(redis)] == [Progress(listed=200, unaddressable=0)]
+        assert await redis.zcard(INDEX) == 201

@@ -1,12 +1,19 @@
 """Message ids: they sort by time, contain their time, and do not repeat."""
 
 import random
+import re
 import time
 
 import pytest
 
-from groqchat.storage.message_ids import MESSAGE_ID, iso_time, micros_of, new_message_id
-from groqchat.storage.messages import member_id
+from groqchat.storage.message_ids import (
+    MAX_SCORE_S,
+    MESSAGE_ID,
+    iso_time,
+    micros_of,
+    new_message_id,
+)
+from groqchat.storage.messages import decode_member, member_id
 
 NOW_NS = 1_705_314_645_123_456_789
 NOW_MICROS = 1_705_314_645_123_456
@@ -77,3 +84,26 @@ def test_the_id_of_a_member_without_id_contains_its_time_and_a_digest(
 ) -> None:
     # The digest is blake2b of the member, with 8 bytes.
     assert member_id((b"{}", score)) == f"{micros:013x}01e7b720ff566d53"
+
+
+@pytest.mark.parametrize("score", [0.0, MAX_SCORE_S])
+def test_a_message_may_have_the_first_and_the_last_possible_time(score: float) -> None:
+    decoded = decode_member(b'{"role":"user","content":"c"}', score)
+    assert decoded is not None
+    assert decoded.score == score
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        b'{"id":"not an id"}',
+        b'{"id":"0123456789ABCDEF0"}',
+        b'{"id":"0123456789abcdef',
+        b"1234567" + b"0" * 17,
+        b'{"role":"user","id":"0123456789abcdef0"}',
+    ],
+)
+def test_an_id_is_derived_unless_the_member_starts_with_an_id(member: bytes) -> None:
+    derived = member_id((member, 1.0))
+    assert derived[:13] == f"{1_000_000:013x}"
+    assert re.fullmatch("[0-9a-f]{16}", derived[13:])

@@ -253,7 +253,9 @@ async def test_an_expired_cursor_continues_with_the_live_sessions() -> None:
     async with FakeAsyncRedis() as redis:
         now = time.time()
         index = await index_of(redis, "abc", now=now)
+        # Redis has not deleted the key yet.
         await redis.zadd("chat:sessions", {"expired": now - 50})
+        await redis.zadd("chat:session:expired", {"member": 1.0})
         assert (await page(index, f"x@{now - 100!r}")).sessions == ["a", "b", "c"]
         newest_first = await index.page(
             limit=9, after=f"b@{now + 101!r}", before=None, oldest_first=False

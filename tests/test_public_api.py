@@ -1,17 +1,22 @@
 """Private parts of the libraries: where they are used, and the service without them."""
 
+import asyncio
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import aiohttp
 import pytest
 import requests
 from aiohttp.client_proto import ResponseHandler
+from redis.asyncio import Redis
 from redis.asyncio.connection import Connection
+from redis.exceptions import ResponseError
 
-from groqchat.services.groq import aiohttp_internals
+from groqchat.services.groq import aiohttp_internals, client
 from groqchat.storage import redis_internals
+from tests.conftest import Serve
 from tests.support.service import Service
 
 ROOT = Path(__file__).parent.parent
@@ -61,14 +66,82 @@ def test_a_missing_part_of_redis_py_selects_the_public_api(
 @pytest.mark.parametrize("name", ["set_response_params", "should_close"])
 def test_a_missing_part_of_aiohttp_is_reported(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.delattr(ResponseHandler, name)
-    assert aiohttp_internals.missing_internals() == [f"aiohttp: ResponseHandler.{name}"]
+    missing = f"aiohttp.client_proto.ResponseHandler.{name}"
+    assert aiohttp_internals.missing_internals() == [missing]
 
 
 def test_a_changed_signature_in_aiohttp_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     async def connect(self: object, request: object) -> None: ...
 
     monkeypatch.setattr(aiohttp.TCPConnector, "connect", connect)
-    assert aiohttp_internals.missing_internals() == ["aiohttp: TCPConnector.connect"]
+    assert aiohttp_internals.missing_internals() == ["aiohttp.TCPConnector.connect"]
+
+
+async def test_a_moved_module_of_aiohttp_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiohttp.http_exceptions", None)
+    missing = ["aiohttp.http_exceptions.HttpProcessingError"]
+    assert aiohttp_internals.missing_internals() == missing
+
+
+@pytest.mark.parametrize("part", aiohttp_internals.EXPECTED, ids=lambda part: part[1])
+async def test_without_any_private_part_of_aiohttp_requests_use_its_public_api(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, part: tuple[str, str, Sequence[str]]
+) -> None:
+    module, name, _ = part
+    monkeypatch.setattr(
+        aiohttp_internals,
+        "EXPECTED",
+        [(module, f"{name}_renamed", ()), *aiohttp_internals.EXPECTED],
+    )
+    used: list[str] = []
+    for owner, method in (
+        (aiohttp_internals.RequestTemplate, "send"),
+        (aiohttp_internals.CleanIdleConnector, "_get"),
+    ):
+        monkeypatch.setattr(owner, method, lambda *_, method=method: used.append(method))
+    api = await serve()
+    answer = await api.post("/api/groq-chat/chat", json={"message": "Hello"})
+    assert (await answer.json())["message"].endswith("Messages received: 1.")
+    assert used == []
+
+
+async def test_without_the_private_parts_each_request_has_its_own_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing else would keep a stray response from the next request."""
+    monkeypatch.setattr(client, "missing_internals", lambda: ["part"])
+    connections: list[asyncio.Task[object] | None] = []
+
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.current_task())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstale")
+        # The client closes the connection.
+        await reader.read()
+        writer.close()
+
+    async with (
+        await asyncio.start_server(respond, "127.0.0.1", 0) as server,
+        client.open_http_session(10) as session,
+    ):
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        found: list[bytes] = []
+        for _ in range(3):
+            async with session.get(url) as response:
+                found.append(await response.read())
+    await asyncio.gather(*(task for task in connections if task))
+    assert (found, len(connections)) == ([b"ok"] * 3, 3)
+
+
+async def test_an_error_reply_of_the_public_api_has_no_traceback(redis: Redis) -> None:
+    await redis.set("k", "value")
+    connection = await redis.connection_pool.get_connection()  # type: ignore[no-untyped-call] # redis-py has no types here
+    request = b"".join(connection.pack_command("ZCARD", "k"))
+    (error,) = await redis_internals.execute_public(connection, request, 1)
+    await redis.connection_pool.release(connection)
+    assert isinstance(error, ResponseError)
+    assert error.__traceback__ is None
 
 
 def test_the_service_works_with_renamed_internals_and_warns_once(tmp_path: Path) -> None:

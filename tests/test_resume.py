@@ -253,3 +253,14 @@ def test_the_size_of_one_write_is_limited() -> None:
     assert max(map(len, writes)) <= MAX_WRITE_BYTES
     assert b"".join(split_writes(b"".join(turn.events))) == b"".join(turn.events)
     assert max(map(len, split_writes(b"".join(turn.events)))) <= MAX_WRITE_BYTES + 2000
+
+
+async def test_other_workers_receive_events_even_if_stop_requests_cannot_be_read(
+    serve: Serve, api: ClientSession, redis: Redis
+) -> None:
+    await redis.set(keys.STOP_REQUESTS, "not a stream")
+    response, start = await start_stream(api)
+    await all_events(response)
+    other = await serve()
+    followed = await other.get(f"{BASE}/chat/{start.data['turn_id']}/events")
+    assert [event.name for event in await all_events(followed)][-1] == "done"

@@ -135,15 +135,15 @@ def test_payloads_are_extracted_from_chunks_of_any_size(size: int) -> None:
     for begin in range(0, len(stream), size):
         found += parser.feed(stream[begin : begin + size])
     assert found == [b'{"a":1}', b'{"b":2}', b'"data: c"', b"[DONE]"]
-    assert parser.pending_bytes == 0
+    assert parser.rest == b""
 
 
-def test_a_parser_reports_the_length_of_the_incomplete_line() -> None:
+def test_an_incomplete_line_is_the_rest_of_a_parser() -> None:
     parser = DataParser()
-    assert parser.pending_bytes == 0
+    assert parser.rest == b""
     assert parser.feed(b"data: 1\ndata") == [b"1"]
-    assert parser.pending_bytes == 4
+    assert parser.rest == b"data"
     assert parser.feed(b": 2") == []
-    assert parser.pending_bytes == 7
+    assert parser.rest == b"data: 2"
     assert parser.feed(b"\n") == [b"2"]
-    assert parser.pending_bytes == 0
+    assert parser.rest == b""

@@ -89,14 +89,10 @@ class DataParser:
     """
 
     def __init__(self) -> None:
-        self._rest = b""
-
-    @property
-    def pending_bytes(self) -> int:
-        """The length of the line that is not complete yet."""
-        return len(self._rest)
+        # The line that is not complete yet.
+        self.rest = b""
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the payloads of all `data` lines that are complete after this chunk."""
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        *lines, self.rest = (self.rest + chunk).split(b"\n")
         return [line[len(DATA) :].strip() for line in lines if line.startswith(DATA)]

@@ -164,7 +164,7 @@ class CommandBatcher:
         except (RedisError, OSError) as error:
             self._is_unavailable = True
             for call in batch:
-                _fail(call, storage_error(error))
+                _fail(call, storage_error(error, timeout_s=self._timeout_s))
         except Exception as error:
             log.exception("sending a batch of commands failed")
             for call in batch:
@@ -188,13 +188,14 @@ class CommandBatcher:
 
         After a batch failed, the next one is sent once: every caller would wait for the delays.
         """
+        may_retry = not self._is_unavailable
         attempt = 0
         while True:
             try:
                 return await self._round_trip(groups)
             except (RedisConnectionError, OSError):
                 delay_s = None if attempt else 0.0
-                if self._is_unavailable or not await RETRIES.wait(attempt, delay_s=delay_s):
+                if not may_retry or not await RETRIES.wait(attempt, delay_s=delay_s):
                     raise
             attempt += 1
 

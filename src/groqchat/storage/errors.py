@@ -37,16 +37,21 @@ async def redis_errors(timeout_s: float) -> AsyncIterator[None]:
         async with asyncio.timeout(timeout_s):
             yield
     except (RedisError, OSError) as error:
-        raise storage_error(error) from error
+        raise storage_error(error, timeout_s=timeout_s) from error
 
 
-def storage_error(error: Exception) -> StorageError:
-    """Return the StorageError for an error of redis-py, without the arguments of the command."""
+def storage_error(error: Exception, *, timeout_s: float | None = None) -> StorageError:
+    """Return the StorageError for an error of redis-py, without the arguments of the command.
+
+    `timeout_s` is the deadline whose end raised a TimeoutError.
+    """
+    if isinstance(error, TimeoutError) and timeout_s is not None:
+        return unavailable(f"no answer within {timeout_s:g} s")
     # redis-py puts the command, and so the message text, in front of the reason, as a tuple's repr.
     reason = str(error).rpartition("caused error: ")[2].lstrip("('\"")
     kind = type(error).__name__
     if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
-        return unavailable(f"{kind}: {reason or 'no answer within the deadline'}")
+        return unavailable(f"{kind}: {reason}" if reason else kind)
     code = reason.split(" ", 1)[0]
     if code.rstrip(":") in TRANSIENT_REPLIES or kind in TRANSIENT_CLASSES:
         return unavailable(f"{kind}: {code}")

@@ -95,4 +95,5 @@ async def _read_reply(connection: AbstractConnection) -> Any:
     try:
         return await connection.read_response()
     except ResponseError as error:
-        return error
+        # A traceback would make the returned error part of a reference cycle.
+        return error.with_traceback(None)

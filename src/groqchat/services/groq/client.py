@@ -274,8 +274,12 @@ def strip_tracebacks(error: BaseException) -> BaseException:
 
 
 def open_http_session(max_connections: int) -> aiohttp.ClientSession:
-    """Return the session of the process; each concurrent turn may hold one connection."""
-    connector = CleanIdleConnector(limit=max_connections, keepalive_timeout=KEEPALIVE_S)
+    """Return the HTTP session for Groq; each concurrent turn needs one connection."""
+    connector: aiohttp.TCPConnector
+    if missing_internals():
+        connector = aiohttp.TCPConnector(limit=max_connections, force_close=True)
+    else:
+        connector = CleanIdleConnector(limit=max_connections, keepalive_timeout=KEEPALIVE_S)
     return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
 

@@ -66,7 +66,9 @@ class ModelCatalog:
             yield
             return
         try:
-            async with background_task("refresh the list of models", self._refresh_step):
+            async with background_task(
+                "refresh the list of models", self._refresh_step, failure_delay_s=RETRY_S
+            ):
                 yield
         finally:
             if self._refresh_task is not None:

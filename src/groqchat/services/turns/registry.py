@@ -220,9 +220,10 @@ class TurnRegistry:
         await asyncio.sleep(COALESCE_S)
         try:
             if self._is_idle:
-                # Earlier stop requests are for turns that are over.
-                self._last_stop_request = await self._log.last_stop_request()
+                # Earlier stop requests are for turns that are over. If this read fails, the events
+                # must be written all the same from now on.
                 self._is_idle = False
+                self._last_stop_request = await self._log.last_stop_request()
             await self._flush()
             await self._apply_stop_requests()
             self._is_failing = False
