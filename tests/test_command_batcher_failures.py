@@ -157,10 +157,8 @@ async def test_an_unexpected_error_is_logged_and_fails_its_batch_only(
         await batcher.transact([("ECHO", "x")])
     assert seen(failed.value) == (HistoryFailed, "KeyError")
     [record] = caplog.records
-    assert (record.levelno, record.getMessage()) == (
-        logging.ERROR,
-        "sending a batch of commands failed",
-    )
+    assert record.levelno == logging.ERROR
+    assert record.getMessage() == "sending a batch of commands failed"
     assert record.exc_info is not None
     assert record.exc_info[1] is error
     assert await batcher.transact([("ECHO", "y")]) == [b"y"]
@@ -187,22 +185,25 @@ async def test_a_connection_is_reused_until_it_fails(server: Server) -> None:
     assert server.redis.connection_pool._in_use_connections == {server.connections[-1]}
 
 
-async def test_a_rejected_command_sends_the_calls_of_its_group_alone(server: Server) -> None:
+async def test_a_rejected_command_sends_the_calls_of_its_group_alone(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_batcher, "MAX_GROUP_CALLS", 2)
     batcher = new_batcher(server)
     aborted = ResponseError("EXECABORT Transaction discarded")
     rejected = ResponseError("ERR unknown command")
-    server.behaviours = [
-        replies_with([b"OK", b"QUEUED", rejected, aborted]),
-        replies_with([b"OK", b"QUEUED", [b"a"], b"OK", rejected, aborted]),
-    ]
+    wrong = [b"OK", rejected, aborted]
+    groups = [b"OK", b"QUEUED", rejected, aborted]
+    alone = [b"OK", b"QUEUED", [b"a"], *wrong, *wrong, b"OK", b"QUEUED", [b"b"]]
+    server.behaviours = [replies_with([*groups, *groups]), replies_with(alone)]
     results = await asyncio.gather(
-        batcher.transact([("ECHO", "a")]),
-        batcher.transact([("WRONG",)]),
+        *(batcher.transact([(name,)]) for name in ("A", "WRONG", "WRONG", "B")),
         return_exceptions=True,
     )
-    assert results[0] == [b"a"]
-    assert seen(results[1]) == (HistoryFailed, "ResponseError: ERR")
-    assert server.requests == [2, 2 + FRAME]
+    assert [results[0], results[3]] == [[b"a"], [b"b"]]
+    for result in results[1:3]:
+        assert seen(result) == (HistoryFailed, "ResponseError: ERR")
+    assert server.requests == [4 + FRAME, 4 + 3 * FRAME]
 
 
 async def test_a_rejected_single_call_is_not_sent_again(server: Server) -> None:
@@ -293,16 +294,19 @@ async def test_a_call_that_is_cancelled_while_its_batch_runs_does_not_affect_the
 
 async def test_calls_that_arrive_during_two_flushes_wait_for_one_of_them(server: Server) -> None:
     batcher = new_batcher(server)
+    await batcher.transact([("ECHO", "earlier")])
     release = asyncio.Event()
     server.behaviours = [blocked(release), blocked(release)]
-    calls = [batcher.transact([("ECHO", 0)])]
-    await until(lambda: server.requests == [1])
-    calls.append(batcher.transact([("ECHO", 1)]))
-    await until(lambda: server.requests == [1, 1])
+    calls = []
+    for number in range(2):
+        calls.append(batcher.transact([("ECHO", number)]))
+        await until(lambda: len(server.requests) == 1 + len(calls))
     calls += [batcher.transact([("ECHO", number)]) for number in (2, 3, 4)]
+    assert (await asyncio.wait(calls, timeout=0.01))[0] == set()
+    assert server.requests == [1, 1, 1]
     release.set()
     assert await asyncio.gather(*calls) == [[b"%d" % number] for number in range(5)]
-    assert server.requests == [1, 1, 3]
+    assert server.requests == [1, 1, 1, 3]
 
 
 async def test_a_call_that_waits_for_the_deadline_is_not_sent(

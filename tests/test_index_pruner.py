@@ -89,9 +89,7 @@ async def test_a_redis_that_does_not_answer_is_logged_at_the_deadline(
         monkeypatch.setattr(redis, "execute_command", never)
         async with prune_index(redis, 0.01):
             await delays.wait_for_the_interval()
-    assert caplog.messages == [
-        "could not prune the session index: TimeoutError: no answer within the deadline"
-    ]
+    assert caplog.messages == ["could not prune the session index: no answer within 0.01 s"]
 
 
 async def test_a_rejected_command_is_logged_with_its_code_only(

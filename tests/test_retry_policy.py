@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from groqchat.retry import Backoff, Deadlines, RetryPolicy
+from groqchat.retry import Backoff, Deadline, Deadlines, RetryPolicy
 
 BACKOFF = Backoff(base_s=0.5, cap_s=3.0)
 
@@ -151,19 +151,23 @@ async def test_one_timer_serves_all_blocks(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_blocks_end_in_the_order_in_which_they_began(
     callback_errors: list[dict[str, Any]],
 ) -> None:
-    deadlines = Deadlines(0.02)
-    ended: list[int] = []
+    deadlines = Deadlines(0.1)
+    ended: list[float] = []
 
-    async def block(number: int) -> None:
-        with pytest.raises(TimeoutError), deadlines.start():
+    async def block(deadline: Deadline) -> None:
+        with pytest.raises(TimeoutError), deadline:
             await asyncio.Event().wait()
-        ended.append(number)
+        assert deadline.left_s <= 0
+        ended.append(deadline.when)
 
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        for number in range(4):
-            group.create_task(block(number))
-            await asyncio.sleep(0.005)
-    assert ended == [0, 1, 2, 3]
+    started: list[Deadline] = []
+    for _ in range(4):
+        started.append(deadlines.start())
+        await asyncio.sleep(0.02)
+    # No block begins after the first one has ended: only the timer can end the others.
+    async with asyncio.timeout(5):
+        await asyncio.gather(*map(block, started))
+    assert ended == [deadline.when for deadline in started]
     assert callback_errors == []
 
 
