@@ -258,9 +258,15 @@ def test_the_size_of_one_write_is_limited() -> None:
 async def test_other_workers_receive_events_even_if_stop_requests_cannot_be_read(
     serve: Serve, api: ClientSession, redis: Redis
 ) -> None:
+    other = await serve()
     await redis.set(keys.STOP_REQUESTS, "not a stream")
     response, start = await start_stream(api)
     await all_events(response)
-    other = await serve()
+
+    async def is_written() -> bool:
+        return bool(await redis.exists(keys.turn_key(start.data["turn_id"])))
+
+    await wait_until(is_written)
     followed = await other.get(f"{BASE}/chat/{start.data['turn_id']}/events")
+    assert followed.status == 200, await followed.text()
     assert [event.name for event in await all_events(followed)][-1] == "done"
