@@ -1,4 +1,4 @@
-"""Building the session index from the sessions that exist in Redis."""
+"""Adding the sessions that exist in Redis to the session index."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from groqchat.models import is_session_id
 from groqchat.storage import keys
 from groqchat.storage.session_index import SessionIndex
 
-# Keys for each SCAN: between two of them the server executes the commands of other clients.
+# The COUNT of each SCAN, which limits its work: Redis serves other clients between two SCANs.
 SCAN_BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """The result of one SCAN: sessions added, and keys with an invalid session id."""
+    """The result of one SCAN: sessions in the index now, and keys with an invalid session id."""
 
     listed: int
     unaddressable: int
 
 
 async def reindex(redis: Redis) -> AsyncIterator[Progress]:
-    """Add every existing session to the index, in batches of SCAN_BATCH keys."""
+    """Add every existing session to the index; yield the result of each SCAN."""
     index = SessionIndex(redis)
     cursor = 0
     while True:
