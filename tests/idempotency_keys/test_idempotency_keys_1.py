@@ -1,0 +1,130 @@
+"""Idempotency keys: which request runs the turn of a key, and which requests follow it."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from fakeredis import FakeAsyncRedis
+
+from groqchat.errors import (
+    IdempotencyKeyReused,
+)
+from groqchat.storage import keys
+from tests.idempotency_keys.conftest import KEY, Worker, is_removed, read, request
+from tests.support.streams import wait_until
+
+
+async def test_the_first_request_runs_the_turn_and_the_others_follow_it(
+    worker: Worker, other: Worker
+) -> None:
+    release = asyncio.Event()
+
+    async def wait() -> None:
+        await release.wait()
+
+    worker.groq.before = wait
+    events, turn = await worker.keys.follow(KEY, request())
+    assert turn is not None
+    assert turn.is_shared is True
+    same_worker, same_turn = await worker.keys.follow(KEY, request())
+    other_worker, other_turn = await other.keys.follow(KEY, request())
+    assert same_turn is None
+    assert other_turn is None
+    release.set()
+    expected = await read(events)
+    assert expected == b"".join(turn.events)
+    assert await read(same_worker) == await read(other_worker) == expected
+    assert (len(worker.groq.prompts), len(other.groq.prompts)) == (1, 0)
+    messages = (await worker.history.get_session_history("s")).messages
+    assert [message.content for message in messages] == ["Hello", "Hi"]
+    assert messages[0].id == turn.id
+
+
+async def test_a_later_request_receives_the_same_outcome(worker: Worker, other: Worker) -> None:
+    first = await worker.outcome()
+    assert first["message"] == "Hi"
+    assert await worker.outcome() == first
+    assert await other.outcome() == first
+    assert len(worker.groq.prompts) == 1
+
+
+async def test_different_keys_run_different_turns(worker: Worker) -> None:
+    first, second = await worker.outcome("a"), await worker.outcome("b")
+    assert first["turn_id"] != second["turn_id"]
+    assert len(worker.groq.prompts) == 2
+
+
+async def test_a_turn_without_a_session_id_has_one_session_for_all_requests(
+    worker: Worker,
+) -> None:
+    first = await worker.outcome("a", session_id=None)
+    assert await worker.outcome("a", session_id=None) == first
+    other = await worker.outcome("b", session_id=None)
+    assert first["session_id"] != other["session_id"]
+    assert len(first["session_id"]) == 36
+
+
+async def test_a_turn_uses_the_session_id_of_its_request(worker: Worker) -> None:
+    assert (await worker.outcome(session_id="given"))["session_id"] == "given"
+
+
+@pytest.mark.parametrize("fields", [{"stream": True}, {"on_disconnect": "cancel"}])
+async def test_the_form_of_delivery_may_differ_between_requests(
+    worker: Worker, fields: dict[str, Any]
+) -> None:
+    first = await worker.outcome()
+    assert await worker.outcome(**fields) == first
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"message": "Bye"}, {"session_id": "t"}, {"session_id": None}, {"context": 1}, {"top_p": 1}],
+)
+async def test_a_key_cannot_be_reused_with_a_different_request(
+    worker: Worker, fields: dict[str, Any]
+) -> None:
+    await worker.outcome()
+    with pytest.raises(IdempotencyKeyReused) as error:
+        await worker.keys.follow(KEY, request(**fields))
+    assert error.value.param == "Idempotency-Key"
+    assert len(worker.groq.prompts) == 1
+
+
+async def test_the_record_of_a_key_expires_after_an_hour_and_contains_no_key(
+    worker: Worker, fake_redis: FakeAsyncRedis
+) -> None:
+    response = await worker.outcome()
+    (name,) = await fake_redis.keys(f"{keys.IDEMPOTENCY_PREFIX}*")
+    assert KEY.encode() not in name
+    assert len(name) == len(keys.IDEMPOTENCY_PREFIX) + 64
+    assert keys.IDEMPOTENCY_TTL_S - 5 <= await fake_redis.ttl(name) <= keys.IDEMPOTENCY_TTL_S
+    record = json.loads(await fake_redis.get(name) or b"")
+    assert record == {
+        "turn_id": response["turn_id"],
+        "session_id": "s",
+        "fingerprint": record["fingerprint"],
+    }
+    assert len(record["fingerprint"]) == 64
+
+
+async def test_a_claim_expires_with_the_lease_if_its_worker_dies(
+    worker: Worker, fake_redis: FakeAsyncRedis
+) -> None:
+    _, turn = await worker.keys.follow(KEY, request())
+    assert turn is not None
+    ttl_s = await fake_redis.ttl(keys.claim_key(turn.id))
+    assert keys.TURN_LEASE_S - 5 <= ttl_s <= keys.TURN_LEASE_S
+    await turn.final_event()
+
+
+@pytest.mark.parametrize("session_id", ["s", None])
+async def test_a_request_runs_the_turn_whose_claim_has_expired(
+    worker: Worker, other: Worker, fake_redis: FakeAsyncRedis, session_id: str | None
+) -> None:
+    first = await worker.outcome(session_id=session_id)
+    await wait_until(lambda: is_removed(worker, first["turn_id"]))
+    await fake_redis.delete(keys.turn_key(first["turn_id"]), keys.claim_key(first["turn_id"]))
+    second = await other.outcome(session_id=session_id)
+    assert (second["turn_id"], second["session_id"]) == (first["turn_id"], first["session_id"])
+    assert len(other.groq.prompts) == 1

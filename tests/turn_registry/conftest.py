@@ -1,0 +1,159 @@
+"""What the tests of this folder share."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+from fakeredis import FakeAsyncRedis, FakeServer
+from redis.asyncio import Redis
+
+from groqchat.errors import HistoryFailed, StorageError
+from groqchat.services.turns.registry import TurnRegistry
+from groqchat.services.turns.turn import Turn
+from groqchat.storage.command_batcher import CommandBatcher
+from groqchat.storage.event_log import EventLog
+from groqchat.storage.keys import Command
+from groqchat.storage.message_ids import MICROS_DIGITS, micros_of, new_message_id
+
+DONE = {"message": "Hi", "finish_reason": "stop"}
+
+
+STOPPED = {"message": "", "finish_reason": "stopped"}
+
+
+class Clock:
+    """The time of the event loop, which a test can move forward."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop = asyncio.get_running_loop()
+        real_time = loop.time
+        self._offset_s = 0.0
+        monkeypatch.setattr(loop, "time", lambda: real_time() + self._offset_s)
+
+    async def advance(self, seconds: float) -> None:
+        """Move the time forward and run everything that is due."""
+        self._offset_s += seconds
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the test's event loop."""
+    return Clock(monkeypatch)
+
+
+class RecordingBatcher(CommandBatcher):
+    """A command batcher that records its commands; `error` makes every transaction fail.
+
+    `rejected` is the id of a turn whose events Redis rejects.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(redis, timeout_s=5)
+        self.commands: list[Command] = []
+        self.transactions: list[list[Command]] = []
+        self.error: StorageError | None = None
+        self.rejected = ""
+
+    def transact(self, commands: Sequence[Command]) -> Any:
+        if self.error is not None:
+            raise self.error
+        writes = [command for command in commands if command[0] == "XADD"]
+        if self.rejected and any(self.rejected in str(command[1]) for command in writes):
+            raise HistoryFailed("rejected")
+        self.commands += commands
+        self.transactions.append(list(commands))
+        return super().transact(commands)
+
+    def named(self, *name: object) -> list[Command]:
+        """Return the commands that start with these words."""
+        return [command for command in self.commands if command[: len(name)] == name]
+
+
+class Worker:
+    """The turn registry of one worker."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.batcher = RecordingBatcher(redis)
+        self.registry = TurnRegistry(EventLog(self.batcher), lambda error: {"error": str(error)})
+
+    def start(self, turn_id: str | None = None, **kind: bool) -> Turn:
+        """Start a turn with its `start` event."""
+        turn = Turn(turn_id or new_message_id(), "s", **kind)
+        turn.add("start", {"turn_id": turn.id})
+        self.registry.add(turn)
+        return turn
+
+    async def follow(self, turn_id: str, after: int = 0) -> bytes | None:
+        """Return the events of a turn, which must end; None if there are none after a number."""
+        async with asyncio.timeout(10):
+            events = await self.registry.follow(turn_id, after)
+            if events is None:
+                return None
+            return b"".join([each async for each in events])
+
+    async def published(self, turn_id: str) -> bytes:
+        """Return the events of a turn that are in Redis."""
+        found = await EventLog(self.batcher).read(turn_id, 0)
+        return found.events
+
+
+@pytest.fixture
+async def fake_redis() -> AsyncIterator[FakeAsyncRedis]:
+    """An empty database of fakeredis."""
+    async with FakeAsyncRedis(server=FakeServer()) as client:
+        yield client
+
+
+@pytest.fixture
+async def worker(fake_redis: FakeAsyncRedis) -> Worker:
+    """The worker that runs the turns; it publishes nothing by itself."""
+    return Worker(fake_redis)
+
+
+@pytest.fixture
+async def other(fake_redis: FakeAsyncRedis) -> Worker:
+    """Another worker on `fake_redis`."""
+    return Worker(fake_redis)
+
+
+@pytest.fixture
+async def publishing(worker: Worker) -> AsyncIterator[Worker]:
+    """The worker that runs the turns, and publishes their events."""
+    async with worker.registry.publishing():
+        yield worker
+
+
+async def publish(worker: Worker) -> None:
+    """Publish the events that are not in Redis yet."""
+    async with worker.registry.publishing():
+        pass
+
+
+def finish(turn: Turn, data: dict[str, Any] | None = None) -> None:
+    turn.add("done", DONE if data is None else data)
+    turn.end()
+
+
+def old_id(age_s: float) -> str:
+    """Return the id of a turn that started this long ago."""
+    new = new_message_id()
+    return f"{micros_of(new) - int(age_s * 1_000_000):013x}{new[MICROS_DIGITS:]}"
+
+
+async def has_polled(worker: Worker) -> bool:
+    return len(worker.batcher.named("XRANGE")) >= 2
+
+
+async def has_no_turns(worker: Worker) -> bool:
+    return not worker.registry._local
+
+
+async def is_published(worker: Worker, turn: Turn) -> bool:
+    return await worker.published(turn.id) == b"".join(turn.events)
+
+
+def is_local(worker: Worker, turn: Turn) -> bool:
+    return turn.id in worker.registry._local
