@@ -21,9 +21,9 @@ async def background_task(
 ) -> AsyncIterator[None]:
     """Call `step` repeatedly until the context exits.
 
-    `step` returns the delay before its next call, in seconds. If it raises, the error is logged
-    with its traceback and `step` is called again after `failure_delay_s`. When the context exits, a
-    running step is cancelled.
+    `step` returns the delay before its next call, in seconds. If it raises an exception, the
+    exception is logged with its traceback and `step` is called again after `failure_delay_s`. When
+    the context exits, a running step is cancelled.
     """
     stopping = asyncio.Event()
     task = asyncio.create_task(

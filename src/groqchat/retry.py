@@ -13,10 +13,10 @@ MAX_DOUBLINGS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """Exponential delays: `base_s`, doubled for each attempt, at most `cap_s`.
+    """Exponential delays: `base_s`, doubled for each attempt up to `cap_s`.
 
-    `jitter` lengthens each delay by a random share of it, so that clients that failed together
-    do not retry together.
+    Then `jitter` lengthens the delay by a random share, up to `jitter` times the delay, so that
+    clients that failed together do not retry together.
     """
 
     base_s: float
@@ -54,8 +54,8 @@ class Deadlines:
     """Time limits of `limit_s` seconds for many blocks of code, with one timer for all of them.
 
     Works as asyncio.timeout(limit_s), which creates a timer for each block and takes 5 us: more
-    than everything else around a request to Groq. Blocks with the same limit end in the order in
-    which they began, so one timer for the oldest is enough.
+    than everything else around a request to Groq. Equal limits expire in the order in which their
+    blocks began, so one timer for the oldest is enough.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -65,12 +65,12 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> "Deadline":
-        """Return the deadline of one block, which begins now; use it in a `with` statement."""
+        """Return the deadline of a `with` block, which must begin immediately."""
         return Deadline(self, self.loop.time() + self._limit_s)
 
     @cached_property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop, cached because get_running_loop() is a system call in Python 3.11."""
+        """The event loop, cached because get_running_loop() makes a system call in Python 3.11."""
         return asyncio.get_running_loop()
 
     def add(self, deadline: "Deadline") -> None:

@@ -1,7 +1,7 @@
 """Server-sent events: the one encoder and the one parser.
 
-Format: WHATWG HTML, section "Server-sent events". The events that the service creates have the
-fields `id`, `event` and `data`, in this order, each on one line; `data` is JSON.
+Format: WHATWG HTML, section "Server-sent events". The events of a turn have the fields `id`,
+`event` and `data`, in this order, each on one line; `data` is JSON.
 """
 
 from collections.abc import Iterator
@@ -12,12 +12,16 @@ EVENT_END = b"\n\n"
 DATA = b"data:"
 # The marks that may end an event of another server.
 EVENT_ENDS = (EVENT_END, b"\r\n\r\n")
-# The largest write to one client; limits the memory of a slow client beyond the shared events.
+# The usual limit of one write; limits the service's memory for a slow client. A write contains
+# complete events, so it may exceed this by one event.
 MAX_WRITE_BYTES = 64 * 1024
 
 
 def encode_event(data: bytes, *, name: str | None = None, number: int | None = None) -> bytes:
-    """Return one event; `data` is JSON on one line, `number` is the event's id."""
+    """Return one event; `data` is JSON on one line.
+
+    `number` is the event's id and requires a `name`.
+    """
     if number is not None and name is not None:
         return b"id: %d\nevent: %b\ndata: %b\n\n" % (number, name.encode(), data)
     return (

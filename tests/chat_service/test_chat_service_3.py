@@ -132,7 +132,7 @@ async def test_without_redis_a_retry_may_repeat_the_incomplete_answer(
     service.batcher.calls, service.batcher.failures = 0, [1]
     caplog.clear()
     await run_to_end(service, request(stream=True), turn_id=turn_id)
-    assert caplog.messages == ["the history may contain an incomplete answer twice: down"]
+    assert caplog.messages == ["the incomplete answer of an earlier attempt was not removed: down"]
     assert await service.contents() == ["Hello", "Hello", "Complete"]
 
 

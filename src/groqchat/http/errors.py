@@ -39,7 +39,7 @@ STATUS: dict[type[errors.GroqChatError], int] = {
 DEFAULT_RETRY_AFTER_S = 1
 # Beyond this number, listing the invalid fields takes longer than it helps.
 MAX_DETAILS = 50
-# The names of unknown fields are truncated to this length; known names are shorter.
+# Paths of unknown fields are truncated to this length; those of known fields are shorter.
 MAX_PARAM_CHARS = 64
 RETRY_AFTER_STATUS = frozenset({429, 503})
 
@@ -61,7 +61,7 @@ _MESSAGES = {
 
 
 class RequestError(Exception):
-    """A request that is rejected before it reaches a service."""
+    """An error that is known as an API error already: an invalid request, or a failed turn."""
 
     def __init__(self, error: "ApiError") -> None:
         super().__init__(error.message)
@@ -172,7 +172,7 @@ def error_from_event(data: dict[str, Any]) -> RequestError:
 
 
 def api_error_for_status(status: int) -> ApiError:
-    """Return the error for a status that aiohttp itself sets."""
+    """Return the error for an HTTP status without an error class of its own."""
     phrase = HTTPStatus(status).phrase
     return ApiError(
         status=status,
@@ -182,7 +182,7 @@ def api_error_for_status(status: int) -> ApiError:
 
 
 def validation_error(error: ValidationError) -> ApiError:
-    """Return an error that names every invalid field but contains no values."""
+    """Return an error that names up to MAX_DETAILS invalid fields but contains no values."""
     if error.error_count() > MAX_DETAILS:
         return ApiError(
             status=422,

@@ -1,4 +1,4 @@
-"""Tuning of Python's garbage collector: fewer collections, full ones only at low load."""
+"""Tuning of Python's garbage collector: fewer collections, full ones preferably at low load."""
 
 import gc
 from collections.abc import AsyncIterator, Callable
@@ -7,10 +7,9 @@ from contextlib import asynccontextmanager
 from groqchat.background import background_task
 
 # With Python's own thresholds (700, 10, 10), collections take a tenth of the CPU time. A turn
-# creates about a hundred tracked objects and hardly ever a cycle; a failed turn creates a few
-# cycles. With these thresholds, a young collection runs every few hundred turns and takes
-# milliseconds. Objects that survive it, for example those of thousands of concurrent turns, wait
-# for a full collection.
+# creates about a hundred tracked objects, frees most of them and hardly ever creates a cycle. With
+# these thresholds, a young collection runs every few hundred turns and takes milliseconds. Objects
+# that survive it, for example those of thousands of concurrent turns, wait for a full collection.
 THRESHOLDS = (5_000, 1000, 1000)
 FULL_COLLECTION_INTERVAL_S = 60.0
 # With this number of running turns, a full collection takes about ten milliseconds; with 5,000,
@@ -22,7 +21,9 @@ MAX_POSTPONED = 10
 
 @asynccontextmanager
 async def tuned_gc(running_turns: Callable[[], int]) -> AsyncIterator[None]:
-    """Collect young objects less often and all objects only at low load, until the context exits.
+    """Collect young objects less often, and all objects preferably at low load.
+
+    Applies until the context exits.
 
     A full collection blocks the event loop for up to 0.3 s. Objects that exist already are
     excluded from all collections.

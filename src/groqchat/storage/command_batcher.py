@@ -99,7 +99,7 @@ class CommandBatcher:
 
     @cached_property
     def _loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop, cached because get_running_loop() is a system call in Python 3.11."""
+        """The event loop, cached because get_running_loop() makes a system call in Python 3.11."""
         return asyncio.get_running_loop()
 
     def transact(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:

@@ -14,8 +14,9 @@ from groqchat.errors import ConfigurationError
 from groqchat.settings import Settings
 from groqchat.storage.embedded import EmbeddedServer
 
-# The first command on a connection that the server closed while it was idle fails: redis-py
-# retries at once, and again after a short delay. The deadline of the operation limits both.
+# The first command on a connection that the server closed while it was idle fails. redis-py then
+# retries it up to this number of times, after short random delays. The deadline of the caller's
+# operation limits them.
 RETRIES = 2
 RETRY_BASE_S = 0.02
 RETRY_CAP_S = 0.2
@@ -30,7 +31,10 @@ def attach_redis(settings: Settings) -> AbstractAsyncContextManager[Redis]:
 
 
 def open_redis(settings: Settings) -> AbstractAsyncContextManager[Redis]:
-    """Open the configured client; it connects with its first command."""
+    """Open the configured client; start the embedded server if it is configured.
+
+    The client connects with its first command.
+    """
     url = settings.redis_url.get_secret_value() if settings.redis_url else ""
     scheme = url.partition(":")[0]
     return _OPENERS.get(scheme, _open_server)(url, settings)

@@ -11,7 +11,8 @@ Item = TypeVar("Item")
 # How many further members may have the cursor's score before the read is repeated with a higher
 # count. With timestamps in microseconds, equal scores are rare.
 TIES = 8
-# An import may write thousands of members with one score. Beyond this count the read ends.
+# An import may write thousands of members with one score. After a read with at least this number
+# of ties, no further read follows.
 MAX_TIES = 65_536
 TIES_FACTOR = 8
 
@@ -26,7 +27,7 @@ async def read_after(
 
     `fetch(count)` reads at most `count` items, starting at the cursor's score. `start(items,
     is_end)` returns the index of the first item that follows the cursor, or len(items) if there
-    is none; `is_end` is true if there are no further items.
+    is none; `is_end` is true if no further items will be read.
     """
     ties = TIES
     while True:

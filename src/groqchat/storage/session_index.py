@@ -64,11 +64,12 @@ class SessionIndex:
                 break
             cursor = members[-1]
         if end is not None:
-            inside = _members_before(end, found, ascending=ascending)
+            inside = _members_exclusive(end, found, ascending=ascending)
             exhausted = exhausted or len(inside) < len(found)
             found = inside
         listed = found[:limit]
-        # The last member that was read, even if its session does not exist: the rest follows it.
+        # The next page starts after the last listed session; on a short page, after the last member
+        # that was read, even if its session does not exist.
         last = listed[-1] if len(found) > limit else cursor
         names = [name.decode(errors="replace") for name, _ in listed]
         return SessionPage(
@@ -78,11 +79,11 @@ class SessionIndex:
         )
 
     async def prune(self) -> int:
-        """Remove up to PRUNE_BATCH entries of expired sessions and return their number.
+        """Remove about PRUNE_BATCH entries of expired sessions and return their number.
 
         Removes by score, not by name: a session that becomes active meanwhile has another score.
         """
-        now = _before(time.time())
+        now = _exclusive(time.time())
         last = await self._redis.zrange(
             keys.SESSIONS_INDEX,
             "-inf",
@@ -175,7 +176,7 @@ class SessionIndex:
             return await pipe.execute()
 
 
-def _members_before(
+def _members_exclusive(
     end: ScoredMember, members: Sequence[ScoredMember], *, ascending: bool
 ) -> list[ScoredMember]:
     """Return the members before `end`, in reading order."""
@@ -203,5 +204,5 @@ def _score(text: str) -> float | None:
     return score if score == score else None  # noqa: PLR0124 - NaN differs from itself
 
 
-def _before(score: float) -> str:
+def _exclusive(score: float) -> str:
     return f"({score!r}"

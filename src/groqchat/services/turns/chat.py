@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 class _TurnState:
     """The user message and session of a turn, and whether the user message is stored.
 
-    `is_retry`: an earlier request may have run the turn before, under an Idempotency-Key.
+    `is_retry`: the turn has an Idempotency-Key, so an earlier request may have run it.
     """
 
     session_id: str
@@ -50,10 +50,11 @@ class _TurnState:
 
 
 class ChatService:
-    """Answers user messages, as a whole or as a stream of events.
+    """Runs turns: `answer` in the task of its request, `start` in a task of its own.
 
-    A turn without events runs in the task of its request. aiohttp does not cancel that task when
-    the client disconnects (`handler_cancellation=False`), so the answer is stored in any case.
+    A turn that `start` runs has events, whether or not its completion is streamed. The task of a
+    request is not cancelled when the client disconnects (`handler_cancellation=False`), so the
+    answer is stored then too.
     """
 
     def __init__(
@@ -90,7 +91,8 @@ class ChatService:
     ) -> Turn:
         """Start a turn in a task of its own and return it.
 
-        With a `turn_id`, an earlier request may have started the turn, and others may follow it.
+        With a `turn_id`, an earlier request may have run the turn already, and other clients may
+        follow its events.
         """
         self._limiter.check()
         state = self._new_state(request, turn_id=turn_id, session_id=session_id)
@@ -181,7 +183,7 @@ class ChatService:
         try:
             await self._history.drop_incomplete_answer(state.session_id, state.user_message)
         except StorageError as error:
-            log.warning("the history may contain an incomplete answer twice: %s", error)
+            log.warning("the incomplete answer of an earlier attempt was not removed: %s", error)
 
     async def _store_user_message(
         self, request: ChatRequest, state: _TurnState
@@ -203,7 +205,8 @@ class ChatService:
     async def _store_answer(self, state: _TurnState, answer: Message) -> bool:
         """Store the answer, and the user message if it is not stored yet.
 
-        An answer that was cut short before its first character is not stored.
+        An empty answer that was cut short is not stored: nothing is missing then. If the user
+        message was deleted since, the answer is not stored either.
         """
         answers = [answer] if answer.content or not answer.status else []
         if not state.is_stored:
@@ -216,6 +219,7 @@ class ChatService:
         """Return the model's whole answer; an empty answer if the turn is stopped."""
         async with turn.stoppable():
             return await self._groq.complete(prompt)
+        # Reached if the turn is stopped, because `stoppable` suppresses the cancellation.
         error = turn.stop_error()
         if error is not None:
             raise error
@@ -224,7 +228,10 @@ class ChatService:
         )
 
     async def _stream_completion(self, turn: Turn, prompt: Prompt) -> Completion:
-        """Add the model's answer to the turn as it arrives, and return the completion."""
+        """Add the model's answer to the turn as it arrives, and return the completion.
+
+        After the first text, an error is not raised but set as the turn's `error`.
+        """
         parser = StreamParser(prompt.model)
         texts: list[str] = []
         size = 0

@@ -29,7 +29,10 @@ def build_prompt(
     earlier: Sequence[PromptMessage],
     settings: Settings,
 ) -> Prompt:
-    """Return the prompt: the earlier messages within the token budget, then the user message."""
+    """Return the prompt: the earlier messages within the token budget, then the user message.
+
+    The budget does not include the user message and the system prompt.
+    """
     options = {
         "temperature": request.temperature,
         "top_p": request.top_p,
@@ -49,7 +52,7 @@ def build_prompt(
 def fit_to_budget(earlier: Sequence[PromptMessage], tokens: int) -> Sequence[PromptMessage]:
     """Return the latest messages that fit into an estimated number of tokens, in order."""
     contents = [message["content"] for message in earlier]
-    # A character is one token at most: if this sum fits, no exact estimate is necessary.
+    # The estimate below counts at most one token for each character: if this sum fits, it fits.
     upper_bound = sum(map(len, contents)) + TOKENS_PER_MESSAGE * len(contents)
     if (
         upper_bound <= tokens

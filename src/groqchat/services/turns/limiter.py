@@ -103,7 +103,7 @@ class TurnLimiter:
 
     @cached_property
     def _loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop, cached because get_running_loop() is a system call in Python 3.11."""
+        """The event loop, cached because get_running_loop() makes a system call in Python 3.11."""
         return asyncio.get_running_loop()
 
     def _current_task(self) -> Task:
