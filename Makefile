@@ -40,7 +40,7 @@ lock: ## Pin the dependencies of the container image in requirements.lock
 	$(VENV)-lock/bin/python -m pip freeze --exclude groqchat > requirements.lock
 	rm -rf $(VENV)-lock
 
-bench: $(VENV)/.bench ## Compare with the floor and the naive service, in under five minutes
+bench: $(VENV)/.bench ## Compare with the floor and the naive service, in about six minutes
 	$(BIN)/python -m benchmarks
 
 clean: ## Remove the environment and the caches, but not the messages in .data

@@ -1,4 +1,4 @@
-"""`make bench`: run every measurement in under five minutes and write the report."""
+"""`make bench`: run every measurement in about six minutes and write the report."""
 
 import sys
 from pathlib import Path
