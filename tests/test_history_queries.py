@@ -1,33 +1,55 @@
-"""The history store: the commands that it sends, repeated saves, partial failures."""
+"""The history store: removed messages, pages, and sessions."""
 
+from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any
 
 import pytest
-from fakeredis import FakeAsyncRedis
+from fakeredis import FakeAsyncRedis, FakeServer
 
 from groqchat.services.redis_chat_service import (
     HistoryPage,
     RedisChatService,
+    SessionInfo,
 )
-from groqchat.storage.messages import FAILED, INCOMPLETE, encode_member
-from tests.history_store.conftest import (
-    INDEX,
-    KEY,
-    RecordingBatcher,
-    new_answer,
-    numbered,
-    read_page,
-    stored,
-)
+from groqchat.storage.messages import FAILED, INCOMPLETE, Message, encode_member
+from tests.support.recording_batcher import RecordingBatcher
 from tests.support.store import new_message
 
+TTL_S = 1000
+KEY = "chat:session:s"
+INDEX = "chat:sessions"
 
-async def test_the_answer_to_a_deleted_message_is_not_saved(
-    history: RedisChatService, fake_redis: FakeAsyncRedis
-) -> None:
-    answer = new_answer("Hi")
-    assert await history.try_save("s", answer, user_message=new_message("Hello")) is False
-    assert await fake_redis.keys() == []
+
+@pytest.fixture
+async def fake_redis() -> AsyncIterator[FakeAsyncRedis]:
+    """An empty database of fakeredis."""
+    async with FakeAsyncRedis(server=FakeServer()) as client:
+        yield client
+
+
+@pytest.fixture
+async def batcher(fake_redis: FakeAsyncRedis) -> RecordingBatcher:
+    """The command batcher of `history`."""
+    return RecordingBatcher(fake_redis)
+
+
+@pytest.fixture
+async def history(fake_redis: FakeAsyncRedis, batcher: RecordingBatcher) -> RedisChatService:
+    """A history store on `fake_redis`."""
+    return RedisChatService(fake_redis, batcher, ttl_s=TTL_S, timeout_s=5)
+
+
+async def stored(history: RedisChatService) -> list[Message]:
+    return (await history.get_session_history("s")).messages
+
+
+def new_answer(content: str, **fields: str) -> Message:
+    return new_message(content, "assistant", finish_reason="stop", **fields)
+
+
+def numbered(count: int) -> list[Message]:
+    return [new_message(f"m{number}") for number in range(count)]
 
 
 async def test_the_remaining_messages_stay_in_the_session_and_the_index(
@@ -118,6 +140,14 @@ async def test_clearing_a_session_is_one_transaction(
     assert batcher.transactions == [[("UNLINK", KEY), ("ZREM", INDEX, "s")]]
 
 
+async def read_page(history: RedisChatService, **options: Any) -> tuple[list[str], bool]:
+    page = await history.get_session_history("s", **options)
+    ids = [message.id for message in page.messages]
+    assert (page.first_id, page.last_id) == (ids[0], ids[-1]) if ids else (None, None)
+    assert page.message_count == 6
+    return [message.content for message in page.messages], page.has_more
+
+
 async def test_pages_start_after_and_end_before_a_message(history: RedisChatService) -> None:
     messages = numbered(6)
     ids = [message.id for message in messages]
@@ -181,3 +211,92 @@ async def test_a_page_of_corrupt_members_has_their_ids(
     assert (page.first_id or "")[:13] == f"{1_000_000:013x}"
     assert (page.last_id or "")[:13] == f"{2_500_000:013x}"
     assert caplog.messages == ["skipped 2 corrupt member(s) of session s"]
+
+
+async def test_corrupt_members_are_not_part_of_a_page_and_are_counted_in_the_log(
+    history: RedisChatService, fake_redis: FakeAsyncRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    messages = numbered(2)
+    await history.save_message("s", *messages)
+    await fake_redis.zadd(KEY, {"corrupt": 1, "broken": 2, "damaged": 3})
+    page = await history.get_session_history("s")
+    assert (page.messages, page.message_count) == (messages, 5)
+    assert (page.first_id, page.last_id) == (messages[0].id, messages[1].id)
+    assert caplog.messages == ["skipped 3 corrupt member(s) of session s"]
+
+
+async def test_the_size_is_the_number_of_members(history: RedisChatService) -> None:
+    await history.save_message("s", *numbered(3))
+    assert await history.get_session_size("s") == 3
+
+
+async def test_sessions_are_listed_in_pages(history: RedisChatService) -> None:
+    names = ["a", "b", "c", "d"]
+    for name in names:
+        await history.save_message(name, new_message("Hello"))
+
+    async def page(**options: Any) -> list[str]:
+        return (await history.get_all_sessions(**options)).sessions
+
+    assert await page() == names[::-1]
+    assert await page(oldest_first=True) == names
+    assert await page(limit=1) == ["d"]
+    assert await page(after="c") == ["b", "a"]
+    assert await page(before="c") == ["d"]
+    assert await page(after="d", before="a") == ["c", "b"]
+
+
+async def test_the_info_of_a_session_contains_its_times_and_its_expiry(
+    history: RedisChatService, fake_redis: FakeAsyncRedis
+) -> None:
+    first, _, last = messages = numbered(3)
+    await history.save_message("s", *messages)
+    await fake_redis.pexpire(KEY, 501_400)
+    before_s = datetime.fromisoformat(new_message("now").timestamp).timestamp()
+    info = await history.get_session_info("s")
+    after_s = datetime.fromisoformat(new_message("now").timestamp).timestamp()
+    assert info is not None
+    assert info == SessionInfo(
+        session_id="s",
+        message_count=3,
+        first_message_time=first.timestamp,
+        last_message_time=last.timestamp,
+        expires_at=info.expires_at,
+        ttl_seconds=501,
+    )
+    expires_at_s = datetime.fromisoformat(info.expires_at or "").timestamp()
+    assert before_s + 500.5 < expires_at_s < after_s + 501.5
+
+
+async def test_a_session_without_a_ttl_never_expires(
+    history: RedisChatService, fake_redis: FakeAsyncRedis
+) -> None:
+    await fake_redis.zadd(KEY, {'{"role":"user","content":"Hello"}': 1})
+    assert await history.get_session_info("s") == SessionInfo(
+        session_id="s",
+        message_count=1,
+        first_message_time="1970-01-01T00:00:01.000000+00:00",
+        last_message_time="1970-01-01T00:00:01.000000+00:00",
+        expires_at=None,
+        ttl_seconds=None,
+    )
+
+
+async def test_an_unknown_session_has_no_info(history: RedisChatService) -> None:
+    assert await history.get_session_info("s") is None
+
+
+@pytest.mark.parametrize("error", [ConnectionError("down"), ValueError("a bug"), None])
+async def test_the_store_is_connected_if_redis_answers(
+    history: RedisChatService,
+    fake_redis: FakeAsyncRedis,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception | None,
+) -> None:
+    async def ping() -> bool:
+        if error is not None:
+            raise error
+        return True
+
+    monkeypatch.setattr(fake_redis, "ping", ping)
+    assert await history.is_connected() is (error is None)

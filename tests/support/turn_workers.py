@@ -1,11 +1,9 @@
-"""What the tests of this folder share."""
+"""Workers that share a Redis: their turn registries, and the commands that they send."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import pytest
-from fakeredis import FakeAsyncRedis, FakeServer
 from redis.asyncio import Redis
 
 from groqchat.errors import HistoryFailed, StorageError
@@ -17,31 +15,7 @@ from groqchat.storage.keys import Command
 from groqchat.storage.message_ids import MICROS_DIGITS, micros_of, new_message_id
 
 DONE = {"message": "Hi", "finish_reason": "stop"}
-
-
 STOPPED = {"message": "", "finish_reason": "stopped"}
-
-
-class Clock:
-    """The time of the event loop, which a test can move forward."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        loop = asyncio.get_running_loop()
-        real_time = loop.time
-        self._offset_s = 0.0
-        monkeypatch.setattr(loop, "time", lambda: real_time() + self._offset_s)
-
-    async def advance(self, seconds: float) -> None:
-        """Move the time forward and run everything that is due."""
-        self._offset_s += seconds
-        for _ in range(20):
-            await asyncio.sleep(0)
-
-
-@pytest.fixture
-async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of the test's event loop."""
-    return Clock(monkeypatch)
 
 
 class RecordingBatcher(CommandBatcher):
@@ -100,32 +74,6 @@ class Worker:
         return found.events
 
 
-@pytest.fixture
-async def fake_redis() -> AsyncIterator[FakeAsyncRedis]:
-    """An empty database of fakeredis."""
-    async with FakeAsyncRedis(server=FakeServer()) as client:
-        yield client
-
-
-@pytest.fixture
-async def worker(fake_redis: FakeAsyncRedis) -> Worker:
-    """The worker that runs the turns; it publishes nothing by itself."""
-    return Worker(fake_redis)
-
-
-@pytest.fixture
-async def other(fake_redis: FakeAsyncRedis) -> Worker:
-    """Another worker on `fake_redis`."""
-    return Worker(fake_redis)
-
-
-@pytest.fixture
-async def publishing(worker: Worker) -> AsyncIterator[Worker]:
-    """The worker that runs the turns, and publishes their events."""
-    async with worker.registry.publishing():
-        yield worker
-
-
 async def publish(worker: Worker) -> None:
     """Publish the events that are not in Redis yet."""
     async with worker.registry.publishing():
@@ -143,17 +91,5 @@ def old_id(age_s: float) -> str:
     return f"{micros_of(new) - int(age_s * 1_000_000):013x}{new[MICROS_DIGITS:]}"
 
 
-async def has_polled(worker: Worker) -> bool:
-    return len(worker.batcher.named("XRANGE")) >= 2
-
-
-async def has_no_turns(worker: Worker) -> bool:
-    return not worker.registry._local
-
-
 async def is_published(worker: Worker, turn: Turn) -> bool:
     return await worker.published(turn.id) == b"".join(turn.events)
-
-
-def is_local(worker: Worker, turn: Turn) -> bool:
-    return turn.id in worker.registry._local

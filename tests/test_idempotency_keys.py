@@ -2,17 +2,49 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from fakeredis import FakeAsyncRedis
+from fakeredis import FakeAsyncRedis, FakeServer
 
 from groqchat.errors import (
     IdempotencyKeyReused,
+    Overloaded,
+    ShuttingDown,
+    UnknownModel,
 )
 from groqchat.storage import keys
-from tests.idempotency_keys.conftest import KEY, Worker, is_removed, read, request
+from tests.support.key_workers import KEY, Worker, request
 from tests.support.streams import wait_until
+
+
+@pytest.fixture
+async def fake_redis() -> AsyncIterator[FakeAsyncRedis]:
+    """An empty database of fakeredis."""
+    async with FakeAsyncRedis(server=FakeServer()) as client:
+        yield client
+
+
+@pytest.fixture
+async def worker(fake_redis: FakeAsyncRedis) -> AsyncIterator[Worker]:
+    """A worker."""
+    worker = Worker(fake_redis)
+    async with worker.turns.publishing():
+        yield worker
+
+
+@pytest.fixture
+async def other(fake_redis: FakeAsyncRedis) -> AsyncIterator[Worker]:
+    """Another worker on `fake_redis`."""
+    worker = Worker(fake_redis)
+    async with worker.turns.publishing():
+        yield worker
+
+
+async def read(events: AsyncIterator[bytes]) -> bytes:
+    async with asyncio.timeout(10):
+        return b"".join([each async for each in events])
 
 
 async def test_the_first_request_runs_the_turn_and_the_others_follow_it(
@@ -128,3 +160,38 @@ async def test_a_request_runs_the_turn_whose_claim_has_expired(
     second = await other.outcome(session_id=session_id)
     assert (second["turn_id"], second["session_id"]) == (first["turn_id"], first["session_id"])
     assert len(other.groq.prompts) == 1
+
+
+async def is_removed(worker: Worker, turn_id: str) -> bool:
+    return turn_id not in worker.turns._local
+
+
+async def test_a_turn_that_cannot_start_deletes_its_claim(
+    worker: Worker, other: Worker, fake_redis: FakeAsyncRedis
+) -> None:
+    worker.groq.is_known = False
+    with pytest.raises(UnknownModel):
+        await worker.outcome()
+    assert await fake_redis.keys(f"{keys.CLAIM_PREFIX}*") == []
+    assert (await other.outcome())["message"] == "Hi"
+
+
+async def test_a_full_or_stopping_worker_claims_no_turn(
+    worker: Worker,
+) -> None:
+    release = asyncio.Event()
+
+    async def wait() -> None:
+        await release.wait()
+
+    worker.groq.before = wait
+    running = [asyncio.create_task(worker.chat.answer(request())) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await worker.outcome()
+    release.set()
+    await asyncio.gather(*running)
+    await worker.limiter.drain(0, lambda: None)
+    with pytest.raises(ShuttingDown):
+        await worker.outcome()
+    assert worker.batcher.count("SET", keys.CLAIM_PREFIX) == 0

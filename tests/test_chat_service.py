@@ -1,20 +1,36 @@
-"""The chat service: the messages, the response and the events of a turn, with each failure."""
+"""The chat service: the response to a message, and the messages that a turn stores."""
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterator
 
 import pytest
 
 from groqchat.errors import (
     CompletionRejected,
     Overloaded,
+    ShuttingDown,
     UnknownModel,
 )
 from groqchat.models import ChatResponse
 from groqchat.services.groq.completions import Prompt
 from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import Message
-from tests.chat_service.conftest import ACTUAL_MODEL, MODEL, Service, prompts, request
+from tests.support.turn_service import (
+    ACTUAL_MODEL,
+    MODEL,
+    Service,
+    open_service,
+    prompts,
+    request,
+)
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Service]:
+    """A chat service on an empty database of fakeredis, with room for two turns."""
+    async with open_service() as service:
+        yield service
 
 
 async def test_an_answer_is_returned_and_both_messages_are_stored(service: Service) -> None:
@@ -69,15 +85,19 @@ async def test_the_prompt_contains_the_earlier_messages(service: Service) -> Non
     ]
 
 
+@pytest.mark.parametrize(("length", "count"), [(3_000, 21), (1_000, 60)])
 async def test_the_token_budget_limits_how_much_of_a_long_context_is_read(
-    service: Service,
+    service: Service, length: int, count: int
 ) -> None:
-    long = [Message(id=new_message_id(), role="user", content="x" * 3_000) for _ in range(60)]
+    long = [Message(id=new_message_id(), role="user", content="x" * length) for _ in range(60)]
     await service.history.save_message("s", *long)
     service.batcher.calls = 0
-    # The budget of 24,000 tokens is 96,000 bytes: fewer than the first 50 messages have.
     await service.chat.answer(request(context=1000))
-    assert service.batcher.calls == 2
+    (prompt,) = service.groq.prompts
+    assert len(prompt.messages) == count + 1
+    # The budget of 16,000 tokens is 64,000 bytes. The first 50 messages are read with the first
+    # write; the others only if these have fewer bytes.
+    assert (service.batcher.calls == 2) is (50 * length >= 64_000)
 
 
 async def test_without_a_session_id_the_turn_gets_a_new_session(service: Service) -> None:
@@ -180,3 +200,13 @@ async def test_the_user_message_is_stored_if_the_completion_fails(service: Servi
     with pytest.raises(CompletionRejected):
         await service.chat.answer(request("second"))
     assert await service.contents() == ["first", "second"]
+
+
+async def test_a_drain_rejects_new_turns(service: Service) -> None:
+    await service.limiter.drain(0, lambda: None)
+    for start in (service.chat.check, lambda: service.chat.start(request())):
+        with pytest.raises(ShuttingDown):
+            start()
+    with pytest.raises(ShuttingDown):
+        await service.chat.answer(request())
+    assert service.groq.prompts == []

@@ -1,15 +1,56 @@
-"""The turn registry: turns of this worker and of others, their events in Redis, stop requests."""
+"""Following a turn: the events of this worker's turns, and those of other workers' turns."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
+from fakeredis import FakeAsyncRedis, FakeServer
 
-from groqchat.errors import HistoryUnavailable, TurnNotFound
+from groqchat.errors import HistoryUnavailable, TurnLost, TurnNotFound
+from groqchat.services.turns.registry import last_events
 from groqchat.sse import MAX_WRITE_BYTES
 from groqchat.storage import keys
 from groqchat.storage.message_ids import new_message_id
+from tests.support.clock import Clock
 from tests.support.streams import wait_until
-from tests.turn_registry.conftest import Clock, Worker, finish, has_polled, old_id, publish
+from tests.support.turn_workers import (
+    Worker,
+    finish,
+    old_id,
+    publish,
+)
+
+
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the test's event loop."""
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+async def fake_redis() -> AsyncIterator[FakeAsyncRedis]:
+    """An empty database of fakeredis."""
+    async with FakeAsyncRedis(server=FakeServer()) as client:
+        yield client
+
+
+@pytest.fixture
+async def worker(fake_redis: FakeAsyncRedis) -> Worker:
+    """The worker that runs the turns; it publishes nothing by itself."""
+    return Worker(fake_redis)
+
+
+@pytest.fixture
+async def other(fake_redis: FakeAsyncRedis) -> Worker:
+    """Another worker on `fake_redis`."""
+    return Worker(fake_redis)
+
+
+@pytest.fixture
+async def publishing(worker: Worker) -> AsyncIterator[Worker]:
+    """The worker that runs the turns, and publishes their events."""
+    async with worker.registry.publishing():
+        yield worker
 
 
 async def test_a_turn_of_this_worker_is_followed_without_redis(worker: Worker) -> None:
@@ -108,7 +149,7 @@ async def test_a_new_turn_is_awaited_for_two_seconds(
         await other.follow(turn_id)
     # The rest of the two seconds, in polls of 25 ms.
     assert set(slept) == {0.025}
-    assert 36 <= len(slept) <= 40
+    assert 20 <= len(slept) <= 40
     assert len(other.batcher.named("XRANGE")) == len(slept) + 1
 
 
@@ -121,6 +162,10 @@ async def test_a_new_turn_is_found_as_soon_as_it_is_published(
     turn = publishing.start(turn_id)
     finish(turn)
     assert await following == b"".join(turn.events)
+
+
+async def has_polled(worker: Worker) -> bool:
+    return len(worker.batcher.named("XRANGE")) >= 2
 
 
 async def test_polls_become_rarer_while_there_are_no_events(
@@ -225,3 +270,26 @@ async def test_each_successful_read_lets_a_follower_wait_for_a_further_lease(
     await asyncio.sleep(0.001)
     assert not following.done()
     following.cancel()
+
+
+async def test_a_turn_that_disappears_is_lost(
+    worker: Worker, other: Worker, fake_redis: FakeAsyncRedis
+) -> None:
+    turn = worker.start()
+    await publish(worker)
+    events = await other.registry.follow(turn.id)
+    assert events is not None
+    assert await anext(events) == turn.events[0]
+    await fake_redis.delete(keys.turn_key(turn.id))
+    with pytest.raises(TurnLost) as lost:
+        await asyncio.wait_for(anext(events), 5)
+    assert lost.value.detail == f"turn {turn.id}"
+
+
+async def test_the_last_events_of_a_stream_are_returned_after_its_end() -> None:
+    async def stream() -> AsyncIterator[bytes]:
+        yield b"first"
+        yield b"last"
+
+    assert await last_events(stream()) == b"last"
+    assert await last_events(None) == b""

@@ -1,12 +1,12 @@
-"""What the tests of this folder share."""
+"""A chat service with a scripted model, and helpers that run its turns."""
 
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
 
 from groqchat import sse
@@ -30,8 +30,6 @@ from groqchat.storage.keys import Command
 from groqchat.storage.messages import Message
 
 MODEL = "requested/model"
-
-
 ACTUAL_MODEL = "actual/model"
 
 
@@ -121,24 +119,6 @@ def encode_error(error: Exception) -> dict[str, Any]:
     return {"code": code, "type": type(error).__name__}
 
 
-@pytest.fixture
-async def service() -> AsyncIterator[Service]:
-    """A chat service on an empty database of fakeredis, with room for two turns."""
-    async with FakeAsyncRedis(server=FakeServer()) as redis:
-        batcher = FlakyBatcher(redis, timeout_s=5)
-        history = RedisChatService(redis, batcher, ttl_s=1000, timeout_s=5)
-        groq, limiter = ScriptedGroq(), TurnLimiter(2)
-        turns = TurnRegistry(EventLog(batcher), encode_error)
-        chat = ChatService(
-            history=history,
-            groq=cast("GroqClient", groq),
-            turns=turns,
-            limiter=limiter,
-            settings=Settings(groq_default_model=MODEL),
-        )
-        yield Service(chat, groq, batcher, history, turns, limiter)
-
-
 def request(message: str = "Hello", **fields: Any) -> ChatRequest:
     return ChatRequest(message=message, **{"session_id": "s", **fields})
 
@@ -167,31 +147,19 @@ def prompts(service: Service) -> list[list[tuple[str, str]]]:
     ]
 
 
-async def stop_during_the_completion(
-    service: Service, reason: Any, *, stream: bool, texts: Sequence[str]
-) -> Turn:
-    """Start a turn, stop it after these parts of its answer, and return it after its end."""
-    reached = asyncio.Event()
-
-    async def hang() -> None:
-        reached.set()
-        await asyncio.Event().wait()
-
-    service.groq.texts = [*texts, "never sent"] if texts else []
-    if texts:
-        remaining = len(texts)
-
-        async def hang_after_the_texts() -> None:
-            nonlocal remaining
-            remaining -= 1
-            if not remaining:
-                await hang()
-
-        service.groq.after_part = hang_after_the_texts
-    else:
-        service.groq.before = hang
-    turn = service.chat.start(request(stream=stream))
-    await asyncio.wait_for(reached.wait(), 5)
-    turn.stop(reason)
-    await asyncio.wait_for(turn.final_event(), 5)
-    return turn
+@asynccontextmanager
+async def open_service() -> AsyncIterator[Service]:
+    """A chat service on an empty database of fakeredis, with room for two turns."""
+    async with FakeAsyncRedis(server=FakeServer()) as redis:
+        batcher = FlakyBatcher(redis, timeout_s=5)
+        history = RedisChatService(redis, batcher, ttl_s=1000, timeout_s=5)
+        groq, limiter = ScriptedGroq(), TurnLimiter(2)
+        turns = TurnRegistry(EventLog(batcher), encode_error)
+        chat = ChatService(
+            history=history,
+            groq=cast("GroqClient", groq),
+            turns=turns,
+            limiter=limiter,
+            settings=Settings(groq_default_model=MODEL, chat_context_tokens=16_000),
+        )
+        yield Service(chat, groq, batcher, history, turns, limiter)

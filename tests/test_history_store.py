@@ -1,26 +1,60 @@
-"""The history store: the commands that it sends, repeated saves, partial failures."""
+"""The history store: saves, the context that they return, and repeated saves."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
-from fakeredis import FakeAsyncRedis
+from fakeredis import FakeAsyncRedis, FakeServer
+from redis.asyncio import Redis
 
 from groqchat.errors import HistoryFailed, HistoryUnavailable, SessionCleared
 from groqchat.services.redis_chat_service import (
     FIRST_CONTEXT,
     RedisChatService,
 )
-from groqchat.storage.messages import encode_member
-from tests.history_store.conftest import (
-    INDEX,
-    KEY,
-    TTL_S,
-    FailingBatcher,
-    RecordingBatcher,
-    new_answer,
-    numbered,
-    prompt,
-    stored,
-)
-from tests.support.store import new_message
+from groqchat.storage.keys import Command
+from groqchat.storage.messages import Message, PromptMessage, encode_member
+from tests.support.recording_batcher import RecordingBatcher
+from tests.support.store import MODEL, new_message
+
+TTL_S = 1000
+KEY = "chat:session:s"
+INDEX = "chat:sessions"
+
+
+@pytest.fixture
+async def fake_redis() -> AsyncIterator[FakeAsyncRedis]:
+    """An empty database of fakeredis."""
+    async with FakeAsyncRedis(server=FakeServer()) as client:
+        yield client
+
+
+@pytest.fixture
+async def batcher(fake_redis: FakeAsyncRedis) -> RecordingBatcher:
+    """The command batcher of `history`."""
+    return RecordingBatcher(fake_redis)
+
+
+@pytest.fixture
+async def history(fake_redis: FakeAsyncRedis, batcher: RecordingBatcher) -> RedisChatService:
+    """A history store on `fake_redis`."""
+    return RedisChatService(fake_redis, batcher, ttl_s=TTL_S, timeout_s=5)
+
+
+async def stored(history: RedisChatService) -> list[Message]:
+    return (await history.get_session_history("s")).messages
+
+
+def prompt(*messages: Message) -> list[PromptMessage]:
+    return [{"role": each.role, "content": each.content} for each in messages]
+
+
+def new_answer(content: str, **fields: str) -> Message:
+    return new_message(content, "assistant", finish_reason="stop", **fields)
+
+
+def numbered(count: int) -> list[Message]:
+    return [new_message(f"m{number}") for number in range(count)]
 
 
 async def test_a_save_without_context_sends_one_transaction_without_a_read(
@@ -173,6 +207,19 @@ async def test_with_a_context_the_user_message_is_not_checked(history: RedisChat
     assert await stored(history) == [before, new]
 
 
+class FailingBatcher(RecordingBatcher):
+    """A command batcher whose first transactions fail with these errors."""
+
+    def __init__(self, redis: Redis, *errors: Exception) -> None:
+        super().__init__(redis)
+        self._errors = list(errors)
+
+    async def _run(self, number: int, commands: Sequence[Command]) -> list[Any]:
+        if self._errors:
+            raise self._errors.pop(0)
+        return await super()._run(number, commands)
+
+
 async def test_a_confirmed_save_is_not_repeated(
     history: RedisChatService, batcher: RecordingBatcher, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -205,3 +252,17 @@ async def test_an_unavailable_redis_gets_a_second_attempt(
     assert len(batcher.transactions) == attempts
     assert caplog.messages == [f"could not save messages of session s: {error}" for error in errors]
     assert await stored(history) == ([message] if is_saved else [])
+
+
+async def test_the_answer_to_a_deleted_message_is_not_saved(
+    history: RedisChatService, fake_redis: FakeAsyncRedis
+) -> None:
+    answer = new_answer("Hi")
+    assert await history.try_save("s", answer, user_message=new_message("Hello")) is False
+    assert await fake_redis.keys() == []
+
+
+async def test_messages_contain_their_model(history: RedisChatService) -> None:
+    message = new_message("Hello")
+    await history.save_message("s", message)
+    assert [(each.id, each.model) for each in await stored(history)] == [(message.id, MODEL)]

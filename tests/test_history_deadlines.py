@@ -1,0 +1,103 @@
+"""The history store: deadlines, if Redis does not reply."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from fakeredis import FakeAsyncRedis, FakeServer
+from redis.asyncio import Redis
+
+from groqchat.errors import HistoryUnavailable
+from groqchat.services.redis_chat_service import FIRST_CONTEXT, RedisChatService
+from groqchat.storage.command_batcher import CommandBatcher
+from groqchat.storage.messages import Message
+from tests.support.recording_batcher import RecordingBatcher
+from tests.support.store import new_message
+
+TTL_S = 1000
+KEY = "chat:session:s"
+
+
+@pytest.fixture
+async def fake_redis() -> AsyncIterator[FakeAsyncRedis]:
+    """An empty database of fakeredis."""
+    async with FakeAsyncRedis(server=FakeServer()) as client:
+        yield client
+
+
+@pytest.fixture
+async def batcher(fake_redis: FakeAsyncRedis) -> RecordingBatcher:
+    """A command batcher on `fake_redis`."""
+    return RecordingBatcher(fake_redis)
+
+
+@pytest.fixture
+async def silent_redis(tmp_path: Path) -> AsyncIterator[Redis]:
+    """A client of a server that accepts connections and never replies."""
+    is_over = asyncio.Event()
+
+    async def ignore(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await is_over.wait()
+        writer.close()
+
+    path = str(tmp_path / "redis.sock")
+    async with (
+        await asyncio.start_unix_server(ignore, path),
+        Redis(unix_socket_path=path, protocol=2) as client,
+    ):
+        yield client
+        is_over.set()
+
+
+def numbered(count: int) -> list[Message]:
+    return [new_message(f"m{number}") for number in range(count)]
+
+
+async def test_every_operation_ends_within_its_deadline_if_redis_does_not_reply(
+    silent_redis: Redis,
+) -> None:
+    async with CommandBatcher(silent_redis, timeout_s=1) as batcher:
+        store = RedisChatService(silent_redis, batcher, ttl_s=TTL_S, timeout_s=0.05)
+        started = time.monotonic()
+        is_connected, *errors = await asyncio.gather(
+            store.is_connected(),
+            store.drop_incomplete_answer("s", new_message("Hello")),
+            store.get_session_history("s"),
+            store.clear_session("s"),
+            store.get_session_size("s"),
+            store.get_session_info("s"),
+            store.get_all_sessions(),
+            return_exceptions=True,
+        )
+        assert time.monotonic() - started < 0.9
+    assert is_connected is False
+    assert [type(error) for error in errors] == [HistoryUnavailable] * 6
+
+
+async def test_a_removal_ends_within_its_deadline_if_the_index_does_not_reply(
+    silent_redis: Redis, batcher: RecordingBatcher
+) -> None:
+    store = RedisChatService(silent_redis, batcher, ttl_s=TTL_S, timeout_s=0.05)
+    message = new_message("Hello")
+    await store.save_message("s", message)
+    with pytest.raises(HistoryUnavailable):
+        await asyncio.wait_for(store.remove_messages("s", [message]), 5)
+    assert batcher.names[1:] == [["ZREM", "EXISTS"], ["ZREM"]]
+
+
+async def test_the_read_of_a_long_context_ends_with_the_deadline(
+    fake_redis: FakeAsyncRedis, batcher: RecordingBatcher
+) -> None:
+    store = RedisChatService(fake_redis, batcher, ttl_s=TTL_S, timeout_s=0.05)
+    await store.save_message("s", *numbered(FIRST_CONTEXT + 5))
+
+    async def hang_after_the_save(number: int) -> None:
+        if number > 2:
+            await asyncio.Event().wait()
+
+    batcher.before = hang_after_the_save
+    with pytest.raises(HistoryUnavailable):
+        await asyncio.wait_for(store.save_message("s", new_message("new"), context=500), 5)
+    assert await fake_redis.zcard(KEY) == FIRST_CONTEXT + 6
