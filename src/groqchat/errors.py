@@ -24,7 +24,7 @@ GroqChatError
     ├── CompletionUnavailable    Groq failed or cannot be reached
     └── CompletionTimeout
 
-`http/errors.py` maps each class to its HTTP status.
+`http/errors.py` maps the classes to HTTP statuses.
 """
 
 from typing import ClassVar

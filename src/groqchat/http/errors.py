@@ -37,7 +37,7 @@ STATUS: dict[type[errors.GroqChatError], int] = {
 }
 # Every 429 and 503 has a Retry-After header, even if the cause did not specify a delay.
 DEFAULT_RETRY_AFTER_S = 1
-# Beyond this number, listing the invalid fields takes longer than it helps.
+# Beyond this number, the invalid fields are not listed: that would cost time and help nobody.
 MAX_DETAILS = 50
 # Paths of unknown fields are truncated to this length; those of known fields are shorter.
 MAX_PARAM_CHARS = 64
@@ -149,7 +149,7 @@ def to_api_error(error: Exception) -> ApiError:
 
 
 def error_event_data(error: Exception) -> dict[str, Any]:
-    """Return the data of an `error` event: the error object and its status."""
+    """Return the data of an `error` event: error object, status and delay before a retry."""
     api_error = to_api_error(error)
     event = ErrorEvent(
         error=api_error.info(), status=api_error.status, retry_after_s=api_error.retry_after_s
@@ -172,7 +172,7 @@ def error_from_event(data: dict[str, Any]) -> RequestError:
 
 
 def api_error_for_status(status: int) -> ApiError:
-    """Return the error for an HTTP status without an error class of its own."""
+    """Return the error for an HTTP status that no exception of the service caused."""
     phrase = HTTPStatus(status).phrase
     return ApiError(
         status=status,
@@ -182,7 +182,10 @@ def api_error_for_status(status: int) -> ApiError:
 
 
 def validation_error(error: ValidationError) -> ApiError:
-    """Return an error that names up to MAX_DETAILS invalid fields but contains no values."""
+    """Return an error that names the invalid fields, if there are at most MAX_DETAILS.
+
+    It never contains the invalid values.
+    """
     if error.error_count() > MAX_DETAILS:
         return ApiError(
             status=422,

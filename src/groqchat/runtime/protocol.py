@@ -25,7 +25,10 @@ class _JsonErrorProtocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002 - aiohttp passes it; the text may quote the request
     ) -> web.StreamResponse:
-        """Return the response to a request that aiohttp cannot parse; it closes the connection."""
+        """Return the response to a request that failed outside of the application.
+
+        Nearly always aiohttp could not parse it. The response closes the connection.
+        """
         request_id = new_request_id()
         log.info("malformed HTTP request rejected: %s", type(exc).__name__)
         if request.writer.output_size > 0:

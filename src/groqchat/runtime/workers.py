@@ -37,8 +37,8 @@ async def serve_workers(settings: Settings) -> None:
     """Serve from `WORKERS` processes until SIGINT or SIGTERM.
 
     Each worker listens on the port itself (SO_REUSEPORT), and the kernel distributes connections.
-    A worker stops when this process ends, even if it is killed. Raises ConfigurationError if the
-    workers cannot start with these settings.
+    A worker stops when this process ends, even if this process is killed. Raises
+    ConfigurationError if the workers cannot start with these settings.
     """
     stop = stop_signal()
     count = settings.workers or available_cpus()

@@ -17,7 +17,7 @@ from groqchat.storage.message_ids import MICROS_PER_S, iso_time
 REFRESH_S = 600.0
 # The interval if the last refresh failed.
 RETRY_S = 30.0
-# Before a model is rejected, a list older than this is refreshed.
+# `check` refreshes the list if the last attempt to do this is older than this.
 MAX_AGE_S = 30.0
 
 log = logging.getLogger(__name__)
@@ -48,11 +48,11 @@ class ModelCatalog:
         return self.cached
 
     def may_exist(self, model: str | None) -> bool:
-        """Return whether the list contains a model; true for every model before the first list."""
+        """Return whether the list contains a model; true for every model if the list is empty."""
         return model is None or not self._names or model in self._names
 
     async def check(self, model: str) -> None:
-        """Raise UnknownModel if a recent list does not contain the model."""
+        """Refresh a list that is older than MAX_AGE_S; raise UnknownModel if it lacks the model."""
         if time.monotonic() - self._last_attempt > MAX_AGE_S:
             with suppress(CompletionError):
                 await self._refresh_once()

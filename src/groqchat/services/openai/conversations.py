@@ -48,9 +48,9 @@ class Conversations:
         self._settings = settings
 
     async def begin(self, session_id: str, messages: object, model: str | None) -> Conversation:
-        """Return the whole conversation; raise InvalidField if `messages` is not valid.
+        """Return the conversation for the model; raise InvalidField if `messages` is not valid.
 
-        If Redis is unavailable, the conversation contains only the request's messages.
+        If the history cannot be read, the conversation contains only the request's messages.
         """
         request = _validated(messages)
         instructions = [message for message in request if message["role"] in INSTRUCTION_ROLES]
@@ -76,7 +76,10 @@ class Conversations:
         )
 
     async def end(self, conversation: Conversation, answer: Message) -> bool:
-        """Store an answer, and return whether all messages of the request and it are stored."""
+        """Store an answer, and return whether it and the messages of the request are stored.
+
+        An empty answer that was cut short need not be stored.
+        """
         if conversation.last_message is None:
             return False
         if answer.status == INCOMPLETE and not answer.content:
@@ -110,7 +113,7 @@ class Conversations:
         if page.has_more and is_transcript(sent):
             overlap = find_overlap(_all_to_openai(page.messages), sent)
             if not overlap.known:
-                # The transcript starts earlier in the session and diverges from it.
+                # The transcript may start earlier in the session and diverge from it.
                 page = await self._history.get_session_history(session_id, limit=MAX_PAGE)
         earlier = page.messages
         if earlier and earlier[-1].status == INCOMPLETE:

@@ -15,8 +15,8 @@ OVERLOADED_RETRY_AFTER_S = 1.0
 # be enough.
 CANCEL_ATTEMPTS = 5
 CANCEL_WAIT_S = 0.5
-# Turns with a task of their own are stopped this long before the end of the grace period, so that
-# they can store their answers.
+# Turns with a task of their own are stopped this long before the end of the grace period, at most
+# a quarter of it, so that they can store their answers.
 STOP_BEFORE_END_S = 2.0
 
 Task: TypeAlias = asyncio.Task[Any]
@@ -46,7 +46,10 @@ class TurnLimiter:
             raise Overloaded(retry_after_s=OVERLOADED_RETRY_AFTER_S)
 
     def add(self, task: Task) -> None:
-        """Count a turn that runs in a task of its own, until the task is done."""
+        """Count a turn that runs in a task of its own, until the task is done.
+
+        The caller has called `check`.
+        """
         self._tasks.add(task)
         self._turn_tasks.add(task)
         task.add_done_callback(self._remove)
@@ -77,7 +80,8 @@ class TurnLimiter:
     async def drain(self, grace_s: float, stop_turns: Callable[[], object]) -> None:
         """Reject new turns, wait for running turns, then stop or cancel the remaining ones.
 
-        `stop_turns` stops the turns that run in tasks of their own; the others are cancelled.
+        `stop_turns` stops the turns that run in tasks of their own. Turns that do not end then, and
+        the turns of requests, are cancelled.
         """
         self._is_closed = True
         late: set[Task] = set()

@@ -102,9 +102,9 @@ class Turn:
         return self.events[-1]
 
     def stop(self, reason: StopReason) -> None:
-        """Cancel the completion of the turn; only the first reason counts.
+        """Interrupt the request to Groq; only the first reason counts.
 
-        The part of the answer that exists already is stored.
+        The service that runs the turn stores the text that has arrived.
         """
         if self.stop_reason is None:
             self.stop_reason = reason
@@ -115,7 +115,7 @@ class Turn:
         """Run a block that `stop` can interrupt.
 
         If the turn is stopped, the block is cancelled and left without an exception. After
-        MAX_TURN_S, raises CompletionTimeout.
+        MAX_TURN_S, or if the block itself raises TimeoutError, raises CompletionTimeout.
         """
         try:
             async with asyncio.timeout(MAX_TURN_S) as self._limit:
