@@ -145,8 +145,10 @@ async def test_the_retry_after_of_groq_is_returned(serve: Serve, groq: MockGroq)
 
 
 async def test_the_next_request_runs_the_turn_of_a_worker_that_died(
-    api: ClientSession, groq: MockGroq, redis: Redis
+    serve: Serve, groq: MockGroq, redis: Redis
 ) -> None:
+    # The lost turn still runs when the service stops.
+    api = await serve(shutdown_grace_s=0.2)
     groq.options.latency_ms = 60_000
     lost = asyncio.create_task(chat(api))
     async with asyncio.timeout(20):
