@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from fakeredis import FakeAsyncRedis, FakeServer
+from fakeredis import FakeAsyncRedis
 
 from groqchat.errors import HistoryUnavailable, TurnLost, TurnNotFound
 from groqchat.services.turns.registry import last_events
@@ -19,38 +19,6 @@ from tests.support.turn_workers import (
     old_id,
     publish,
 )
-
-
-@pytest.fixture
-async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of the test's event loop."""
-    return Clock(monkeypatch)
-
-
-@pytest.fixture
-async def fake_redis() -> AsyncIterator[FakeAsyncRedis]:
-    """An empty database of fakeredis."""
-    async with FakeAsyncRedis(server=FakeServer()) as client:
-        yield client
-
-
-@pytest.fixture
-async def worker(fake_redis: FakeAsyncRedis) -> Worker:
-    """The worker that runs the turns; it publishes nothing by itself."""
-    return Worker(fake_redis)
-
-
-@pytest.fixture
-async def other(fake_redis: FakeAsyncRedis) -> Worker:
-    """Another worker on `fake_redis`."""
-    return Worker(fake_redis)
-
-
-@pytest.fixture
-async def publishing(worker: Worker) -> AsyncIterator[Worker]:
-    """The worker that runs the turns, and publishes their events."""
-    async with worker.registry.publishing():
-        yield worker
 
 
 async def test_a_turn_of_this_worker_is_followed_without_redis(worker: Worker) -> None:

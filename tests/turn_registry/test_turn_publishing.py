@@ -1,11 +1,11 @@
 """Publishing the events of turns: writes, leases, and failures of Redis."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from fakeredis import FakeAsyncRedis, FakeServer
+from fakeredis import FakeAsyncRedis
 
 from groqchat.errors import HistoryUnavailable
 from groqchat.services.turns import registry as registry_module
@@ -22,38 +22,6 @@ from tests.support.turn_workers import (
     is_published,
     publish,
 )
-
-
-@pytest.fixture
-async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of the test's event loop."""
-    return Clock(monkeypatch)
-
-
-@pytest.fixture
-async def fake_redis() -> AsyncIterator[FakeAsyncRedis]:
-    """An empty database of fakeredis."""
-    async with FakeAsyncRedis(server=FakeServer()) as client:
-        yield client
-
-
-@pytest.fixture
-async def worker(fake_redis: FakeAsyncRedis) -> Worker:
-    """The worker that runs the turns; it publishes nothing by itself."""
-    return Worker(fake_redis)
-
-
-@pytest.fixture
-async def other(fake_redis: FakeAsyncRedis) -> Worker:
-    """Another worker on `fake_redis`."""
-    return Worker(fake_redis)
-
-
-@pytest.fixture
-async def publishing(worker: Worker) -> AsyncIterator[Worker]:
-    """The worker that runs the turns, and publishes their events."""
-    async with worker.registry.publishing():
-        yield worker
 
 
 async def test_the_remaining_events_are_published_when_the_worker_stops(
