@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from groqchat.storage import message_ids
 from groqchat.storage.message_ids import (
     MAX_SCORE_S,
     MESSAGE_ID,
@@ -17,6 +18,12 @@ from groqchat.storage.messages import decode_member, member_id
 
 NOW_NS = 1_705_314_645_123_456_789
 NOW_MICROS = 1_705_314_645_123_456
+
+
+@pytest.fixture(autouse=True)
+def own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock of the test's own: the clock of the process never goes back to the present."""
+    monkeypatch.setattr(message_ids, "_clock", message_ids._Clock())
 
 
 @pytest.mark.parametrize(
@@ -41,12 +48,10 @@ def test_the_first_13_digits_of_an_id_are_its_time() -> None:
 
 
 def test_ids_of_one_moment_have_ascending_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A time in the future, so that ids of other tests do not matter.
-    future_ns = time.time_ns() + 10**12
-    monkeypatch.setattr(time, "time_ns", lambda: future_ns)
+    monkeypatch.setattr(time, "time_ns", lambda: NOW_NS)
 
     micros = [micros_of(new_message_id()) for _ in range(3)]
-    assert micros == [future_ns // 1000 + offset for offset in range(3)]
+    assert micros == [NOW_MICROS + offset for offset in range(3)]
 
 
 def test_an_id_sorts_after_earlier_ids_when_the_clock_is_set_back(
