@@ -34,6 +34,7 @@ from groqchat.services.groq.errors import (
     retry_after_s,
     status_error,
 )
+from groqchat.services.groq.service_faults import ServiceFaults
 from groqchat.settings import Settings
 
 # If Groq requests a longer delay than this, the caller receives the 429 at once.
@@ -79,6 +80,7 @@ class GroqClient(AsyncGroq):
         self._timeout_s = settings.groq_timeout_s
         self._retries = RetryPolicy(attempts=1 + settings.groq_max_retries, backoff=BACKOFF)
         self._deadlines = Deadlines(settings.groq_timeout_s)
+        self._faults = ServiceFaults()
         self._session = session
         self._base = str(self.base_url).rstrip("/")
         self._completions_url = URL(f"{self._base}{COMPLETIONS_PATH}")
@@ -97,6 +99,14 @@ class GroqClient(AsyncGroq):
         """Raise UnknownModel if GROQ_ALLOWED_MODELS is set and does not contain the model."""
         if self._allowed_models and model is not None and model not in self._allowed_models:
             raise UnknownModel("not in GROQ_ALLOWED_MODELS", param="model")
+
+    def service_fault(self, status: int, content: bytes) -> CompletionUnavailable | None:
+        """Return and log the error for a response of Groq that only the operator can resolve.
+
+        None for a response that the client caused, or that is a failure of Groq. `forward` returns
+        such responses, so its caller checks them.
+        """
+        return self._faults.check(status, content)
 
     async def complete(self, prompt: Prompt) -> Completion:
         """Return the model's answer within the deadline, or raise CompletionError."""
@@ -154,6 +164,8 @@ class GroqClient(AsyncGroq):
         except TimeoutError as error:
             raise CompletionTimeout(f"no answer within {self._timeout_s:g} s") from error
         except groq.GroqError as error:
+            if isinstance(error, groq.APIStatusError):
+                self._faults.check(error.status_code, error.response.content)
             raise completion_error(error) from error
 
     async def _send_with_retries(self, send: Callable[[], Awaitable[T]], deadline: Deadline) -> T:

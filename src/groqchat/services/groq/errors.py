@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from http import HTTPStatus
 
 import groq
 import httpx
@@ -29,9 +30,8 @@ MAX_MESSAGE_CHARS = 500
 BY_CLASS: Mapping[type[groq.GroqError], type[CompletionError]] = {
     groq.BadRequestError: CompletionRejected,
     groq.UnprocessableEntityError: CompletionRejected,
-    groq.NotFoundError: UnknownModel,
+    groq.NotFoundError: CompletionUnavailable,
     groq.RateLimitError: RateLimited,
-    # The key belongs to the service, so the client is not at fault.
     groq.AuthenticationError: CompletionUnavailable,
     groq.PermissionDeniedError: CompletionUnavailable,
     groq.ConflictError: CompletionUnavailable,
@@ -55,6 +55,12 @@ BY_STATUS: Mapping[int, type[CompletionError]] = {
 SHOWN_ERRORS = (CompletionRejected, UnknownModel, PromptTooLarge, RateLimited)
 RETRYABLE_STATUS = frozenset({408, 409, 429, 498})
 SERVER_ERRORS = 500
+# The only code of a 404 that the client caused: any other 404 is a wrong GROQ_BASE_URL.
+MODEL_NOT_FOUND = "model_not_found"
+# The key, the base URL and the proxy belong to the service, so the client is not at fault.
+SERVICE_FAULT_STATUS = frozenset({401, 403, 404, 405, 407})
+# Codes of a 400 that blocks the service's account: its spend limit, or a restriction by Groq.
+SERVICE_FAULT_CODES = frozenset({"blocked_api_access", "organization_restricted"})
 
 
 # The SDK's class for each status, as its own client chooses it.
@@ -92,17 +98,50 @@ def status_error(method: str, url: str, buffered: BufferedResponse) -> groq.APIS
 def completion_error(error: groq.GroqError) -> CompletionError:
     """Return the CompletionError for an SDK exception, without the organisation's name."""
     status = error.status_code if isinstance(error, groq.APIStatusError) else None
-    kind = BY_STATUS.get(status or 0) or next(
-        BY_CLASS[parent] for parent in type(error).__mro__ if parent in BY_CLASS
-    )
+    code = _code(error)
+    kind = _kind(error, status, code)
     text = _text(error)
     shown = text if issubclass(kind, SHOWN_ERRORS) else None
     return kind(
-        f"{type(error).__name__} {status or ''}: {_code(error) or _cause(error)}",
+        f"{type(error).__name__} {status or ''}: {code or _cause(error)}",
         message=shown,
         param="model" if kind is UnknownModel else None,
         retry_after_s=retry_after_s(error),
     )
+
+
+def _kind(error: groq.GroqError, status: int | None, code: str) -> type[CompletionError]:
+    if status is not None and is_service_fault(status, code):
+        return CompletionUnavailable
+    if status == HTTPStatus.NOT_FOUND:
+        return UnknownModel
+    return BY_STATUS.get(status or 0) or next(
+        BY_CLASS[parent] for parent in type(error).__mro__ if parent in BY_CLASS
+    )
+
+
+def is_service_fault(status: int, code: str) -> bool:
+    """Return whether only the operator of the service can resolve an error response of Groq.
+
+    `code` is the code in the body of the response; see `error_code`.
+    """
+    if status == HTTPStatus.NOT_FOUND:
+        return code != MODEL_NOT_FOUND
+    return (
+        status in SERVICE_FAULT_STATUS
+        or code in SERVICE_FAULT_CODES
+        # Groq's API never redirects.
+        or HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST
+    )
+
+
+def error_code(content: bytes) -> str:
+    """Return the error code in the body of an error response, empty if there is none."""
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        return ""
+    return _valid_code(_field_of(body, "code"))
 
 
 def is_retryable(error: BaseException) -> bool:
@@ -136,12 +175,18 @@ def _cause(error: groq.GroqError) -> str:
 
 def _code(error: groq.GroqError) -> str:
     """Return Groq's error code, which is safe to log; the message may quote the prompt."""
-    code = _error_field(error, "code")
+    return _valid_code(_error_field(error, "code"))
+
+
+def _valid_code(code: str | None) -> str:
     return code if code and CODE.fullmatch(code) else ""
 
 
 def _error_field(error: groq.GroqError, field: str) -> str | None:
-    body = error.body if isinstance(error, groq.APIError) else None
+    return _field_of(error.body if isinstance(error, groq.APIError) else None, field)
+
+
+def _field_of(body: object, field: str) -> str | None:
     inner = body.get("error", body) if isinstance(body, dict) else None
     value = inner.get(field) if isinstance(inner, dict) else None
     return value if isinstance(value, str) and value else None
