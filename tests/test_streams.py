@@ -196,7 +196,7 @@ async def test_the_text_before_a_failure_in_the_stream_is_stored(
 
 
 async def test_a_stream_of_groq_that_stalls_times_out(serve: Serve, groq: MockGroq) -> None:
-    api = await serve(groq_timeout_s=0.3)
+    api = await serve(groq_read_timeout_s=0.3)
     groq.options.fail = "hang"
     groq.options.fail_after_chunks = 2
     response, _ = await start_stream(api)

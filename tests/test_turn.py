@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from groqchat.errors import CompletionTimeout, ShuttingDown
-from groqchat.services.turns import turn as turn_module
 from groqchat.services.turns.turn import EventName, StopReason, Turn
 from groqchat.sse import MAX_WRITE_BYTES, encode_event
 
@@ -160,8 +159,10 @@ def test_one_write_starts_after_the_given_event() -> None:
     assert turn.next_events(2) == (turn.events[2], 3)
 
 
-async def run_stoppable(turn: Turn, steps: list[str], block_s: float = 60) -> None:
-    async with turn.stoppable():
+async def run_stoppable(
+    turn: Turn, steps: list[str], block_s: float = 60, timeout_s: float = 60
+) -> None:
+    async with turn.stoppable(timeout_s):
         steps.append("started")
         await asyncio.sleep(block_s)
         steps.append("completed")
@@ -205,25 +206,19 @@ async def test_only_the_first_stop_counts() -> None:
     assert turn.stop_reason == "disconnected"
 
 
-async def test_a_completion_that_exceeds_the_time_limit_fails(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(turn_module, "MAX_TURN_S", 0.01)
+async def test_a_completion_that_exceeds_the_time_limit_fails() -> None:
     turn, steps = new_turn(), list[str]()
     with pytest.raises(CompletionTimeout) as failure:
-        await run_stoppable(turn, steps)
+        await run_stoppable(turn, steps, timeout_s=0.01)
     assert failure.value.detail == "not complete within 0.01 s"
     assert steps == ["started"]
 
 
-async def test_a_stop_during_the_cleanup_after_the_time_limit_has_no_effect(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(turn_module, "MAX_TURN_S", 0.01)
+async def test_a_stop_during_the_cleanup_after_the_time_limit_has_no_effect() -> None:
     turn = new_turn()
 
     async def complete() -> None:
-        async with turn.stoppable():
+        async with turn.stoppable(0.01):
             try:
                 await asyncio.sleep(60)
             finally:
@@ -233,10 +228,6 @@ async def test_a_stop_during_the_cleanup_after_the_time_limit_has_no_effect(
     # The client's stop arrives last, so the turn counts as stopped.
     await asyncio.wait_for(complete(), 5)
     assert turn.stop_reason == "stopped"
-
-
-def test_the_time_limit_is_longer_than_any_answer_needs() -> None:
-    assert turn_module.MAX_TURN_S == 15 * 60
 
 
 @pytest.mark.parametrize(

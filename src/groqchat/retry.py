@@ -59,14 +59,14 @@ class Deadlines:
     """
 
     def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
+        self.limit_s = limit_s
         # In the order in which they expire.
         self._running: dict[Deadline, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> "Deadline":
         """Return the deadline of a `with` block, which must begin immediately."""
-        return Deadline(self, self.loop.time() + self._limit_s)
+        return Deadline(self, self.loop.time() + self.limit_s)
 
     @cached_property
     def loop(self) -> asyncio.AbstractEventLoop:

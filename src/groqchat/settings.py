@@ -89,10 +89,27 @@ class Settings(BaseSettings):
         description="Models that clients may use, separated by commas. Empty: all models of Groq.",
     )
     groq_timeout_s: float = Field(
+        # Twice the time that the longest answer of any model takes at the speed that Groq states.
+        300.0,
+        gt=0,
+        le=3600,
+        description="Timeout of one whole completion in seconds, streamed or not, retries "
+        "included.",
+    )
+    groq_first_byte_timeout_s: float = Field(
+        # A stream begins within a second, unless Groq queues the request.
         60.0,
         gt=0,
         le=3600,
-        description="Timeout of one completion in seconds, retries included.",
+        description="Timeout of the response headers of a streamed completion in seconds, retries "
+        "included.",
+    )
+    groq_read_timeout_s: float = Field(
+        # A model that calls tools of Groq can pause for half a minute.
+        60.0,
+        gt=0,
+        le=3600,
+        description="Timeout of each pause between two parts of a response of Groq in seconds.",
     )
     groq_connect_timeout_s: float = Field(
         5.0, gt=0, le=60, description="Timeout of a new connection to Groq in seconds."

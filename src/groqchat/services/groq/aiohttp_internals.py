@@ -19,6 +19,7 @@ import aiohttp
 from yarl import URL
 
 if TYPE_CHECKING:
+    from aiohttp.client_proto import ResponseHandler
     from aiohttp.connector import Connection
 
 # Many times the size of the longest answer of any model that Groq lists.
@@ -48,6 +49,8 @@ EXPECTED: Sequence[tuple[str, str, Sequence[str]]] = (
     ("aiohttp.client_proto", "ResponseHandler.set_response_params", ("read_until_eof",)),
     ("aiohttp.client_proto", "ResponseHandler.read", ()),
     ("aiohttp.client_proto", "ResponseHandler.should_close", ()),
+    ("aiohttp.client_proto", "ResponseHandler.read_timeout", ()),
+    ("aiohttp.client_proto", "ResponseHandler.start_timeout", ("self",)),
     ("aiohttp.connector", "Connection.protocol", ()),
     ("aiohttp.connector", "Connection.transport", ()),
     ("aiohttp.connector", "Connection.release", ()),
@@ -105,10 +108,12 @@ class RequestTemplate:
         url: URL,
         *,
         connect_timeout_s: float | None,
+        read_timeout_s: float | None = None,
     ) -> None:
         if session.connector is None:
             raise RuntimeError("the session is closed")
         self._connector = session.connector
+        self._read_timeout_s = read_timeout_s
         self._limits = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
         # Supplies the headers and the address that aiohttp itself would use.
         self._request = aiohttp.ClientRequest(
@@ -123,8 +128,8 @@ class RequestTemplate:
     async def send(self, body: bytes | None = None) -> BufferedResponse:
         """Send a body and return the complete response, whatever its status.
 
-        Raises aiohttp.ClientError or OSError if there is no complete response. The caller sets
-        the deadline.
+        Raises aiohttp.ClientError or OSError if there is no complete response, or if the server
+        pauses for `read_timeout_s` after the headers. The caller sets the deadline of the whole.
         """
         connection = await self._connector.connect(self._request, [], self._limits)
         try:
@@ -155,8 +160,28 @@ class RequestTemplate:
         while message.code in INFORMATIONAL:
             # The final response follows, for example after 103 Early Hints.
             message, payload = await protocol.read()
+        if not payload.is_eof():
+            _limit_pauses(protocol, self._read_timeout_s)
         content = await read_limited(payload)
         return BufferedResponse(status=message.code, headers=message.raw_headers, content=content)
+
+
+def limit_pauses(response: aiohttp.ClientResponse, read_timeout_s: float) -> None:
+    """Set the timeout of each pause in the rest of a response whose headers have arrived.
+
+    `sock_read` of aiohttp also limits the wait for the headers. Without the private parts, only
+    the deadline of the whole response applies.
+    """
+    connection = response.connection
+    protocol = connection.protocol if connection is not None else None
+    if protocol is not None and hasattr(protocol, "start_timeout"):
+        _limit_pauses(protocol, read_timeout_s)
+
+
+def _limit_pauses(protocol: "ResponseHandler", read_timeout_s: float | None) -> None:
+    # aiohttp resets the timeout when the next request begins.
+    protocol.read_timeout = read_timeout_s
+    protocol.start_timeout()
 
 
 async def read_limited(payload: aiohttp.StreamReader) -> bytes:

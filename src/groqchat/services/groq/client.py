@@ -1,7 +1,14 @@
 """The Groq client: AsyncGroq with one deadline, one retry policy and cheaper requests."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
-from contextlib import asynccontextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+)
+from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -24,6 +31,7 @@ from groqchat.services.groq.aiohttp_internals import (
     BufferedResponse,
     CleanIdleConnector,
     RequestTemplate,
+    limit_pauses,
     missing_internals,
     read_limited,
 )
@@ -79,7 +87,11 @@ class GroqClient(AsyncGroq):
         self._allowed_models: Collection[str] = frozenset(settings.groq_allowed_models)
         self._timeout_s = settings.groq_timeout_s
         self._retries = RetryPolicy(attempts=1 + settings.groq_max_retries, backoff=BACKOFF)
+        self._read_timeout_s = settings.groq_read_timeout_s
         self._deadlines = Deadlines(settings.groq_timeout_s)
+        self._first_byte_deadlines = Deadlines(
+            min(settings.groq_first_byte_timeout_s, settings.groq_timeout_s)
+        )
         self._faults = ServiceFaults()
         self._session = session
         self._base = str(self.base_url).rstrip("/")
@@ -91,9 +103,7 @@ class GroqClient(AsyncGroq):
         self._templates: dict[tuple[str, str], RequestTemplate] = {}
         self._uses_templates = not missing_internals()
         self._connect_timeout_s = connect_timeout_s
-        self._socket_timeouts = aiohttp.ClientTimeout(
-            total=None, sock_connect=connect_timeout_s, sock_read=settings.groq_timeout_s
-        )
+        self._socket_timeouts = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
 
     def check_model(self, model: str | None) -> None:
         """Raise UnknownModel if GROQ_ALLOWED_MODELS is set and does not contain the model."""
@@ -111,17 +121,20 @@ class GroqClient(AsyncGroq):
     async def complete(self, prompt: Prompt) -> Completion:
         """Return the model's answer within the deadline, or raise CompletionError."""
         body = prompt.body()
-        content = await self._request(lambda: self._send_buffered("POST", COMPLETIONS_PATH, body))
+        content = await self._request(
+            lambda: self._send_buffered("POST", COMPLETIONS_PATH, body), self._deadlines
+        )
         return parse_completion(content, requested_model=prompt.model)
 
     async def stream(self, prompt: Prompt, parser: StreamParser) -> AsyncGenerator[str, None]:
         """Yield the text of the model's answer as it arrives, or raise CompletionError.
 
-        The deadline covers the time until the response headers. Afterwards, each read of the
-        stream has a timeout of its own.
+        The headers must arrive within GROQ_FIRST_BYTE_TIMEOUT_S, and each further part within
+        GROQ_READ_TIMEOUT_S of the one before. The caller applies GROQ_TIMEOUT_S to the whole,
+        because a generator cannot interrupt its caller.
         """
         body = prompt.body(stream=True)
-        response = await self._request(lambda: self._open_stream(body))
+        response = await self._request(lambda: self._open_stream(body), self._first_byte_deadlines)
         try:
             async with response:
                 while not parser.is_done:
@@ -137,32 +150,48 @@ class GroqClient(AsyncGroq):
         except TimeoutError as error:
             # After a finish reason, only `[DONE]` is missing: the answer is complete.
             if parser.finish_reason is None:
-                raise CompletionTimeout(f"no data for {self._timeout_s:g} s") from error
+                raise CompletionTimeout(f"no data for {self._read_timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
             raise CompletionUnavailable(f"during the stream: {type(error).__name__}") from error
         if parser.finish_reason is None:
             raise CompletionUnavailable("the stream ended before the answer was complete")
 
-    async def forward(self, body: bytes) -> aiohttp.ClientResponse:
+    async def forward(self, body: bytes, *, is_streamed: bool) -> aiohttp.ClientResponse:
         """Send a complete request body; return the response, whatever its status.
 
-        Only connection errors are retried. The caller closes the response.
+        Only connection errors are retried. The caller closes the response, and applies
+        `completion_deadline` to this call and to reading the response together.
         """
-        return await self._request(lambda: self._post(body))
+        deadlines = self._first_byte_deadlines if is_streamed else self._deadlines
+        return await self._request(lambda: self._post(body), deadlines)
+
+    @contextmanager
+    def completion_deadline(self) -> Iterator[Deadline]:
+        """Limit a block that receives one completion to GROQ_TIMEOUT_S, or raise CompletionTimeout.
+
+        For a stream that outlives the block, `left_s` of the deadline is what remains.
+        """
+        try:
+            with self._deadlines.start() as deadline:
+                yield deadline
+        except TimeoutError as error:
+            raise CompletionTimeout(f"not complete within {self._timeout_s:g} s") from error
 
     async def list_models(self) -> bytes:
         """Return the response body of `GET /models`, which is cheap and checks the API key."""
-        return await self._request(lambda: self._send_buffered("GET", MODELS_PATH))
+        return await self._request(
+            lambda: self._send_buffered("GET", MODELS_PATH), self._first_byte_deadlines
+        )
 
-    async def _request(self, send: Callable[[], Awaitable[T]]) -> T:
+    async def _request(self, send: Callable[[], Awaitable[T]], deadlines: Deadlines) -> T:
         """Send a request until it succeeds, fails permanently or reaches the deadline."""
         if not self.is_configured:
             raise CompletionNotConfigured("GROQ_API_KEY is not set")
         try:
-            with self._deadlines.start() as deadline:
+            with deadlines.start() as deadline:
                 return await self._send_with_retries(send, deadline)
         except TimeoutError as error:
-            raise CompletionTimeout(f"no answer within {self._timeout_s:g} s") from error
+            raise CompletionTimeout(f"no answer within {deadlines.limit_s:g} s") from error
         except groq.GroqError as error:
             if isinstance(error, groq.APIStatusError):
                 self._faults.check(error.status_code, error.response.content)
@@ -224,11 +253,13 @@ class GroqClient(AsyncGroq):
     async def _post(self, body: bytes) -> aiohttp.ClientResponse:
         url = self._completions_url
         try:
-            return await self._session.post(
+            response = await self._session.post(
                 url, data=body, timeout=self._socket_timeouts, allow_redirects=False
             )
         except (aiohttp.ClientError, OSError) as error:
             raise _connection_error("POST", str(url), error) from strip_tracebacks(error)
+        limit_pauses(response, self._read_timeout_s)
+        return response
 
     def _template(self, method: str, path: str) -> RequestTemplate:
         key = (method, path)
@@ -238,6 +269,7 @@ class GroqClient(AsyncGroq):
                 method,
                 URL(f"{self._base}{path}"),
                 connect_timeout_s=self._connect_timeout_s,
+                read_timeout_s=self._read_timeout_s,
             )
         return self._templates[key]
 

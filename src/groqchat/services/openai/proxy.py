@@ -85,18 +85,19 @@ class OpenAIProxy:
                     session_id, fields.get("messages"), request.model
                 )
                 body = json.dumps({**fields, "messages": conversation.messages}).encode()
-            response = await self._groq.forward(body)
-            if response.status == HTTPStatus.OK and response.content_type == sse.CONTENT_TYPE:
-                return self._stream(response, conversation, request.model)
-            return await self._read(response, conversation)
+            with self._groq.completion_deadline() as deadline:
+                response = await self._groq.forward(body, is_streamed=bool(request.stream))
+                if response.status == HTTPStatus.OK and response.content_type == sse.CONTENT_TYPE:
+                    return self._stream(response, conversation, request.model, deadline.left_s)
+                async with response:
+                    content = b"".join([chunk async for chunk in _chunks(response)])
+            return await self._finish(response, content, conversation)
 
-    async def _read(
-        self, response: ClientResponse, conversation: Conversation | None
+    async def _finish(
+        self, response: ClientResponse, body: bytes, conversation: Conversation | None
     ) -> ProxyResponse:
-        """Read a whole response; store its answer, or roll back a rejected request."""
+        """Store the answer in a response body, or roll back a rejected request."""
         headers = _forwarded_headers(response)
-        async with response:
-            body = b"".join([chunk async for chunk in _chunks(response)])
         if response.status != HTTPStatus.OK:
             await self._handle_error(response.status, conversation)
             body = redact(body)
@@ -133,7 +134,11 @@ class OpenAIProxy:
         return await self._conversations.end(conversation, answer)
 
     def _stream(
-        self, response: ClientResponse, conversation: Conversation | None, model: str | None
+        self,
+        response: ClientResponse,
+        conversation: Conversation | None,
+        model: str | None,
+        timeout_s: float,
     ) -> ProxyResponse:
         """Forward a stream in a task of its own, which continues if the client disconnects."""
         headers = _forwarded_headers(response)
@@ -142,7 +147,9 @@ class OpenAIProxy:
         session_id = conversation.session_id if conversation else ""
         turn = Turn(new_message_id(), session_id, is_private=True)
         parser = StreamParser(model or self._settings.groq_default_model)
-        task = asyncio.create_task(self._forward_stream(response, turn, parser, conversation))
+        task = asyncio.create_task(
+            self._forward_stream(response, turn, parser, conversation, timeout_s)
+        )
         # A done callback also runs if the task is cancelled before its first step.
         task.add_done_callback(lambda _: turn.end())
         self._limiter.add(task)
@@ -155,11 +162,12 @@ class OpenAIProxy:
         turn: Turn,
         parser: StreamParser,
         conversation: Conversation | None,
+        timeout_s: float,
     ) -> None:
         texts: list[str] = []
         last = b""
         try:
-            async with response, turn.stoppable():
+            async with response, turn.stoppable(timeout_s):
                 async for events in _complete_events(response):
                     if conversation is not None:
                         texts.append(parser.feed(events))

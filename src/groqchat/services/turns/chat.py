@@ -217,7 +217,7 @@ class ChatService:
 
     async def _complete(self, turn: Turn, prompt: Prompt) -> Completion:
         """Return the model's whole answer; an empty answer if the turn is stopped."""
-        async with turn.stoppable():
+        async with turn.stoppable(self._settings.groq_timeout_s):
             return await self._groq.complete(prompt)
         # Reached if the turn is stopped, because `stoppable` suppresses the cancellation.
         error = turn.stop_error()
@@ -236,7 +236,10 @@ class ChatService:
         texts: list[str] = []
         size = 0
         try:
-            async with turn.stoppable(), aclosing(self._groq.stream(prompt, parser)) as stream:
+            async with (
+                turn.stoppable(self._settings.groq_timeout_s),
+                aclosing(self._groq.stream(prompt, parser)) as stream,
+            ):
                 async for text in stream:
                     size += len(text)
                     if size > MAX_ANSWER_CHARS:

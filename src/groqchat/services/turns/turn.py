@@ -16,9 +16,6 @@ EventName: TypeAlias = Literal["start", "delta", "done", "error"]
 # the service shuts down.
 StopReason: TypeAlias = Literal["stopped", "disconnected", "shutdown"]
 
-# Longer than any model needs for its longest answer.
-MAX_TURN_S = 900.0
-
 
 class Turn:
     """The state of a turn that runs in its own task: its events and whether it is stopped.
@@ -111,20 +108,20 @@ class Turn:
             self._interrupt()
 
     @asynccontextmanager
-    async def stoppable(self) -> AsyncIterator[None]:
+    async def stoppable(self, timeout_s: float) -> AsyncIterator[None]:
         """Run a block that `stop` can interrupt.
 
         If the turn is stopped, the block is cancelled and left without an exception. After
-        MAX_TURN_S, or if the block itself raises TimeoutError, raises CompletionTimeout.
+        `timeout_s`, or if the block itself raises TimeoutError, raises CompletionTimeout.
         """
         try:
-            async with asyncio.timeout(MAX_TURN_S) as self._limit:
+            async with asyncio.timeout(timeout_s) as self._limit:
                 if self.stop_reason is not None:
                     self._interrupt()
                 yield
         except TimeoutError as error:
             if self.stop_reason is None:
-                raise CompletionTimeout(f"not complete within {MAX_TURN_S:g} s") from error
+                raise CompletionTimeout(f"not complete within {timeout_s:g} s") from error
         finally:
             self._limit = None
 
