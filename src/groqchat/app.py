@@ -13,7 +13,8 @@ from groqchat.http import middlewares
 from groqchat.http.cors import setup_cors
 from groqchat.http.errors import error_event_data
 from groqchat.http.event_stream import EventStreams
-from groqchat.http.state import SERVICES, SETTINGS, Services
+from groqchat.http.origins import AllowedOrigins
+from groqchat.http.state import ALLOWED_ORIGINS, SERVICES, SETTINGS, Services
 from groqchat.offline.options import parse_options
 from groqchat.offline.server import serve_mock_groq
 from groqchat.routes import docs, groq_chat, health, history, models, openai, sessions, turns
@@ -52,8 +53,12 @@ log = logging.getLogger("groqchat")
 
 def create_app(settings: Settings) -> web.Application:
     """Return the application; it opens connections only when it starts."""
-    app = web.Application(middlewares=[middlewares.errors], client_max_size=settings.max_body_bytes)
+    origins = AllowedOrigins(settings.cors_allowed_origins)
+    app = web.Application(
+        middlewares=[middlewares.errors(origins)], client_max_size=settings.max_body_bytes
+    )
     app[SETTINGS] = settings
+    app[ALLOWED_ORIGINS] = origins
     for table in ROUTE_TABLES:
         app.add_routes(table)
     setup_cors(app, settings.cors_allowed_origins)

@@ -2,6 +2,7 @@
 
 GroqChatError
 ├── ConfigurationError           the service cannot start with these settings
+├── CrossSiteRequest             a page of an origin that is not allowed sent the request
 ├── InvalidField                 a field of the request has an invalid value
 ├── SessionNotFound
 ├── IdempotencyKeyReused         the key was used with a different request
@@ -57,6 +58,14 @@ class GroqChatError(Exception):
 
 class ConfigurationError(GroqChatError):
     code = "configuration_error"
+
+
+class CrossSiteRequest(GroqChatError):
+    code = "cross_site_request"
+    default_message = (
+        "A page of another origin must not send this request. Add the origin of the page to "
+        "CORS_ALLOWED_ORIGINS to allow it."
+    )
 
 
 class InvalidField(GroqChatError):

@@ -7,6 +7,7 @@ from aiohttp import ClientResponse
 BASE = "/api/groq-chat"
 
 TYPES = {
+    403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
     500: "server_error",

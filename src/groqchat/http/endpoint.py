@@ -14,9 +14,15 @@ from pydantic import BaseModel, ValidationError
 
 from groqchat.errors import GroqChatError
 from groqchat.http.error_models import ErrorResponse
-from groqchat.http.errors import ApiError, RequestError, api_error_for_status, validation_error
+from groqchat.http.errors import (
+    ApiError,
+    RequestError,
+    api_error_for_status,
+    to_api_error,
+    validation_error,
+)
 from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
-from groqchat.http.state import SERVICES
+from groqchat.http.state import ALLOWED_ORIGINS, SERVICES
 from groqchat.models import MAX_CHARS_PLACEHOLDER, NoQuery
 
 Handler = Callable[..., Awaitable[BaseModel | web.StreamResponse]]
@@ -215,14 +221,23 @@ async def _read(request: web.Request) -> bytes:
 
 
 async def handle_expect(request: web.Request) -> web.Response | None:
-    """Send 100 Continue to a client that expects it; reject other expectations with 417."""
-    if request.headers[hdrs.EXPECT].lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # These bytes do not count as part of the response.
-        request.writer.output_size = 0
-        return None
+    """Send 100 Continue to a client that expects it; reject other expectations with 417.
+
+    aiohttp calls this function before the middlewares.
+    """
     request_id = new_request_id(request.headers.get(REQUEST_ID_HEADER, ""))
-    response = api_error_for_status(417).response()
+    error = api_error_for_status(417)
+    if request.headers[hdrs.EXPECT].lower() == "100-continue":
+        try:
+            request.app[ALLOWED_ORIGINS].check(request)
+        except GroqChatError as refusal:
+            error = to_api_error(refusal)
+        else:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            # These bytes do not count as part of the response.
+            request.writer.output_size = 0
+            return None
+    response = error.response()
     response.headers[REQUEST_ID_HEADER] = request_id
     return response
 

@@ -4,30 +4,39 @@ import logging
 from http import HTTPStatus
 
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
 from groqchat.errors import GroqChatError
 from groqchat.http.errors import RETRY_AFTER_STATUS, RequestError, to_api_error
+from groqchat.http.origins import SEC_FETCH_SITE, AllowedOrigins
 from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
 
 log = logging.getLogger(__name__)
 
 
-@web.middleware
-async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Set the request id and turn every exception into an error response."""
-    request_id = new_request_id(request.headers.get(REQUEST_ID_HEADER, ""))
-    try:
-        response = await handler(request)
-    except web.HTTPException as error:
-        response = _http_exception_response(error)
-    except (GroqChatError, RequestError) as error:
-        response = _error_response(request, error)
-    except Exception as error:
-        log.exception("%s %s failed", request.method, request.path)
-        response = to_api_error(error).response()
-    response.headers[REQUEST_ID_HEADER] = request_id
-    return response
+def errors(origins: AllowedOrigins) -> Middleware:
+    """Return the middleware that rejects other sites and turns exceptions into error responses."""
+
+    @web.middleware
+    async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+        headers = request.headers
+        request_id = new_request_id(headers.get(REQUEST_ID_HEADER, ""))
+        try:
+            # Only browsers send these headers.
+            if SEC_FETCH_SITE in headers or hdrs.ORIGIN in headers:
+                origins.check(request)
+            response = await handler(request)
+        except web.HTTPException as error:
+            response = _http_exception_response(error)
+        except (GroqChatError, RequestError) as error:
+            response = _error_response(request, error)
+        except Exception as error:
+            log.exception("%s %s failed", request.method, request.path)
+            response = to_api_error(error).response()
+        response.headers[REQUEST_ID_HEADER] = request_id
+        return response
+
+    return errors
 
 
 def _http_exception_response(error: web.HTTPException) -> web.StreamResponse:
