@@ -13,8 +13,9 @@ from groqchat.http import middlewares
 from groqchat.http.cors import setup_cors
 from groqchat.http.errors import error_event_data
 from groqchat.http.event_stream import EventStreams
+from groqchat.http.hosts import AllowedHosts
 from groqchat.http.origins import AllowedOrigins
-from groqchat.http.state import ALLOWED_ORIGINS, SERVICES, SETTINGS, Services
+from groqchat.http.state import ALLOWED_HOSTS, ALLOWED_ORIGINS, SERVICES, SETTINGS, Services
 from groqchat.offline.options import parse_options
 from groqchat.offline.server import serve_mock_groq
 from groqchat.routes import docs, groq_chat, health, history, models, openai, sessions, turns
@@ -53,11 +54,13 @@ log = logging.getLogger("groqchat")
 
 def create_app(settings: Settings) -> web.Application:
     """Return the application; it opens connections only when it starts."""
+    hosts = AllowedHosts(settings.allowed_hosts, listens_on=settings.host)
     origins = AllowedOrigins(settings.cors_allowed_origins)
     app = web.Application(
-        middlewares=[middlewares.errors(origins)], client_max_size=settings.max_body_bytes
+        middlewares=[middlewares.errors(hosts, origins)], client_max_size=settings.max_body_bytes
     )
     app[SETTINGS] = settings
+    app[ALLOWED_HOSTS] = hosts
     app[ALLOWED_ORIGINS] = origins
     for table in ROUTE_TABLES:
         app.add_routes(table)

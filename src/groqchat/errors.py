@@ -2,6 +2,7 @@
 
 GroqChatError
 ├── ConfigurationError           the service cannot start with these settings
+├── HostNotAllowed               the Host header contains a name that is not the service's
 ├── CrossSiteRequest             a page of an origin that is not allowed sent the request
 ├── InvalidField                 a field of the request has an invalid value
 ├── SessionNotFound
@@ -58,6 +59,14 @@ class GroqChatError(Exception):
 
 class ConfigurationError(GroqChatError):
     code = "configuration_error"
+
+
+class HostNotAllowed(GroqChatError):
+    code = "host_not_allowed"
+    default_message = (
+        "The service does not accept this host name. Add the name to ALLOWED_HOSTS to allow "
+        "requests that use it."
+    )
 
 
 class CrossSiteRequest(GroqChatError):

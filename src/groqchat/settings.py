@@ -23,6 +23,11 @@ REDIS_URL_OPTION = re.compile(
     "db|username|password|ssl_(ca_certs|ca_path|certfile|keyfile|keyfile_password|cert_reqs|"
     "check_hostname|min_version|ciphers)"
 )
+# A name, a wildcard for the subdomains of a name, or an IP address, without a port.
+HOST_NAME = re.compile(
+    r"\*|(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:.]+\]|[0-9a-f]*:[0-9a-f.]*:[0-9a-f:.]*",
+    re.IGNORECASE,
+)
 ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
 # More processes than any machine of today has CPUs.
 MAX_WORKERS = 256
@@ -167,6 +172,12 @@ class Settings(BaseSettings):
         le=600,
         description="Maximum time for running turns to finish after SIGTERM, in seconds.",
     )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        # A page could otherwise resolve its own name to this service (DNS rebinding).
+        description="Further host names of the service, separated by commas. IP addresses, "
+        "localhost and HOST are always accepted. `*.example.org`: its subdomains. `*`: any host.",
+    )
     cors_allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Origins whose pages may call the API, separated by commas. `*`: any origin.",
@@ -224,12 +235,20 @@ class Settings(BaseSettings):
     def _level_in_capitals(cls, level: object) -> object:
         return level.upper() if isinstance(level, str) else level
 
-    @field_validator("cors_allowed_origins", "groq_allowed_models", mode="before")
+    @field_validator("allowed_hosts", "cors_allowed_origins", "groq_allowed_models", mode="before")
     @classmethod
     def _split_list(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts_are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not HOST_NAME.fullmatch(host):
+                raise ValueError(f"{host!r} is not a host name, for example chat.example.org")
+        return hosts
 
     @field_validator("cors_allowed_origins")
     @classmethod

@@ -22,7 +22,7 @@ from groqchat.http.errors import (
     validation_error,
 )
 from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
-from groqchat.http.state import ALLOWED_ORIGINS, SERVICES
+from groqchat.http.state import ALLOWED_HOSTS, ALLOWED_ORIGINS, SERVICES
 from groqchat.models import MAX_CHARS_PLACEHOLDER, NoQuery
 
 Handler = Callable[..., Awaitable[BaseModel | web.StreamResponse]]
@@ -229,6 +229,7 @@ async def handle_expect(request: web.Request) -> web.Response | None:
     error = api_error_for_status(417)
     if request.headers[hdrs.EXPECT].lower() == "100-continue":
         try:
+            request.app[ALLOWED_HOSTS].check(request)
             request.app[ALLOWED_ORIGINS].check(request)
         except GroqChatError as refusal:
             error = to_api_error(refusal)

@@ -16,6 +16,7 @@ from groqchat.http.request_id import request_id
 
 # Looked up along the class hierarchy of the error; any other class is a 500.
 STATUS: dict[type[errors.GroqChatError], int] = {
+    errors.HostNotAllowed: 421,
     errors.CrossSiteRequest: 403,
     errors.InvalidField: 422,
     errors.SessionNotFound: 404,

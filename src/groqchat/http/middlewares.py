@@ -8,13 +8,14 @@ from aiohttp.typedefs import Handler, Middleware
 
 from groqchat.errors import GroqChatError
 from groqchat.http.errors import RETRY_AFTER_STATUS, RequestError, to_api_error
+from groqchat.http.hosts import AllowedHosts
 from groqchat.http.origins import SEC_FETCH_SITE, AllowedOrigins
 from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
 
 log = logging.getLogger(__name__)
 
 
-def errors(origins: AllowedOrigins) -> Middleware:
+def errors(hosts: AllowedHosts, origins: AllowedOrigins) -> Middleware:
     """Return the middleware that rejects other sites and turns exceptions into error responses."""
 
     @web.middleware
@@ -22,6 +23,8 @@ def errors(origins: AllowedOrigins) -> Middleware:
         headers = request.headers
         request_id = new_request_id(headers.get(REQUEST_ID_HEADER, ""))
         try:
+            if headers.get(hdrs.HOST) not in hosts.accepted:
+                hosts.check(request)
             # Only browsers send these headers.
             if SEC_FETCH_SITE in headers or hdrs.ORIGIN in headers:
                 origins.check(request)

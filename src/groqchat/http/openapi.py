@@ -9,9 +9,10 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from groqchat import __version__, sse
-from groqchat.errors import CrossSiteRequest, GroqChatError, InvalidField
+from groqchat.errors import CrossSiteRequest, GroqChatError, HostNotAllowed, InvalidField
 from groqchat.http.endpoint import JSON, Endpoint
 from groqchat.http.errors import STATUS
+from groqchat.http.hosts import HEALTH_PATHS
 from groqchat.http.origins import SAFE_METHODS
 from groqchat.models import MAX_CHARS_PLACEHOLDER, MODELS_PLACEHOLDER
 from groqchat.settings import Settings
@@ -30,6 +31,8 @@ QUERY_ERRORS = {400: ("malformed_query",)}
 PATH_ERRORS = {404: ("not_found",)}
 # Before a request with an unsafe method.
 SITE_ERRORS = {403: (CrossSiteRequest.code,)}
+# Before a request with any path except those of the health checks.
+HOST_ERRORS = {421: (HostNotAllowed.code,)}
 COMMON_ERRORS = {422: (InvalidField.code,), 500: (GroqChatError.code,)}
 
 
@@ -179,6 +182,7 @@ def _error_codes(endpoint: Endpoint) -> dict[int, set[str]]:
         (COMMON_ERRORS, True),
         (PATH_ERRORS, endpoint.path_model is not None),
         (QUERY_ERRORS, True),
+        (HOST_ERRORS, endpoint.path not in HEALTH_PATHS),
         (SITE_ERRORS, endpoint.method not in SAFE_METHODS),
         (BODY_ERRORS, endpoint.body_model is not None),
     )
