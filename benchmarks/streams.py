@@ -61,7 +61,7 @@ async def read_streams(port: int, body: str, streams: int, *, is_sequential: boo
     content = body.encode()
     path = "/openai/v1/chat/completions" if port == harness.GROQ_PORT else "/api/groq-chat/chat"
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Authorization: Bearer bench\r\nContent-Length: {len(content)}\r\n\r\n"
     )
     request = head.encode() + content

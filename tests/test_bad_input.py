@@ -332,7 +332,9 @@ async def test_a_query_with_a_message_of_maximum_length_is_accepted(
 async def _post_raw(api: ClientSession, target: str) -> tuple[int, str | None, str | None]:
     """Send a request target unchanged; a client library would normalise it."""
     head, body = await _send_raw(
-        api, f"POST {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        api,
+        f"POST {target} HTTP/1.1\r\nHost: localhost\r\n"
+        "Connection: close\r\nContent-Length: 0\r\n\r\n",
     )
     error = json.loads(body).get("error", {})
     return int(head.split(" ")[1]), error.get("code"), error.get("param")

@@ -142,7 +142,7 @@ async def test_a_stream_to_an_http_1_0_client_ends_with_its_connection(api: Clie
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = b'{"message": "Hello", "stream": true}'
     writer.write(
-        b"POST /api/groq-chat/chat HTTP/1.0\r\nHost: x\r\nConnection: keep-alive\r\n"
+        b"POST /api/groq-chat/chat HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n"
         b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     )
     answer = await asyncio.wait_for(reader.read(), 20)
@@ -243,7 +243,7 @@ async def test_a_client_that_does_not_read_is_disconnected_and_does_not_affect_o
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", port))
         client.sendall(
-            b"POST /api/groq-chat/chat HTTP/1.1\r\nHost: x\r\nContent-Length: 55\r\n"
+            b"POST /api/groq-chat/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 55\r\n"
             b"Content-Type: application/json\r\n\r\n"
             b'{"message": "Hello", "session_id": "s", "stream": true}'
         )
