@@ -64,7 +64,7 @@ def create_app(settings: Settings) -> web.Application:
     app[ALLOWED_ORIGINS] = origins
     for table in ROUTE_TABLES:
         app.add_routes(table)
-    setup_cors(app, settings.cors_allowed_origins)
+    setup_cors(app, settings.cors_allowed_origins, origins)
     app.cleanup_ctx.append(_open_services)
     app.on_shutdown.append(_drain)
     return app

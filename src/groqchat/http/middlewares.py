@@ -7,6 +7,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from groqchat.errors import GroqChatError
+from groqchat.http.cors import is_preflight, preflight_response
 from groqchat.http.errors import RETRY_AFTER_STATUS, RequestError, to_api_error
 from groqchat.http.hosts import AllowedHosts
 from groqchat.http.origins import SEC_FETCH_SITE, AllowedOrigins
@@ -30,7 +31,10 @@ def errors(hosts: AllowedHosts, origins: AllowedOrigins) -> Middleware:
                 origins.check(request)
             response = await handler(request)
         except web.HTTPException as error:
-            response = _http_exception_response(error)
+            if is_preflight(request) and origins.allows(headers.get(hdrs.ORIGIN, "")):
+                response = preflight_response(request)
+            else:
+                response = _http_exception_response(error)
         except (GroqChatError, RequestError) as error:
             response = _error_response(request, error)
         except Exception as error:
