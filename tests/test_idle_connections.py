@@ -9,7 +9,7 @@ import pytest
 from yarl import URL
 
 from groqchat.services.groq.aiohttp_internals import RequestTemplate
-from groqchat.services.groq.client import open_http_session
+from groqchat.services.groq.http_session import open_http_session
 from tests.test_aiohttp_internals import raw_response
 
 

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import Connection
 from redis.exceptions import ResponseError
 
-from groqchat.services.groq import aiohttp_internals, client
+from groqchat.services.groq import aiohttp_internals, http_session
 from groqchat.storage import redis_internals
 from tests.conftest import Serve
 from tests.support.service import Service
@@ -109,7 +109,7 @@ async def test_without_the_private_parts_each_request_has_its_own_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nothing else would keep a stray response from the next request."""
-    monkeypatch.setattr(client, "missing_internals", lambda: ["part"])
+    monkeypatch.setattr(http_session, "missing_internals", lambda: ["part"])
     connections: list[asyncio.Task[object] | None] = []
 
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -123,7 +123,7 @@ async def test_without_the_private_parts_each_request_has_its_own_connection(
 
     async with (
         await asyncio.start_server(respond, "127.0.0.1", 0) as server,
-        client.open_http_session(10) as session,
+        http_session.open_http_session(10) as session,
     ):
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
         found: list[bytes] = []

@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
@@ -47,6 +49,51 @@ class RetryPolicy:
         if attempt >= self.attempts - 1:
             return False
         await asyncio.sleep(self.backoff.delay_s(attempt) if delay_s is None else delay_s)
+        return True
+
+
+class RetryBudget:
+    """Limits the retries of a process to a share of its requests, plus a minimum per second.
+
+    If every request retried during an outage, the retries would multiply the load on a server that
+    is failing. The budget is a bucket of tokens: a request adds `share` of a token, a second adds
+    `min_per_s` tokens, and a retry takes one.
+    """
+
+    def __init__(
+        self,
+        *,
+        share: float,
+        min_per_s: float,
+        capacity: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._share = share
+        self._min_per_s = min_per_s
+        self._capacity = capacity
+        self._clock = clock
+        # At first, as much as two seconds without requests add.
+        self._tokens = min(2 * min_per_s, capacity)
+        self._refilled_at = clock()
+
+    def add_request(self) -> None:
+        """Count a request, whether it succeeds or not."""
+        self._tokens = min(self._tokens + self._share, self._capacity)
+
+    @property
+    def allows_retry(self) -> bool:
+        """Whether `take` would succeed."""
+        now = self._clock()
+        added = (now - self._refilled_at) * self._min_per_s
+        self._tokens = min(self._tokens + added, self._capacity)
+        self._refilled_at = now
+        return self._tokens >= 1
+
+    def take(self) -> bool:
+        """Use the budget for one retry; return False if it is exhausted."""
+        if not self.allows_retry:
+            return False
+        self._tokens -= 1
         return True
 
 

@@ -26,10 +26,9 @@ from groqchat.errors import (
     UnknownModel,
 )
 from groqchat.openai_paths import COMPLETIONS_PATH, MODELS_PATH
-from groqchat.retry import Backoff, Deadline, Deadlines, RetryPolicy
+from groqchat.retry import Deadline, Deadlines
 from groqchat.services.groq.aiohttp_internals import (
     BufferedResponse,
-    CleanIdleConnector,
     RequestTemplate,
     limit_pauses,
     missing_internals,
@@ -38,18 +37,20 @@ from groqchat.services.groq.aiohttp_internals import (
 from groqchat.services.groq.completions import Completion, Prompt, StreamParser, parse_completion
 from groqchat.services.groq.errors import (
     completion_error,
-    is_retryable,
-    retry_after_s,
+    connection_error,
+    parse_retry_after,
     status_error,
+    strip_tracebacks,
 )
+from groqchat.services.groq.http_session import open_http_session
+from groqchat.services.groq.rate_limits import RateLimits
+from groqchat.services.groq.retries import MAX_RETRY_AFTER_S, GroqRetries
 from groqchat.services.groq.service_faults import ServiceFaults
 from groqchat.settings import Settings
 
-# If Groq requests a longer delay than this, the caller receives the 429 at once.
-MAX_RETRY_AFTER_S = 5.0
-BACKOFF = Backoff(base_s=0.25, cap_s=4.0, jitter=1.0)
-# Longer than the gaps between most requests, shorter than the idle timeout of most load balancers.
-KEEPALIVE_S = 55.0
+# How long a request of the OpenAI-compatible endpoint waits for a rate limit. Its clients obey
+# `Retry-After` themselves, so this covers only the requests that start one by one after a limit.
+MAX_FORWARD_WAIT_S = 1.0
 # The mock Groq server accepts any key, but the SDK does not start without one.
 NO_KEY = "none"
 
@@ -86,7 +87,8 @@ class GroqClient(AsyncGroq):
         self.is_configured = key is not None or settings.is_offline
         self._allowed_models: Collection[str] = frozenset(settings.groq_allowed_models)
         self._timeout_s = settings.groq_timeout_s
-        self._retries = RetryPolicy(attempts=1 + settings.groq_max_retries, backoff=BACKOFF)
+        self._rate_limits = RateLimits()
+        self._retries = GroqRetries(settings.groq_max_retries, self._rate_limits)
         self._read_timeout_s = settings.groq_read_timeout_s
         self._deadlines = Deadlines(settings.groq_timeout_s)
         self._first_byte_deadlines = Deadlines(
@@ -122,7 +124,9 @@ class GroqClient(AsyncGroq):
         """Return the model's answer within the deadline, or raise CompletionError."""
         body = prompt.body()
         content = await self._request(
-            lambda: self._send_buffered("POST", COMPLETIONS_PATH, body), self._deadlines
+            lambda: self._send_buffered("POST", COMPLETIONS_PATH, body),
+            self._deadlines,
+            model=prompt.model,
         )
         return parse_completion(content, requested_model=prompt.model)
 
@@ -134,7 +138,9 @@ class GroqClient(AsyncGroq):
         because a generator cannot interrupt its caller.
         """
         body = prompt.body(stream=True)
-        response = await self._request(lambda: self._open_stream(body), self._first_byte_deadlines)
+        response = await self._request(
+            lambda: self._open_stream(body), self._first_byte_deadlines, model=prompt.model
+        )
         try:
             async with response:
                 while not parser.is_done:
@@ -156,14 +162,25 @@ class GroqClient(AsyncGroq):
         if parser.finish_reason is None:
             raise CompletionUnavailable("the stream ended before the answer was complete")
 
-    async def forward(self, body: bytes, *, is_streamed: bool) -> aiohttp.ClientResponse:
+    async def forward(
+        self, body: bytes, *, model: str, is_streamed: bool
+    ) -> aiohttp.ClientResponse:
         """Send a complete request body; return the response, whatever its status.
 
-        Only connection errors are retried. The caller closes the response, and applies
-        `completion_deadline` to this call and to reading the response together.
+        Only connection errors are retried. Raises RateLimited if Groq has limited the model before.
+        The caller closes the response, and applies `completion_deadline` to this call and to
+        reading the response together.
         """
-        deadlines = self._first_byte_deadlines if is_streamed else self._deadlines
-        return await self._request(lambda: self._post(body), deadlines)
+        response = await self._request(
+            lambda: self._post(body),
+            self._first_byte_deadlines if is_streamed else self._deadlines,
+            model=model,
+            max_wait_s=MAX_FORWARD_WAIT_S,
+        )
+        if response.status == HTTPStatus.TOO_MANY_REQUESTS:
+            retry_after_s = parse_retry_after(response.headers.get("Retry-After"))
+            self._rate_limits.close(model, retry_after_s)
+        return response
 
     @contextmanager
     def completion_deadline(self) -> Iterator[Deadline]:
@@ -183,13 +200,25 @@ class GroqClient(AsyncGroq):
             lambda: self._send_buffered("GET", MODELS_PATH), self._first_byte_deadlines
         )
 
-    async def _request(self, send: Callable[[], Awaitable[T]], deadlines: Deadlines) -> T:
-        """Send a request until it succeeds, fails permanently or reaches the deadline."""
+    async def _request(
+        self,
+        send: Callable[[], Awaitable[T]],
+        deadlines: Deadlines,
+        *,
+        model: str = "",
+        max_wait_s: float = MAX_RETRY_AFTER_S,
+    ) -> T:
+        """Send a request until it succeeds, fails permanently or reaches the deadline.
+
+        If Groq has limited the model, the first attempt waits for up to `max_wait_s`.
+        """
         if not self.is_configured:
             raise CompletionNotConfigured("GROQ_API_KEY is not set")
         try:
             with deadlines.start() as deadline:
-                return await self._send_with_retries(send, deadline)
+                if self._rate_limits.by_model:
+                    await self._rate_limits.wait(model, max_wait_s=min(max_wait_s, deadline.left_s))
+                return await self._send_with_retries(send, deadline, model)
         except TimeoutError as error:
             raise CompletionTimeout(f"no answer within {deadlines.limit_s:g} s") from error
         except groq.GroqError as error:
@@ -197,15 +226,21 @@ class GroqClient(AsyncGroq):
                 self._faults.check(error.status_code, error.response.content)
             raise completion_error(error) from error
 
-    async def _send_with_retries(self, send: Callable[[], Awaitable[T]], deadline: Deadline) -> T:
+    async def _send_with_retries(
+        self, send: Callable[[], Awaitable[T]], deadline: Deadline, model: str
+    ) -> T:
+        self._retries.budget.add_request()
         attempt = 0
         while True:
             try:
-                return await send()
+                result = await send()
             except groq.GroqError as error:
-                delay_s = _retry_delay_s(error, attempt, deadline)
-                if delay_s is None or not await self._retries.wait(attempt, delay_s=delay_s):
+                if not await self._retries.wait(error, attempt, deadline=deadline, model=model):
                     raise
+            else:
+                if self._rate_limits.by_model:
+                    self._rate_limits.succeed(model)
+                return result
             attempt += 1
 
     async def _send_buffered(self, method: str, path: str, body: bytes | None = None) -> bytes:
@@ -217,7 +252,7 @@ class GroqClient(AsyncGroq):
             else:
                 buffered = await self._send_with_session(method, url, body)
         except (aiohttp.ClientError, OSError) as error:
-            raise _connection_error(method, url, error) from strip_tracebacks(error)
+            raise connection_error(method, url, error) from strip_tracebacks(error)
         if _is_success(buffered.status):
             return buffered.content
         raise status_error(method, url, buffered)
@@ -244,7 +279,7 @@ class GroqClient(AsyncGroq):
                 content = await response.read()
             except (aiohttp.ClientError, OSError) as error:
                 url = str(response.url)
-                raise _connection_error("POST", url, error) from strip_tracebacks(error)
+                raise connection_error("POST", url, error) from strip_tracebacks(error)
         buffered = BufferedResponse(
             status=response.status, headers=response.raw_headers, content=content
         )
@@ -257,7 +292,7 @@ class GroqClient(AsyncGroq):
                 url, data=body, timeout=self._socket_timeouts, allow_redirects=False
             )
         except (aiohttp.ClientError, OSError) as error:
-            raise _connection_error("POST", str(url), error) from strip_tracebacks(error)
+            raise connection_error("POST", str(url), error) from strip_tracebacks(error)
         limit_pauses(response, self._read_timeout_s)
         return response
 
@@ -274,57 +309,8 @@ class GroqClient(AsyncGroq):
         return self._templates[key]
 
 
-def _retry_delay_s(error: Exception, attempt: int, deadline: Deadline) -> float | None:
-    """Return the delay before another attempt, in seconds.
-
-    None if the error is permanent, or if the delay would exceed the deadline.
-    """
-    if not is_retryable(error):
-        return None
-    requested_s = retry_after_s(error)
-    if requested_s is not None and requested_s > MAX_RETRY_AFTER_S:
-        return None
-    delay_s = BACKOFF.delay_s(attempt) if requested_s is None else requested_s
-    return delay_s if delay_s < deadline.left_s else None
-
-
 def _is_success(status: int) -> bool:
     return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
-
-
-def _connection_error(method: str, url: str, error: Exception) -> groq.APIConnectionError:
-    """Return the SDK's exception for a request without a complete response."""
-    request = httpx.Request(method, url)
-    if isinstance(error, TimeoutError):
-        return groq.APITimeoutError(request=request)
-    return groq.APIConnectionError(request=request)
-
-
-def strip_tracebacks(error: BaseException) -> BaseException:
-    """Remove the tracebacks of an error and of its causes, and return it.
-
-    Some frames of aiohttp reference the error that references them. Each failed request would
-    leave such a cycle, which contains the request body, to the garbage collector.
-    """
-    found: list[BaseException] = [error]
-    for each in found:
-        each.__traceback__ = None
-        found += [
-            other
-            for other in (each.__context__, each.__cause__)
-            if other is not None and not any(other is known for known in found)
-        ]
-    return error
-
-
-def open_http_session(max_connections: int) -> aiohttp.ClientSession:
-    """Return the HTTP session for Groq; each concurrent turn needs one connection."""
-    connector: aiohttp.TCPConnector
-    if missing_internals():
-        connector = aiohttp.TCPConnector(limit=max_connections, force_close=True)
-    else:
-        connector = CleanIdleConnector(limit=max_connections, keepalive_timeout=KEEPALIVE_S)
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
 
 @asynccontextmanager

@@ -155,8 +155,13 @@ def retry_after_s(error: BaseException) -> float | None:
     """Return the value of the `Retry-After` header, in seconds."""
     if not isinstance(error, groq.APIStatusError):
         return None
+    return parse_retry_after(error.response.headers.get("retry-after"))
+
+
+def parse_retry_after(value: str | None) -> float | None:
+    """Return a `Retry-After` header in seconds; None if it is not a number, such as a date."""
     try:
-        seconds = float(error.response.headers.get("retry-after", ""))
+        seconds = float(value or "")
     except ValueError:
         return None
     return max(seconds, 0.0) if seconds < float("inf") else None
@@ -199,3 +204,28 @@ def _text(error: groq.GroqError) -> str | None:
         return None
     clean = text[:MAX_MESSAGE_CHARS].encode(errors="replace").decode()
     return ORGANISATION.sub("org_***", clean)
+
+
+def connection_error(method: str, url: str, error: Exception) -> groq.APIConnectionError:
+    """Return the SDK's exception for a request without a complete response."""
+    request = httpx.Request(method, url)
+    if isinstance(error, TimeoutError):
+        return groq.APITimeoutError(request=request)
+    return groq.APIConnectionError(request=request)
+
+
+def strip_tracebacks(error: BaseException) -> BaseException:
+    """Remove the tracebacks of an error and of its causes, and return it.
+
+    Some frames of aiohttp reference the error that references them. Each failed request would
+    leave such a cycle, which contains the request body, to the garbage collector.
+    """
+    found: list[BaseException] = [error]
+    for each in found:
+        each.__traceback__ = None
+        found += [
+            other
+            for other in (each.__context__, each.__cause__)
+            if other is not None and not any(other is known for known in found)
+        ]
+    return error

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -16,10 +17,12 @@ from groqchat.errors import (
     CompletionTimeout,
     CompletionUnavailable,
     GroqChatError,
+    RateLimited,
 )
 from groqchat.services.groq.client import GroqClient
 from groqchat.services.groq.completions import StreamParser, parse_json, valid_tokens
 from groqchat.services.groq.errors import RETRYABLE_STATUS, redact
+from groqchat.services.groq.rate_limits import rate_limit_body
 from groqchat.services.openai.conversations import Conversation, Conversations
 from groqchat.services.openai.messages import answer_message
 from groqchat.services.openai.models import ChatCompletionRequest
@@ -85,13 +88,23 @@ class OpenAIProxy:
                     session_id, fields.get("messages"), request.model
                 )
                 body = json.dumps({**fields, "messages": conversation.messages}).encode()
-            with self._groq.completion_deadline() as deadline:
-                response = await self._groq.forward(body, is_streamed=bool(request.stream))
-                if response.status == HTTPStatus.OK and response.content_type == sse.CONTENT_TYPE:
-                    return self._stream(response, conversation, request.model, deadline.left_s)
-                async with response:
-                    content = b"".join([chunk async for chunk in _chunks(response)])
-            return await self._finish(response, content, conversation)
+            try:
+                return await self._forward(body, request, conversation)
+            except RateLimited as error:
+                return _rate_limited(error)
+
+    async def _forward(
+        self, body: bytes, request: ChatCompletionRequest, conversation: Conversation | None
+    ) -> ProxyResponse:
+        with self._groq.completion_deadline() as deadline:
+            response = await self._groq.forward(
+                body, model=request.model or "", is_streamed=bool(request.stream)
+            )
+            if response.status == HTTPStatus.OK and response.content_type == sse.CONTENT_TYPE:
+                return self._stream(response, conversation, request.model, deadline.left_s)
+            async with response:
+                content = b"".join([chunk async for chunk in _chunks(response)])
+        return await self._finish(response, content, conversation)
 
     async def _finish(
         self, response: ClientResponse, body: bytes, conversation: Conversation | None
@@ -222,6 +235,17 @@ async def _chunks(response: ClientResponse) -> AsyncIterator[bytes]:
         raise CompletionTimeout("no data during the answer") from error
     except (ClientError, OSError) as error:
         raise CompletionUnavailable(f"during the answer: {type(error).__name__}") from error
+
+
+def _rate_limited(error: RateLimited) -> ProxyResponse:
+    """Return the 429 that Groq would send while its limit applies, for the retries of SDKs."""
+    retry_after_s = error.retry_after_s or 1.0
+    return ProxyResponse(
+        status=HTTPStatus.TOO_MANY_REQUESTS,
+        headers={"Retry-After": str(math.ceil(retry_after_s))},
+        body=rate_limit_body(retry_after_s),
+        content_type="application/json",
+    )
 
 
 def _forwarded_headers(response: ClientResponse) -> dict[str, str]:

@@ -1,0 +1,18 @@
+"""The HTTP session for requests to Groq."""
+
+import aiohttp
+
+from groqchat.services.groq.aiohttp_internals import CleanIdleConnector, missing_internals
+
+# Longer than the gaps between most requests, shorter than the idle timeout of most load balancers.
+KEEPALIVE_S = 55.0
+
+
+def open_http_session(max_connections: int) -> aiohttp.ClientSession:
+    """Return the HTTP session for Groq; each concurrent turn needs one connection."""
+    connector: aiohttp.TCPConnector
+    if missing_internals():
+        connector = aiohttp.TCPConnector(limit=max_connections, force_close=True)
+    else:
+        connector = CleanIdleConnector(limit=max_connections, keepalive_timeout=KEEPALIVE_S)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
