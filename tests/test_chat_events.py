@@ -265,14 +265,15 @@ async def test_a_turn_whose_task_is_cancelled_ends_with_an_error_event(service: 
     assert [name for name, _ in events_of(turn)] == ["start", "error"]
 
 
-async def test_a_turn_whose_task_never_runs_ends_without_events(service: Service) -> None:
+async def test_a_turn_whose_task_never_runs_ends_with_an_error_event(service: Service) -> None:
     before = asyncio.all_tasks()
     turn = service.chat.start(request(stream=True))
     (task,) = asyncio.all_tasks() - before
     task.cancel()
     await asyncio.wait([task])
     await asyncio.sleep(0)
-    assert (turn.is_over, turn.events, len(service.limiter)) == (True, [], 0)
+    assert events_of(turn) == [("error", {"code": "shutting_down", "type": "ShuttingDown"})]
+    assert (turn.is_over, turn.has_outcome, len(service.limiter)) == (True, True, 0)
 
 
 @pytest.mark.parametrize(("length", "is_too_long"), [(10, False), (11, True)])

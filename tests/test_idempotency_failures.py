@@ -17,7 +17,7 @@ from groqchat.errors import (
 )
 from groqchat.models import ChatRequest
 from groqchat.services.turns import registry
-from groqchat.services.turns.turn import Turn
+from groqchat.services.turns.idempotency import FollowedTurn
 from groqchat.storage import keys
 from tests.support.clock import Clock
 from tests.support.key_workers import KEY, Worker, request
@@ -123,12 +123,10 @@ class LostTurns:
         self._follow = worker.keys.follow
         monkeypatch.setattr(worker.keys, "follow", self._lose)
 
-    async def _lose(
-        self, key: str, request: ChatRequest
-    ) -> tuple[AsyncIterator[bytes], Turn | None]:
+    async def _lose(self, key: str, request: ChatRequest) -> FollowedTurn:
         self.follows += 1
         if self._endings:
-            return self._end(self._endings.pop(0)), None
+            return FollowedTurn(turn_id="", events=self._end(self._endings.pop(0)))
         return await self._follow(key, request)
 
     async def _end(self, ending: Exception | bytes | None) -> AsyncIterator[bytes]:

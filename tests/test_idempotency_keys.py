@@ -56,17 +56,16 @@ async def test_the_first_request_runs_the_turn_and_the_others_follow_it(
         await release.wait()
 
     worker.groq.before = wait
-    events, turn = await worker.keys.follow(KEY, request())
-    assert turn is not None
+    first = await worker.keys.follow(KEY, request())
+    turn = worker.running(first.turn_id)
     assert turn.is_shared is True
-    same_worker, same_turn = await worker.keys.follow(KEY, request())
-    other_worker, other_turn = await other.keys.follow(KEY, request())
-    assert same_turn is None
-    assert other_turn is None
+    same_worker = await worker.keys.follow(KEY, request())
+    other_worker = await other.keys.follow(KEY, request())
+    assert first.turn_id == same_worker.turn_id == other_worker.turn_id == turn.id
     release.set()
-    expected = await read(events)
+    expected = await read(first.events)
     assert expected == b"".join(turn.events)
-    assert await read(same_worker) == await read(other_worker) == expected
+    assert await read(same_worker.events) == await read(other_worker.events) == expected
     assert (len(worker.groq.prompts), len(other.groq.prompts)) == (1, 0)
     messages = (await worker.history.get_session_history("s")).messages
     assert [message.content for message in messages] == ["Hello", "Hi"]
@@ -143,8 +142,7 @@ async def test_the_record_of_a_key_expires_after_an_hour_and_contains_no_key(
 async def test_a_claim_expires_with_the_lease_if_its_worker_dies(
     worker: Worker, fake_redis: FakeAsyncRedis
 ) -> None:
-    _, turn = await worker.keys.follow(KEY, request())
-    assert turn is not None
+    turn = worker.running((await worker.keys.follow(KEY, request())).turn_id)
     ttl_s = await fake_redis.ttl(keys.claim_key(turn.id))
     assert keys.TURN_LEASE_S - 5 <= ttl_s <= keys.TURN_LEASE_S
     await turn.final_event()

@@ -9,13 +9,12 @@ import pytest
 from aiohttp import ClientSession
 
 from groqchat.http import event_stream
-from groqchat.offline import answers
-from groqchat.services.turns import chat
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.events import all_events, read_events, text_of
 from tests.support.groq import MockGroq
 from tests.support.redis_servers import RedisServer
+from tests.support.slow_clients import api_port, has_messages, never_reading_client
 from tests.support.streams import STREAM_REQUEST, history, start_stream, wait_until
 
 
@@ -150,24 +149,6 @@ async def test_a_stream_to_an_http_1_0_client_ends_with_its_connection(api: Clie
     writer.close()
 
 
-@pytest.mark.parametrize(
-    ("fail", "code"),
-    [("429", "rate_limited"), ("400", "completion_rejected"), ("500", "completion_unavailable")],
-)
-async def test_a_failure_before_the_first_delta_is_an_error_event(
-    serve: Serve, groq: MockGroq, fail: Any, code: str
-) -> None:
-    api = await serve(groq_max_retries=0)
-    groq.options.fail = fail
-    response, start = await start_stream(api)
-    (error,) = await all_events(response)
-
-    assert (error.name, error.id) == ("error", 2)
-    assert error.data["error"]["code"] == code
-    assert error.data["error"]["request_id"] == response.headers["X-Request-ID"]
-    assert [message["id"] for message in await history(api)] == [start.data["turn_id"]]
-
-
 async def test_a_retryable_failure_before_the_first_delta_is_retried(
     api: ClientSession, groq: MockGroq
 ) -> None:
@@ -234,25 +215,10 @@ async def test_a_client_that_does_not_read_is_disconnected_and_does_not_affect_o
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
-    # More than the socket buffers of the system can contain.
-    monkeypatch.setattr(chat, "MAX_ANSWER_CHARS", 20_000_000)
-    monkeypatch.setattr(answers, "_sentence", lambda *_: " ".join(["x" * 9_999] * 1500))
     api = await serve(stream_write_timeout_s=1)
-    port = (await api.get("/healthz")).url.port
-    with socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(("127.0.0.1", port))
-        client.sendall(
-            b"POST /api/groq-chat/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 55\r\n"
-            b"Content-Type: application/json\r\n\r\n"
-            b'{"message": "Hello", "session_id": "s", "stream": true}'
-        )
-
-        async def is_answered() -> bool:
-            return len(await history(api)) == 2
-
+    with never_reading_client(api_port(await api.get("/healthz")), monkeypatch) as client:
+        await wait_until(lambda: has_messages(api, 2))
         # The complete answer is stored although the client reads nothing.
-        await wait_until(is_answered)
         assert len((await history(api))[1]["content"]) == 14_999_999
 
         async def disconnected() -> bool:

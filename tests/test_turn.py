@@ -240,9 +240,9 @@ async def test_a_stop_during_the_cleanup_after_the_time_limit_has_no_effect() ->
         ({"is_shared": True}, "done", None, 3600),
         ({"is_shared": True}, "done", "stopped", 3600),
         # Another request with this key may run these turns again.
-        ({"is_shared": True}, "error", None, 1),
-        ({"is_shared": True}, "error", "shutdown", 1),
-        ({"is_shared": True}, "done", "disconnected", 1),
+        ({"is_shared": True}, "error", None, 300),
+        ({"is_shared": True}, "error", "shutdown", 300),
+        ({"is_shared": True}, "done", "disconnected", 300),
     ],
 )
 def test_the_retention_depends_on_the_outcome_and_on_the_key(

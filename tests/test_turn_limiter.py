@@ -4,13 +4,13 @@ import asyncio
 import gc
 import logging
 import weakref
-from collections.abc import Awaitable, Callable
 
 import pytest
 
 from groqchat.errors import Overloaded, ShuttingDown
 from groqchat.services.turns.limiter import TurnLimiter
 from tests.support.clock import Clock
+from tests.support.limiter import Drain, Turns, assert_free, assert_full, start_task
 
 LOGGER = "groqchat.services.turns.limiter"
 
@@ -19,63 +19,6 @@ LOGGER = "groqchat.services.turns.limiter"
 async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of the test's event loop."""
     return Clock(monkeypatch)
-
-
-class Turns:
-    """Runs turns of a limiter as the chat service does, and counts their cancellations."""
-
-    def __init__(self, limiter: TurnLimiter) -> None:
-        self.limiter = limiter
-        self.ended = asyncio.Event()
-        self.stopped = asyncio.Event()
-        self.cancellations = 0
-
-    async def wait_for(self, event: asyncio.Event, ignored_cancellations: int = 0) -> str:
-        while True:
-            try:
-                await event.wait()
-            except asyncio.CancelledError:
-                self.cancellations += 1
-                if self.cancellations > ignored_cancellations:
-                    raise
-            else:
-                return "complete"
-
-    async def plain(self, ignored_cancellations: int = 0) -> str:
-        """Run a turn in the task of its request."""
-        with self.limiter:
-            return await self.wait_for(self.ended, ignored_cancellations)
-
-    def start(self, ends_with: asyncio.Event) -> asyncio.Task[str]:
-        """Start a turn in a task of its own."""
-        task = asyncio.create_task(self.wait_for(ends_with))
-        self.limiter.add(task)
-        return task
-
-
-async def start_task(work: Awaitable[str]) -> asyncio.Task[str]:
-    """Start a task and run it up to its first wait."""
-
-    async def run() -> str:
-        return await work
-
-    task = asyncio.create_task(run())
-    await asyncio.sleep(0)
-    return task
-
-
-def assert_free(limiter: TurnLimiter, running: int) -> None:
-    """Check the number of running turns, and that a further turn may start."""
-    assert len(limiter) == running
-    limiter.check()
-
-
-def assert_full(limiter: TurnLimiter, running: int) -> None:
-    """Check the number of running turns, and that a further turn is rejected."""
-    assert len(limiter) == running
-    with pytest.raises(Overloaded) as rejection:
-        limiter.check()
-    assert rejection.value.retry_after_s == 1.0
 
 
 async def test_the_limit_counts_turns_of_both_kinds() -> None:
@@ -134,19 +77,6 @@ async def test_a_turn_outside_a_task_is_an_error() -> None:
     assert_free(limiter, running=0)
 
 
-class Drain:
-    """The drain of a limiter, and whether it has stopped the turns with tasks of their own."""
-
-    def __init__(self, limiter: TurnLimiter, grace_s: float, stop: Callable[[], None]) -> None:
-        self.stops = 0
-        self._stop = stop
-        self.task = asyncio.create_task(limiter.drain(grace_s, self._stop_turns))
-
-    def _stop_turns(self) -> None:
-        self.stops += 1
-        self._stop()
-
-
 async def test_a_drain_without_turns_ends_at_once_and_rejects_new_turns(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -178,7 +108,7 @@ async def test_a_drain_waits_for_turns_that_end_within_the_grace_period(
     await drain.task
     assert await asyncio.gather(*running) == ["complete", "complete"]
     assert (drain.stops, turns.cancellations, len(limiter)) == (1, 0, 0)
-    assert caplog.record_tuples == [(LOGGER, logging.INFO, "waiting for 2 running turn(s)")]
+    assert caplog.record_tuples == [(LOGGER, logging.INFO, "waiting for 2 turn(s) and follower(s)")]
 
 
 @pytest.mark.parametrize(("grace_s", "stop_at_s"), [(20, 18), (8, 6), (4, 3)])
@@ -204,7 +134,7 @@ async def test_turns_with_a_task_are_stopped_early_enough_to_store_their_answers
     assert (plain.cancelled(), plain.cancelling()) == (False, 0)
     await asyncio.wait_for(drain.task, 5)
     assert (turns.cancellations, len(limiter)) == (1, 0)
-    assert caplog.messages == ["stopping 2 turn(s) that are still running"]
+    assert caplog.messages == ["stopping 2 turn(s) and follower(s)"]
 
 
 @pytest.mark.parametrize(("grace_s", "storing_s"), [(20, 2), (4, 1)])

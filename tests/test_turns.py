@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from functools import partial
 
 import pytest
 from aiohttp import ClientSession
@@ -151,8 +150,7 @@ class OwnChatService:
 
     async def drain(self) -> None:
         """Drain the limiter as the application does at shutdown."""
-        stop = partial(self.turns.stop_all, "shutdown")
-        await self.limiter.drain(self.settings.shutdown_grace_s, stop)
+        await self.limiter.drain(self.settings.shutdown_grace_s, self.turns.shut_down)
 
     async def __aexit__(self, *_: object) -> None:
         await self.groq_client.__aexit__(None, None, None)

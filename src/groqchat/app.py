@@ -3,7 +3,6 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 
 from aiohttp import web
 from redis.asyncio import Redis
@@ -84,9 +83,7 @@ async def _open_services(app: web.Application) -> AsyncIterator[None]:
         groq = await stack.enter_async_context(open_groq_client(settings, base_url))
         registry = TurnRegistry(EventLog(batcher), error_event_data)
         await stack.enter_async_context(registry.publishing())
-        event_streams = EventStreams(
-            write_timeout_s=settings.stream_write_timeout_s, limit=settings.max_concurrent_turns
-        )
+        event_streams = EventStreams(write_timeout_s=settings.stream_write_timeout_s)
         await stack.enter_async_context(event_streams.watching())
         catalog = ModelCatalog(groq, settings.groq_allowed_models)
         await stack.enter_async_context(catalog.refreshing())
@@ -120,10 +117,9 @@ async def _open_services(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _drain(app: web.Application) -> None:
-    """Wait for running turns before the connections of their clients are closed."""
+    """Wait for turns and their followers before the connections of clients are closed."""
     services = app[SERVICES]
-    stop_turns = partial(services.turns.stop_all, "shutdown")
-    await services.limiter.drain(services.settings.shutdown_grace_s, stop_turns)
+    await services.limiter.drain(services.settings.shutdown_grace_s, services.turns.shut_down)
 
 
 @asynccontextmanager

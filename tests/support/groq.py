@@ -1,5 +1,6 @@
 """The mock Groq server for tests, which records the requests that it receives."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,12 @@ class MockGroq:
     response_headers: dict[str, str] = field(default_factory=dict)
     url: str = ""
     before_response: Callable[[], Awaitable[None]] | None = None
+    models_released: asyncio.Event | None = None
+
+    def hold_models(self) -> asyncio.Event:
+        """Do not answer requests for the list of models until the returned event is set."""
+        self.models_released = asyncio.Event()
+        return self.models_released
 
     def app(self) -> web.Application:
         """Return the application of the mock Groq server."""
@@ -66,6 +73,8 @@ class MockGroq:
             self.headers.append(dict(request.headers))
             if self.before_response is not None:
                 await self.before_response()
+        elif self.models_released is not None:
+            await self.models_released.wait()
         response = await handler(request)
         response.headers.update(self.response_headers)
         return response

@@ -20,6 +20,7 @@ from groqchat.services.turns.chat import ChatService
 from groqchat.services.turns.idempotency import IdempotencyKeys
 from groqchat.services.turns.limiter import TurnLimiter
 from groqchat.services.turns.registry import TurnRegistry
+from groqchat.services.turns.turn import Turn
 from groqchat.settings import Settings
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.event_log import EventLog
@@ -87,6 +88,10 @@ class Worker:
             settings=Settings(),
         )
         self.keys = IdempotencyKeys(batcher=self.batcher, chat=self.chat, turns=self.turns)
+
+    def running(self, turn_id: str) -> Turn:
+        """Return a turn that this worker runs."""
+        return self.turns._local[turn_id].turn
 
     async def outcome(self, key: str = KEY, **fields: Any) -> dict[str, Any]:
         """Return the data of the `done` event of a key's turn."""

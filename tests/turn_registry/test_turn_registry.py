@@ -100,7 +100,7 @@ async def test_a_stop_that_takes_longer_than_five_seconds_is_reported_as_stoppin
 
 async def test_all_turns_of_a_worker_are_stopped_at_once(worker: Worker) -> None:
     turns = [worker.start(), worker.start(is_private=True)]
-    worker.registry.stop_all("shutdown")
+    worker.registry.shut_down()
     assert [turn.stop_reason for turn in turns] == ["shutdown", "shutdown"]
 
 

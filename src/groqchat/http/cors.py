@@ -12,6 +12,7 @@ ALLOWED_HEADERS = "*"
 EXPOSED_HEADERS = (
     "X-Request-ID",
     "Retry-After",
+    "X-Turn-ID",
     "X-History-Saved",
     *(
         f"X-RateLimit-{value}-{unit}"

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 
@@ -11,12 +11,11 @@ from aiohttp import HttpVersion11, hdrs, web
 
 from groqchat import sse
 from groqchat.background import background_task
-from groqchat.errors import GroqChatError, Overloaded
+from groqchat.errors import GroqChatError
 from groqchat.http.error_models import ErrorEvent
 from groqchat.http.errors import error_event_data
 from groqchat.http.request_id import REQUEST_ID_HEADER, request_id
 from groqchat.models import ChatResponse, DeltaEvent, StartEvent
-from groqchat.services.turns.turn import Turn
 
 SSE_HEADERS = {
     hdrs.CONTENT_TYPE: f"{sse.CONTENT_TYPE}; charset=utf-8",
@@ -31,6 +30,8 @@ STREAM_DESCRIPTION = (
     "`status`. An `error` has no `id` if only this connection failed, but not the turn."
 )
 EVENT_MODELS = (StartEvent, DeltaEvent, ChatResponse, ErrorEvent)
+# With this id, a client can resume or stop the turn.
+TURN_ID_HEADER = "X-Turn-ID"
 NO_EXTRA_HEADERS: Mapping[str, str] = {}
 # Many load balancers close a connection after a minute without data, some sooner.
 PING_INTERVAL_S = 15
@@ -56,9 +57,8 @@ class _OpenStream:
 class EventStreams:
     """Sends event streams; one timer finds the idle, stalled and disconnected ones."""
 
-    def __init__(self, *, write_timeout_s: float, limit: int) -> None:
+    def __init__(self, *, write_timeout_s: float) -> None:
         self._write_timeout_s = write_timeout_s
-        self._limit = limit
         self._open: set[_OpenStream] = set()
 
     async def send(
@@ -86,7 +86,11 @@ class EventStreams:
         except ConnectionError:
             on_disconnect()
         except asyncio.CancelledError:
-            if stream is None or not stream.is_disconnected:
+            if stream is None:
+                raise
+            if not stream.is_disconnected:
+                # A shutdown: the client has not read its last events in time.
+                stream.transport.abort()
                 raise
             stream.task.uncancel()
             on_disconnect()
@@ -94,11 +98,6 @@ class EventStreams:
             if stream is not None:
                 self._open.discard(stream)
         return response
-
-    def check_capacity(self) -> None:
-        """Raise Overloaded if no further stream may be opened."""
-        if len(self._open) >= self._limit:
-            raise Overloaded
 
     def watching(self) -> AbstractAsyncContextManager[None]:
         """Send pings and end stalled streams until the context exits."""
@@ -158,11 +157,24 @@ async def _send_all(stream: _OpenStream, events: AsyncIterator[bytes]) -> None:
     await response.write_eof()
 
 
-async def wait_or_stop(request: web.Request, turn: Turn) -> bytes:
-    """Return a turn's final event; stop the turn if the client of `request` disconnects."""
-    final = asyncio.create_task(turn.final_event())
-    while not final.done():
-        await asyncio.wait([final], timeout=INSPECTION_INTERVAL_S)
-        if request.transport is None or request.transport.is_closing():
-            turn.stop("disconnected")
-    return final.result()
+async def wait_or_leave(
+    request: web.Request,
+    final_event: Coroutine[None, None, bytes],
+    on_disconnect: Callable[[], Awaitable[object]],
+) -> bytes:
+    """Return a turn's final event; call `on_disconnect` if the client of `request` disconnects."""
+    final = asyncio.create_task(final_event)
+    try:
+        while not await _is_done(final):
+            if request.transport is None or request.transport.is_closing():
+                await on_disconnect()
+                break
+        return await final
+    finally:
+        final.cancel()
+
+
+async def _is_done(task: asyncio.Task[bytes]) -> bool:
+    """Wait for a task for INSPECTION_INTERVAL_S at most; return whether it is done."""
+    await asyncio.wait([task], timeout=INSPECTION_INTERVAL_S)
+    return task.done()

@@ -21,7 +21,9 @@ FINAL_EVENTS = frozenset({"done", "error"})
 class EventBatch:
     """Events of one turn that are not in Redis yet; `last` is the number of the last event.
 
-    `ttl_s` is the new TTL of the turn's keys, None if it stays unchanged.
+    `ttl_s` is the new TTL of the turn's keys, None if it stays unchanged. With `is_attempt`, an
+    earlier attempt at the turn may have left events; with `is_repeatable`, another request may run
+    the turn again after this last batch.
     """
 
     turn_id: str
@@ -29,6 +31,8 @@ class EventBatch:
     last: int
     is_first: bool
     ttl_s: int | None
+    is_attempt: bool = False
+    is_repeatable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,8 @@ class EventLog:
         commands: list[Command] = []
         indexes: list[int | None] = []
         for batch in batches:
+            if batch.is_attempt and batch.is_first:
+                commands += keys.restart_turn(batch.turn_id)
             indexes.append(None if batch.is_first or not batch.events else len(commands))
             key = keys.turn_key(batch.turn_id)
             if batch.events:
@@ -64,7 +70,9 @@ class EventLog:
                 only_existing = () if batch.is_first else ("NOMKSTREAM",)
                 entry_id = f"{batch.last}-0"
                 commands.append(("XADD", key, *only_existing, entry_id, EVENTS_FIELD, batch.events))
-            if batch.ttl_s is not None:
+            if batch.ttl_s is not None and batch.is_repeatable:
+                commands += keys.end_repeatable_turn(batch.turn_id, batch.ttl_s)
+            elif batch.ttl_s is not None:
                 commands += keys.touch_turn(batch.turn_id, batch.ttl_s)
         replies = await self._batcher.transact(commands)
         return [index is None or replies[index] is not None for index in indexes]

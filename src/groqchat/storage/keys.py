@@ -9,16 +9,15 @@ SESSIONS_INDEX = "chat:sessions"
 TURN_PREFIX = "chat:turn:"
 CLAIM_PREFIX = "chat:claim:"
 IDEMPOTENCY_PREFIX = "chat:idempotency:"
+REQUESTS_PREFIX = "chat:requests:"
 STOP_REQUESTS = "chat:stops"
 
 # TTL of the events of a running turn. Its worker renews the lease every third of this time.
 TURN_LEASE_S = 15
 # Retention of a finished turn's events: enough for a client to reconnect after a network failure.
 TURN_RETENTION_S = 300
-# Retention of a turn with an Idempotency-Key: clients may repeat the request for an hour. A failed
-# turn is retained only for the requests that already wait for it.
+# Retention of a turn with an Idempotency-Key: clients may repeat the request for an hour.
 IDEMPOTENCY_TTL_S = 3600
-FAILURE_RETENTION_S = 1
 # Workers read stop requests within a second.
 STOP_REQUESTS_TTL_S = 60
 
@@ -73,6 +72,21 @@ def claim_key(turn_id: str) -> str:
 def idempotency_key(digest: str) -> str:
     """Return the key of the record of an Idempotency-Key."""
     return IDEMPOTENCY_PREFIX + digest
+
+
+def requests_key(digest: str) -> str:
+    """Return the key that counts the requests with an Idempotency-Key whose clients are there."""
+    return REQUESTS_PREFIX + digest
+
+
+def restart_turn(turn_id: str) -> tuple[Command]:
+    """Return the command that deletes the events of an earlier attempt at a turn."""
+    return (("UNLINK", turn_key(turn_id)),)
+
+
+def end_repeatable_turn(turn_id: str, ttl_s: int) -> tuple[Command, Command]:
+    """Return the commands that retain a turn's events and let another request run it again."""
+    return ("EXPIRE", turn_key(turn_id), ttl_s), ("UNLINK", claim_key(turn_id))
 
 
 def touch_turn(turn_id: str, ttl_s: int) -> tuple[Command, Command]:

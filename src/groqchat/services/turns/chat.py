@@ -83,8 +83,8 @@ class ChatService:
             return await self._run(request, self._new_state(request), self._groq.complete)
 
     def check(self) -> None:
-        """Raise ShuttingDown or Overloaded if no further turn may start."""
-        self._limiter.check()
+        """Raise ShuttingDown or Overloaded if the current task may not start a turn."""
+        self._limiter.check_turn()
 
     def start(
         self, request: ChatRequest, *, turn_id: str | None = None, session_id: str | None = None
@@ -94,12 +94,12 @@ class ChatService:
         With a `turn_id`, an earlier request may have run the turn already, and other clients may
         follow its events.
         """
-        self._limiter.check()
+        self._limiter.check_turn()
         state = self._new_state(request, turn_id=turn_id, session_id=session_id)
         turn = Turn(state.user_message.id, state.session_id, is_shared=state.is_retry)
         task = asyncio.create_task(self._run_with_events(request, state, turn))
         # A done callback also runs if the task is cancelled before its first step.
-        task.add_done_callback(lambda _: turn.end())
+        task.add_done_callback(lambda _: self._end(turn))
         self._limiter.add(task)
         self._turns.add(turn)
         return turn
@@ -140,9 +140,12 @@ class ChatService:
         except Exception as error:
             log.exception("turn %s failed", turn.id)
             turn.add("error", self._turns.encode_error(error))
-        finally:
-            if not turn.has_outcome:
-                self._add_error(turn, ShuttingDown())
+
+    def _end(self, turn: Turn) -> None:
+        """Mark the end of a turn, which has no outcome yet if it was cancelled early."""
+        if not turn.has_outcome:
+            self._add_error(turn, ShuttingDown())
+        turn.end()
 
     def _add_error(self, turn: Turn, error: GroqChatError) -> None:
         log.warning("turn %s: %s (%s)", turn.id, error.code, error.detail)

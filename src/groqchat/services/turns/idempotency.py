@@ -14,7 +14,6 @@ from groqchat.errors import GroqChatError, IdempotencyKeyReused, TurnLost, TurnN
 from groqchat.models import ChatRequest
 from groqchat.services.turns.chat import ChatService
 from groqchat.services.turns.registry import TurnRegistry, last_events
-from groqchat.services.turns.turn import Turn
 from groqchat.storage import keys
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.event_log import is_final
@@ -27,6 +26,14 @@ CLAIM_TIMEOUT_S = keys.TURN_LEASE_S + 5.0
 OUTCOME_ATTEMPTS = 2
 # Fields that change how the answer is delivered, not the answer.
 UNFINGERPRINTED_FIELDS = {"stream", "on_disconnect"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowedTurn:
+    """The turn of a key, and an iterator over its events."""
+
+    turn_id: str
+    events: AsyncIterator[bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +58,22 @@ class IdempotencyKeys:
         self._turns = turns
 
     async def follow(
-        self, key: str, request: ChatRequest
-    ) -> tuple[AsyncIterator[bytes], Turn | None]:
-        """Return the events of a key's turn, and the turn itself if this request runs it."""
+        self, key: str, request: ChatRequest, *, waits_for_text: bool = False
+    ) -> FollowedTurn:
+        """Follow a key's turn, and start it unless another request has claimed it.
+
+        With `waits_for_text`, waits as `Turn.wait_for_text`.
+        """
         record = await self._find_or_create(key, request)
         deadline = asyncio.get_running_loop().time() + CLAIM_TIMEOUT_S
         while True:
             self._chat.check()
             if await self._claim(record.turn_id):
-                turn = await self._start(record, request)
-                return turn.follow(), turn
+                await self._start(record, request)
             try:
-                events = await self._turns.follow(record.turn_id)
+                events = await self._turns.follow(record.turn_id, waits_for_text=waits_for_text)
                 if events is not None:
-                    return events, None
+                    return FollowedTurn(turn_id=record.turn_id, events=events)
             except TurnNotFound:
                 if asyncio.get_running_loop().time() > deadline:
                     raise TurnLost(f"turn {record.turn_id} did not start") from None
@@ -77,16 +86,34 @@ class IdempotencyKeys:
                 return await self._final_event(key, request)
         return await self._final_event(key, request)
 
+    async def leave(self, key: str) -> None:
+        """Stop a key's turn if this worker runs it and no other client waits for it.
+
+        Call this when a client that asked for `on_disconnect: cancel` has disconnected. A client
+        that leaves without this call counts as one that waits.
+        """
+        digest = _digest(key)
+        count = keys.requests_key(digest)
+        waiting, _, found = await self._batcher.transact(
+            [
+                ("DECR", count),
+                ("EXPIRE", count, keys.IDEMPOTENCY_TTL_S),
+                ("GET", keys.idempotency_key(digest)),
+            ]
+        )
+        if found and waiting <= 0:
+            self._turns.stop_local(_Record(**orjson.loads(found)).turn_id, "disconnected")
+
     async def _final_event(self, key: str, request: ChatRequest) -> bytes:
-        events, _ = await self.follow(key, request)
-        last = sse.last_event(await last_events(events))
+        followed = await self.follow(key, request)
+        last = sse.last_event(await last_events(followed.events))
         if not is_final(last):
             raise TurnLost("the events ended without an outcome")
         return last
 
-    async def _start(self, record: _Record, request: ChatRequest) -> Turn:
+    async def _start(self, record: _Record, request: ChatRequest) -> None:
         try:
-            return self._chat.start(request, turn_id=record.turn_id, session_id=record.session_id)
+            self._chat.start(request, turn_id=record.turn_id, session_id=record.session_id)
         except GroqChatError:
             # The next request need not wait until the lease expires.
             await self._batcher.transact([("DEL", keys.claim_key(record.turn_id))])
@@ -94,17 +121,21 @@ class IdempotencyKeys:
 
     async def _find_or_create(self, key: str, request: ChatRequest) -> _Record:
         """Return the record of a key; create it from this request if the key is new."""
-        fields = request.model_dump_json(exclude=UNFINGERPRINTED_FIELDS)
+        # Without defaults: a new optional field must not change the fingerprint of old requests.
+        fields = request.model_dump_json(exclude=UNFINGERPRINTED_FIELDS, exclude_defaults=True)
         own = _Record(
             turn_id=new_message_id(),
             session_id=request.session_id or str(uuid.uuid4()),
             fingerprint=hashlib.sha256(fields.encode()).hexdigest(),
         )
-        name = keys.idempotency_key(hashlib.sha256(key.encode()).hexdigest())
-        _, found = await self._batcher.transact(
+        digest = _digest(key)
+        name, count = keys.idempotency_key(digest), keys.requests_key(digest)
+        _, found, *_ = await self._batcher.transact(
             [
                 ("SET", name, orjson.dumps(asdict(own)), "NX", "EX", keys.IDEMPOTENCY_TTL_S),
                 ("GET", name),
+                ("INCR", count),
+                ("EXPIRE", count, keys.IDEMPOTENCY_TTL_S),
             ]
         )
         record = _Record(**orjson.loads(found))
@@ -120,3 +151,7 @@ class IdempotencyKeys:
             [("SET", name, token, "NX", "EX", keys.TURN_LEASE_S), ("GET", name)]
         )
         return bool(holder == token)
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

@@ -1,8 +1,9 @@
-"""The turn limiter: how many turns run at once, and how they end at shutdown."""
+"""The turn limiter: how many turns and followers exist at once, and how they end at shutdown."""
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -25,43 +26,62 @@ log = logging.getLogger(__name__)
 
 
 class TurnLimiter:
-    """Counts running turns. `with limiter:` counts the turn of the current task."""
+    """Counts whatever waits for Groq or holds a connection for a turn: each uses one slot.
+
+    `with limiter:` uses a slot for the current task, which waits for Groq itself. `with
+    limiter.following():` uses a slot for a request that follows a turn. A turn that this request
+    starts shares the slot, which is free when both have ended.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._tasks: set[Task] = set()
-        self._turn_tasks: set[Task] = set()
+        # One task for each slot in use.
+        self._slots: set[Task] = set()
+        # The turns that share the slot of a request, by the task of the request.
+        self._shared: dict[Task, Task] = {}
+        # Tasks that end soon after the turns are stopped: turns, and the requests that follow them.
+        self._stoppable: set[Task] = set()
         self._cancelled: set[Task] = set()
         self._is_closed = False
 
     def __len__(self) -> int:
-        """Return the number of running turns."""
-        return len(self._tasks)
+        """Return the number of slots in use."""
+        return len(self._slots)
 
     def check(self) -> None:
-        """Raise ShuttingDown or Overloaded if no further turn may start."""
+        """Raise ShuttingDown or Overloaded if there is no free slot."""
         if self._is_closed:
             raise ShuttingDown
-        if len(self._tasks) >= self._limit:
+        if len(self._slots) >= self._limit:
             raise Overloaded(retry_after_s=OVERLOADED_RETRY_AFTER_S)
+
+    def check_turn(self) -> None:
+        """Raise ShuttingDown or Overloaded if the current task may not start a turn."""
+        if self._is_closed or self._current_task() not in self._slots:
+            self.check()
 
     def add(self, task: Task) -> None:
         """Count a turn that runs in a task of its own, until the task is done.
 
-        The caller has called `check`.
+        The caller has called `check_turn`.
         """
-        self._tasks.add(task)
-        self._turn_tasks.add(task)
+        request = self._current_task()
+        shared = self._shared.get(request)
+        if request in self._slots and (shared is None or shared.done()):
+            self._shared[request] = task
+        else:
+            self._slots.add(task)
+        self._stoppable.add(task)
         task.add_done_callback(self._remove)
 
     def _remove(self, task: Task) -> None:
-        self._tasks.discard(task)
-        self._turn_tasks.discard(task)
+        self._slots.discard(task)
+        self._stoppable.discard(task)
         self._cancelled.discard(task)
 
     def __enter__(self) -> None:
         self.check()
-        self._tasks.add(self._current_task())
+        self._slots.add(self._current_task())
 
     def __exit__(
         self,
@@ -70,29 +90,49 @@ class TurnLimiter:
         trace: TracebackType | None,
     ) -> None:
         task = self._current_task()
-        self._tasks.discard(task)
+        self._slots.discard(task)
+        if self._shared:
+            self._release_to_turn(task)
         if task in self._cancelled:
             self._cancelled.discard(task)
             if kind is asyncio.CancelledError:
                 task.uncancel()
                 raise ShuttingDown from None
 
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Use a slot for a request that follows a turn, until its response is sent."""
+        with self:
+            task = self._current_task()
+            self._stoppable.add(task)
+            try:
+                yield
+            finally:
+                self._stoppable.discard(task)
+
+    def _release_to_turn(self, request: Task) -> None:
+        """Leave the slot of a request that has ended to the turn that it started."""
+        turn = self._shared.pop(request, None)
+        if turn is not None and not turn.done():
+            self._slots.add(turn)
+
     async def drain(self, grace_s: float, stop_turns: Callable[[], object]) -> None:
         """Reject new turns, wait for running turns, then stop or cancel the remaining ones.
 
-        `stop_turns` stops the turns that run in tasks of their own. Turns that do not end then, and
-        the turns of requests, are cancelled.
+        `stop_turns` stops the turns that run in tasks of their own, and ends the events of the
+        turns of other workers. Turns and followers that do not end then, and the turns of requests,
+        are cancelled.
         """
         self._is_closed = True
         late: set[Task] = set()
         stop_s = min(STOP_BEFORE_END_S, grace_s / 4)
-        if self._tasks:
-            log.info("waiting for %d running turn(s)", len(self._tasks))
-            _, late = await asyncio.wait(self._tasks, timeout=grace_s - stop_s)
+        if self._slots:
+            log.info("waiting for %d turn(s) and follower(s)", len(self._slots))
+            _, late = await asyncio.wait(self._slots | self._stoppable, timeout=grace_s - stop_s)
         stop_turns()
         if late:
-            log.warning("stopping %d turn(s) that are still running", len(late))
-        if stopping := late & self._turn_tasks:
+            log.warning("stopping %d turn(s) and follower(s)", len(self._slots))
+        if stopping := late & self._stoppable:
             await asyncio.wait(stopping, timeout=stop_s)
         await self._cancel({task for task in late if not task.done()})
 
@@ -100,7 +140,7 @@ class TurnLimiter:
         for _ in range(CANCEL_ATTEMPTS):
             if not late:
                 return
-            for task in late & self._tasks:
+            for task in late & (self._slots | self._stoppable):
                 self._cancelled.add(task)
                 task.cancel()
             _, late = await asyncio.wait(late, timeout=CANCEL_WAIT_S)

@@ -15,12 +15,19 @@ from groqchat.background import background_task
 from groqchat.errors import (
     HistoryFailed,
     HistoryUnavailable,
+    ShuttingDown,
     StorageError,
     TurnLost,
     TurnNotFound,
 )
 from groqchat.retry import Backoff
-from groqchat.services.turns.turn import StopReason, Turn
+from groqchat.services.turns.turn import (
+    FIRST_TEXT_WAIT_S,
+    SECOND_EVENT,
+    StopReason,
+    Turn,
+    raise_early_failure,
+)
 from groqchat.storage import keys
 from groqchat.storage.event_log import EventBatch, EventLog, EventSlice
 from groqchat.storage.message_ids import MICROS_PER_S, micros_of
@@ -83,6 +90,8 @@ class _LocalTurn:
             last=last,
             is_first=self.published == 0,
             ttl_s=self._ttl_s(now),
+            is_attempt=turn.is_shared,
+            is_repeatable=self.is_last_batch and turn.is_repeatable,
         )
 
     def mark_published(self, batch: EventBatch, now: float) -> None:
@@ -121,31 +130,49 @@ class TurnRegistry:
         self._last_stop_request = "0-0"
         self._stop_requests_read_at = 0.0
         self._is_failing = False
+        # Set at shutdown, when the events of the turns of other workers end.
+        self._is_closing = False
 
     def add(self, turn: Turn) -> None:
         """Make a turn of this process available to followers and stop requests."""
         self._local[turn.id] = _LocalTurn(turn)
         self._has_turns.set()
 
-    def stop_all(self, reason: StopReason) -> None:
-        """Stop the turns of this process."""
-        for local in list(self._local.values()):
-            local.turn.stop(reason)
+    def shut_down(self) -> None:
+        """Stop the turns of this process, and end the events of other workers' turns.
 
-    async def follow(self, turn_id: str, after: int = 0) -> AsyncIterator[bytes] | None:
+        The followers of these turns receive ShuttingDown and can resume on another worker.
+        """
+        self._is_closing = True
+        for local in list(self._local.values()):
+            local.turn.stop("shutdown")
+
+    async def follow(
+        self, turn_id: str, after: int = 0, *, waits_for_text: bool = False
+    ) -> AsyncIterator[bytes] | None:
         """Return an iterator over the events with a higher number than `after`.
 
         Returns None if the turn is over and has no such events. Raises TurnNotFound if the turn
-        does not exist or is private.
+        does not exist or is private. With `waits_for_text`, waits as `Turn.wait_for_text`.
         """
         local = self._local.get(turn_id)
         if local is not None and not local.turn.is_private:
             turn = local.turn
+            if waits_for_text:
+                await turn.wait_for_text()
             return None if turn.is_over and after >= len(turn.events) else turn.follow(after)
         first = await self._read_existing(turn_id, after)
+        if waits_for_text:
+            first = await self._wait_for_text(turn_id, first)
         if first.is_over and not first.events:
             return None
         return self._follow_remote(turn_id, after, first)
+
+    def stop_local(self, turn_id: str, reason: StopReason) -> None:
+        """Stop a turn of this process; no effect if another worker runs it."""
+        local = self._local.get(turn_id)
+        if local is not None:
+            local.turn.stop(reason)
 
     async def stop(self, turn_id: str) -> StopResult:
         """Stop a turn on any worker and wait at most STOP_TIMEOUT_S for its end."""
@@ -175,6 +202,19 @@ class TurnRegistry:
             raise TurnNotFound
         return found
 
+    async def _wait_for_text(self, turn_id: str, found: EventSlice) -> EventSlice:
+        """Read a turn's events until its first text, at most FIRST_TEXT_WAIT_S."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + FIRST_TEXT_WAIT_S
+        while found.exists and not found.is_over and loop.time() < end:
+            last = sse.last_event(found.events)
+            if last and sse.event_number(last) >= SECOND_EVENT:
+                break
+            await asyncio.sleep(FOLLOW_BACKOFF.base_s)
+            found = await self._log.read(turn_id, 0)
+        raise_early_failure(turn_id, sse.last_event(found.events))
+        return found
+
     async def _follow_remote(
         self, turn_id: str, after: int, found: EventSlice
     ) -> AsyncIterator[bytes]:
@@ -190,6 +230,8 @@ class TurnRegistry:
             if found.is_over:
                 return
             await asyncio.sleep(FOLLOW_BACKOFF.delay_s(polls))
+            if self._is_closing:
+                raise ShuttingDown
             polls += 1
             try:
                 found = await self._log.read(turn_id, after)

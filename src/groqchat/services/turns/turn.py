@@ -2,19 +2,34 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal, TypeAlias
 
 import orjson
 
 from groqchat.errors import CompletionTimeout, GroqChatError, ShuttingDown
-from groqchat.sse import MAX_WRITE_BYTES, encode_event
+from groqchat.sse import MAX_WRITE_BYTES, encode_event, event_number, parse_event
 from groqchat.storage import keys
 
 EventName: TypeAlias = Literal["start", "delta", "done", "error"]
 # Why a turn ends before its answer is complete: a client stopped it, its client disconnected, or
 # the service shuts down.
 StopReason: TypeAlias = Literal["stopped", "disconnected", "shutdown"]
+
+# Most failures of Groq arrive within this time. A stream that fails in it is answered with an HTTP
+# status and Retry-After. If neither text nor a failure arrives, the response starts with `start`.
+FIRST_TEXT_WAIT_S = 1.0
+# The number of the event that follows `start`.
+SECOND_EVENT = 2
+
+
+class TurnFailed(Exception):
+    """A turn failed before its first text; `data` is the JSON of its `error` event."""
+
+    def __init__(self, turn_id: str, data: bytes) -> None:
+        super().__init__(turn_id)
+        self.turn_id = turn_id
+        self.data = data
 
 
 class Turn:
@@ -73,9 +88,15 @@ class Turn:
             elif self.is_over:
                 return
             else:
-                waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                self._waiting.append(waiting)
-                await waiting
+                await self._next_wake()
+
+    async def wait_for_text(self) -> None:
+        """Wait for the first text, at most FIRST_TEXT_WAIT_S; TurnFailed if the turn failed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_TEXT_WAIT_S):
+                while len(self.events) < SECOND_EVENT and not self.is_over:
+                    await self._next_wake()
+        raise_early_failure(self.id, self.events[-1] if self.events else b"")
 
     def next_events(self, after: int) -> tuple[bytes, int]:
         """Join the events after a number, up to about MAX_WRITE_BYTES.
@@ -128,11 +149,14 @@ class Turn:
     @property
     def retention_s(self) -> int:
         """How long Redis retains the events after the end of the turn, in seconds."""
-        if not self.is_shared:
-            return keys.TURN_RETENTION_S
+        is_answer = self.is_shared and not self.is_repeatable
+        return keys.IDEMPOTENCY_TTL_S if is_answer else keys.TURN_RETENTION_S
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether another request with the Idempotency-Key runs the turn again."""
         is_failed = bool(self.events) and b"\nevent: error\n" in self.events[-1]
-        is_repeatable = is_failed or self.stop_reason == "disconnected"
-        return keys.FAILURE_RETENTION_S if is_repeatable else keys.IDEMPOTENCY_TTL_S
+        return self.is_shared and (is_failed or self.stop_reason == "disconnected")
 
     def stop_error(self) -> GroqChatError | None:
         """Return the error of a turn that was stopped by a shutdown; other stops are no errors."""
@@ -142,8 +166,21 @@ class Turn:
         if self._limit is not None and not self._limit.expired():
             self._limit.reschedule(asyncio.get_running_loop().time())
 
+    def _next_wake(self) -> asyncio.Future[None]:
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        return waiting
+
     def _wake(self) -> None:
         for waiting in self._waiting:
             if not waiting.done():
                 waiting.set_result(None)
         self._waiting.clear()
+
+
+def raise_early_failure(turn_id: str, last_event: bytes) -> None:
+    """Raise TurnFailed if the latest event of a turn is an `error` before the first text."""
+    if last_event and event_number(last_event) <= SECOND_EVENT:
+        name, data = parse_event(last_event)
+        if name == "error":
+            raise TurnFailed(turn_id, data)
