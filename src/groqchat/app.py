@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from groqchat.errors import StorageError
 from groqchat.http import middlewares
 from groqchat.http.cors import setup_cors
+from groqchat.http.documentation import DOCUMENTATION, Documentation
 from groqchat.http.errors import error_event_data
 from groqchat.http.event_stream import EventStreams
 from groqchat.http.hosts import AllowedHosts
@@ -59,6 +60,7 @@ def create_app(settings: Settings) -> web.Application:
         middlewares=[middlewares.errors(hosts, origins)], client_max_size=settings.max_body_bytes
     )
     app[SETTINGS] = settings
+    app[DOCUMENTATION] = Documentation()
     app[ALLOWED_HOSTS] = hosts
     app[ALLOWED_ORIGINS] = origins
     for table in ROUTE_TABLES:

@@ -9,6 +9,7 @@ GroqChatError
 ├── IdempotencyKeyReused         the key was used with a different request
 ├── TurnNotFound                 the turn does not exist, or its events have expired
 ├── TurnLost                     the worker of the turn died
+├── DocsUnavailable              the page with the description of the API cannot be rendered
 ├── NotReady                     Redis is unavailable, or no API key is set
 ├── Overloaded                   too many turns or streams
 ├── ShuttingDown
@@ -99,6 +100,11 @@ class TurnNotFound(GroqChatError):
 class TurnLost(GroqChatError):
     code = "turn_lost"
     default_message = "The worker that ran the turn ended before the answer was complete."
+
+
+class DocsUnavailable(GroqChatError):
+    code = "docs_unavailable"
+    default_message = "The page cannot be shown at the moment. The description is at openapi.json."
 
 
 class NotReady(GroqChatError):

@@ -23,6 +23,7 @@ STATUS: dict[type[errors.GroqChatError], int] = {
     errors.IdempotencyKeyReused: 409,
     errors.TurnNotFound: 404,
     errors.TurnLost: 502,
+    errors.DocsUnavailable: 503,
     errors.NotReady: 503,
     errors.Overloaded: 503,
     errors.ShuttingDown: 503,

@@ -55,6 +55,8 @@ def describe(app: web.Application, settings: Settings, models: Sequence[str]) ->
             "description": "A chat service over Groq that stores every message in Redis.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
+        # Relative to the address of the document.
+        "servers": [{"url": "/"}],
         "paths": paths,
         "components": {"schemas": definitions},
     }
@@ -142,7 +144,8 @@ def _responses(endpoint: Endpoint, schemas: dict[type[BaseModel], Schema]) -> Sc
     if endpoint.response_model is not None:
         content[JSON] = {"schema": schemas[endpoint.response_model]}
     if endpoint.docs.media_type is not None:
-        content[endpoint.docs.media_type] = {"schema": {"type": "string"}}
+        kind = "object" if endpoint.docs.media_type == JSON else "string"
+        content[endpoint.docs.media_type] = {"schema": {"type": kind}}
     if endpoint.streams:
         content[sse.CONTENT_TYPE] = {"schema": _event(endpoint, schemas)}
     responses: Schema = {"200": {"description": "OK", "content": content}}
