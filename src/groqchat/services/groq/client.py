@@ -46,6 +46,7 @@ from groqchat.services.groq.http_session import open_http_session
 from groqchat.services.groq.rate_limits import RateLimits
 from groqchat.services.groq.retries import MAX_RETRY_AFTER_S, GroqRetries
 from groqchat.services.groq.service_faults import ServiceFaults
+from groqchat.services.groq.stream_end import StreamEnds
 from groqchat.settings import Settings
 
 # How long a request of the OpenAI-compatible endpoint waits for a rate limit. Its clients obey
@@ -95,6 +96,7 @@ class GroqClient(AsyncGroq):
             min(settings.groq_first_byte_timeout_s, settings.groq_timeout_s)
         )
         self._faults = ServiceFaults()
+        self._stream_ends = StreamEnds()
         self._session = session
         self._base = str(self.base_url).rstrip("/")
         self._completions_url = URL(f"{self._base}{COMPLETIONS_PATH}")
@@ -142,23 +144,27 @@ class GroqClient(AsyncGroq):
             lambda: self._open_stream(body), self._first_byte_deadlines, model=prompt.model
         )
         try:
-            async with response:
-                while not parser.is_done:
-                    data = await response.content.readany()
-                    # At the end of the stream, a line feed completes an unfinished last line.
-                    text = parser.feed(data or b"\n")
-                    if text:
-                        yield text
-                    if parser.error is not None:
-                        raise parser.error
-                    if not data:
-                        break
+            while not parser.is_done:
+                data = await response.content.readany()
+                # At the end of the stream, a line feed completes an unfinished last line.
+                text = parser.feed(data or b"\n")
+                if text:
+                    yield text
+                if parser.error is not None:
+                    raise parser.error
+                if not data:
+                    break
         except TimeoutError as error:
             # After a finish reason, only `[DONE]` is missing: the answer is complete.
             if parser.finish_reason is None:
                 raise CompletionTimeout(f"no data for {self._read_timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
             raise CompletionUnavailable(f"during the stream: {type(error).__name__}") from error
+        finally:
+            if parser.is_done:
+                self.release(response)
+            else:
+                response.close()
         if parser.finish_reason is None:
             raise CompletionUnavailable("the stream ended before the answer was complete")
 
@@ -181,6 +187,15 @@ class GroqClient(AsyncGroq):
             retry_after_s = parse_retry_after(response.headers.get("Retry-After"))
             self._rate_limits.close(model, retry_after_s)
         return response
+
+    def release(self, response: aiohttp.ClientResponse) -> None:
+        """Return the connection of a stream that was read up to `[DONE]`, without waiting."""
+        self._stream_ends.release(response)
+
+    async def close(self) -> None:
+        """Close the client, but not its session."""
+        await self._stream_ends.aclose()
+        await super().close()
 
     @contextmanager
     def completion_deadline(self) -> Iterator[Deadline]:

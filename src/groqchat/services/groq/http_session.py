@@ -3,16 +3,21 @@
 import aiohttp
 
 from groqchat.services.groq.aiohttp_internals import CleanIdleConnector, missing_internals
+from groqchat.services.groq.stream_end import MAX_DRAINING
 
 # Longer than the gaps between most requests, shorter than the idle timeout of most load balancers.
 KEEPALIVE_S = 55.0
 
 
 def open_http_session(max_connections: int) -> aiohttp.ClientSession:
-    """Return the HTTP session for Groq; each concurrent turn needs one connection."""
+    """Return the HTTP session for Groq; each concurrent turn needs one connection.
+
+    The ends of streams need further ones for a moment. They must not delay the next turn.
+    """
+    limit = max_connections + MAX_DRAINING
     connector: aiohttp.TCPConnector
     if missing_internals():
-        connector = aiohttp.TCPConnector(limit=max_connections, force_close=True)
+        connector = aiohttp.TCPConnector(limit=limit, force_close=True)
     else:
-        connector = CleanIdleConnector(limit=max_connections, keepalive_timeout=KEEPALIVE_S)
+        connector = CleanIdleConnector(limit=limit, keepalive_timeout=KEEPALIVE_S)
     return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
