@@ -110,7 +110,6 @@ async def test_json_mode_is_forwarded(client: Any) -> None:
     [
         ("429", "RateLimitError"),
         ("400", "BadRequestError"),
-        ("401", "AuthenticationError"),
         ("413", "APIStatusError"),
         ("500", "InternalServerError"),
     ],

@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from groqchat.errors import CompletionError, Overloaded, ShuttingDown
-from groqchat.http.endpoint import RouteDocs, endpoint
+from groqchat.http.endpoint import JSON, RouteDocs, endpoint
 from groqchat.http.state import Services
 from groqchat.openai_paths import COMPLETIONS_PATH, MODELS_PATH
 from groqchat.services.openai.models import (
@@ -46,7 +46,7 @@ async def complete(
             body=reply.body,
             status=reply.status,
             headers=dict(reply.headers),
-            content_type=reply.content_type,
+            content_type=JSON,
         )
 
     def on_disconnect() -> None:

@@ -1,0 +1,129 @@
+"""Responses of Groq: which of them the client receives, and the errors for all others."""
+
+import math
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import ClientError, ClientResponse
+
+from groqchat import sse
+from groqchat.errors import CompletionError, CompletionTimeout, CompletionUnavailable, RateLimited
+from groqchat.services.groq.aiohttp_internals import BufferedResponse
+from groqchat.services.groq.completions import parse_json, valid_tokens
+from groqchat.services.groq.errors import RETRYABLE_STATUS, completion_error, redact, status_error
+from groqchat.services.groq.rate_limits import rate_limit_body
+from groqchat.services.openai.messages import answer_message
+from groqchat.services.turns.turn import Turn
+from groqchat.storage.messages import Message
+
+# Groq's headers that clients act on.
+FORWARDED_HEADERS = ("x-ratelimit-", "retry-after", "x-groq-")
+# More than the longest answer of any model, in OpenAI's format.
+MAX_RESPONSE_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyResponse:
+    """The response for the client: a JSON body, or a turn to follow."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = b""
+    turn: Turn | None = None
+
+
+def starts_stream(response: ClientResponse, *, is_streamed: bool) -> bool:
+    """Return whether the events of a streamed completion follow.
+
+    Closes the response and raises CompletionUnavailable if it is not what the request asked for.
+    """
+    if response.status != HTTPStatus.OK:
+        return False
+    is_stream = response.content_type == sse.CONTENT_TYPE
+    if is_stream != is_streamed:
+        response.close()
+        raise CompletionUnavailable("Groq's response has another content type than requested")
+    return is_stream
+
+
+async def chunks(response: ClientResponse) -> AsyncIterator[bytes]:
+    """Yield a response as it arrives; raise CompletionError beyond MAX_RESPONSE_BYTES."""
+    size = 0
+    try:
+        while chunk := await response.content.readany():
+            size += len(chunk)
+            if size > MAX_RESPONSE_BYTES:
+                raise CompletionUnavailable(f"more than {MAX_RESPONSE_BYTES} bytes")
+            yield chunk
+    except TimeoutError as error:
+        raise CompletionTimeout("no data during the answer") from error
+    except (ClientError, OSError) as error:
+        raise CompletionUnavailable(f"during the answer: {type(error).__name__}") from error
+
+
+def parse_answer(content: bytes) -> Message:
+    """Return the answer in a response body; raise CompletionUnavailable if there is none."""
+    reply = parse_json(content)
+    try:
+        choice = reply["choices"][0]
+        answer = answer_message(
+            choice["message"],
+            model=reply.get("model"),
+            tokens=valid_tokens((reply.get("usage") or {}).get("total_tokens")),
+            finish_reason=choice.get("finish_reason"),
+        )
+    except (AttributeError, IndexError, KeyError, TypeError):
+        raise CompletionUnavailable("Groq's response is not a completion") from None
+    if not all(isinstance(text, str | None) for text in (answer.model, answer.finish_reason)):
+        raise CompletionUnavailable("Groq's completion has fields of the wrong type")
+    return answer
+
+
+def forwarded_error(response: ClientResponse, content: bytes) -> ProxyResponse:
+    """Return an error response for the client; raise CompletionError if Groq's API did not send it.
+
+    For example, a load balancer in front of the API sends an HTML page.
+    """
+    if response.status < HTTPStatus.BAD_REQUEST or not _is_error(content):
+        buffered = BufferedResponse(
+            status=response.status, headers=response.raw_headers, content=content
+        )
+        raise completion_error(status_error("POST", str(response.url), buffered))
+    return ProxyResponse(
+        status=response.status, headers=forwarded_headers(response), body=redact(content)
+    )
+
+
+def rate_limited(error: RateLimited) -> ProxyResponse:
+    """Return the 429 that Groq would send while its limit applies, for the retries of SDKs."""
+    retry_after_s = error.retry_after_s or 1.0
+    return ProxyResponse(
+        status=HTTPStatus.TOO_MANY_REQUESTS,
+        headers={"Retry-After": str(math.ceil(retry_after_s))},
+        body=rate_limit_body(retry_after_s),
+    )
+
+
+def is_final(status: int) -> bool:
+    """Return whether Groq would reject the same request again."""
+    return status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in RETRYABLE_STATUS
+
+
+def forwarded_headers(response: ClientResponse) -> dict[str, str]:
+    """Return the headers of a response that the client receives too."""
+    return {
+        name: value
+        for name, value in response.headers.items()
+        if name.lower().startswith(FORWARDED_HEADERS)
+    }
+
+
+def _is_error(content: bytes) -> bool:
+    """Return whether a body is an error in OpenAI's format."""
+    try:
+        body: Any = parse_json(content)
+    except CompletionError:
+        return False
+    return isinstance(body, dict) and isinstance(body.get("error"), dict)
