@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
@@ -9,7 +10,14 @@ from redis.asyncio import Redis
 from groqchat import sse
 from groqchat.storage import event_log, keys
 from groqchat.storage.command_batcher import CommandBatcher
-from groqchat.storage.event_log import EventBatch, EventLog, EventSlice, is_final
+from groqchat.storage.event_log import (
+    Deletion,
+    EventBatch,
+    EventLog,
+    EventSlice,
+    TurnRequests,
+    is_final,
+)
 
 TURN = "chat:turn:t"
 STOPS = "chat:stops"
@@ -29,11 +37,16 @@ def batch(
     """Return a batch of events with these numbers."""
     return EventBatch(
         turn_id=turn_id,
+        session_id="s",
         events=events(*numbers),
         last=numbers[-1] if numbers else 0,
         is_first=is_first,
         ttl_s=ttl_s,
     )
+
+
+def final_batch(number: int, name: str) -> EventBatch:
+    return replace(batch(number), events=event(number, name))
 
 
 @pytest.fixture
@@ -63,7 +76,7 @@ async def test_events_without_their_beginning_are_not_stored(
         [batch(3, ttl_s=60), batch(1, turn_id="other", is_first=True, ttl_s=60), batch(9)]
     )
     assert appended == [False, True, False]
-    assert await any_redis.keys("*") == [b"chat:turn:other"]
+    assert set(await any_redis.keys("*")) == {b"chat:turn:other", b"{chat:session:s}:keys"}
 
 
 async def test_a_batch_may_renew_the_ttls_of_its_turn(log: EventLog, any_redis: Redis) -> None:
@@ -123,7 +136,7 @@ async def test_a_turn_is_over_for_a_client_that_has_its_final_event(
     assert await log.read("t", 2) == EventSlice(events=b"", exists=True, is_over=False)
 
     final = event(3, name)
-    await log.append([EventBatch(turn_id="t", events=final, last=3, is_first=False, ttl_s=None)])
+    await log.append([final_batch(3, name)])
     assert await log.read("t", 2) == EventSlice(events=final, exists=True, is_over=True)
     assert await log.read("t", 3) == EventSlice(events=b"", exists=True, is_over=True)
     assert await log.read("t", 4) == EventSlice(events=b"", exists=True, is_over=True)
@@ -135,52 +148,68 @@ async def test_a_follower_that_is_far_behind_reads_again(
     monkeypatch.setattr(event_log, "READ_ENTRIES", 2)
     final = event(4, "done")
     await log.append([batch(1, is_first=True), batch(2), batch(3)])
-    await log.append([EventBatch(turn_id="t", events=final, last=4, is_first=False, ttl_s=None)])
+    await log.append([final_batch(4, "done")])
 
     assert await log.read("t", 0) == EventSlice(events=events(1, 2), exists=True, is_over=False)
     assert await log.read("t", 2) == EventSlice(events=events(3) + final, exists=True, is_over=True)
 
 
-async def test_a_stop_request_is_read_by_every_worker(log: EventLog, any_redis: Redis) -> None:
-    begin = await log.last_stop_request()
-    assert begin == "0-0"
+async def test_a_request_is_read_by_every_worker(log: EventLog, any_redis: Redis) -> None:
+    assert await log.requests("0-0") == TurnRequests(stops=[], deletions=[], last="0-0")
     await log.request_stop("a")
     await log.request_stop("b")
 
-    turns, last = await log.stop_requests(begin)
-    assert turns == ["a", "b"]
-    assert await log.stop_requests(begin) == (turns, last)
-    assert await log.last_stop_request() == last
-    assert await log.stop_requests(last) == ([], last)
+    found = await log.requests("0-0")
+    assert found.stops == ["a", "b"]
+    assert await log.requests("0-0") == found
+    assert await log.requests(found.last) == replace(found, stops=[])
     await log.request_stop("c")
-    assert (await log.stop_requests(last))[0] == ["c"]
+    assert (await log.requests(found.last)).stops == ["c"]
     assert 0 < await any_redis.ttl(STOPS) <= 60
+
+
+async def test_recent_requests_contain_deletions_but_no_stops(
+    log: EventLog, any_redis: Redis
+) -> None:
+    assert await log.recent_requests() == TurnRequests(stops=(), deletions=[], last="0-0")
+    await log.request_stop("a")
+    await any_redis.xadd(STOPS, {"session": "s", "last_turn": "t"})
+    await log.request_stop("b")
+    # From a later version of the service.
+    await any_redis.xadd(STOPS, {"unknown": "c"})
+    found = await log.recent_requests()
+    deletion = Deletion(session_id="s", last_turn_id="t")
+    assert found == TurnRequests(stops=(), deletions=[deletion], last=found.last)
+    assert await log.requests("0-0") == replace(found, stops=["a", "b"])
 
 
 async def test_each_stop_request_renews_the_ttl(log: EventLog, any_redis: Redis) -> None:
     await log.request_stop("a")
-    first = await log.last_stop_request()
     await any_redis.expire(STOPS, 5)
     await log.request_stop("b")
-    second = await log.last_stop_request()
-
     assert 5 < await any_redis.ttl(STOPS) <= 60
-    assert await any_redis.xrange(STOPS) == [
-        (first.encode(), {b"turn": b"a"}),
-        (second.encode(), {b"turn": b"b"}),
-    ]
+    assert (await log.requests("0-0")).stops == ["a", "b"]
 
 
-async def test_the_number_of_stop_requests_is_bounded(
+async def test_the_number_of_requests_is_bounded(
     log: EventLog, any_redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_log, "MAX_STOP_REQUESTS", 10)
+    monkeypatch.setattr(keys, "MAX_STOP_REQUESTS", 10)
     # Redis trims whole nodes, of a hundred entries each.
     await asyncio.gather(*(log.request_stop(f"t{number}") for number in range(300)))
     assert 10 <= await any_redis.xlen(STOPS) <= 120
-    turns, last = await log.stop_requests("0-0")
-    assert len(turns) == 10
-    assert (await log.stop_requests(last))[0] != turns
+    found = await log.requests("0-0")
+    assert len(found.stops) == 10
+    assert (await log.requests(found.last)).stops != found.stops
+
+
+async def test_deleted_events_do_not_exist(log: EventLog, any_redis: Redis) -> None:
+    await any_redis.set("chat:claim:t", "request")
+    await log.append([batch(1, is_first=True), batch(1, turn_id="other", is_first=True)])
+    await log.delete(["t"])
+    assert not (await log.read("t", 0)).exists
+    assert (await log.read("other", 0)).exists
+    assert not await any_redis.exists("chat:claim:t")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from groqchat.services.redis_chat_service import (
     RedisChatService,
     SessionInfo,
 )
+from groqchat.storage import keys
 from groqchat.storage.messages import FAILED, INCOMPLETE, Message, encode_member
 from tests.support.recording_batcher import RecordingBatcher
 from tests.support.store import new_message
@@ -133,11 +134,17 @@ async def test_without_a_following_message_nothing_is_dropped(
     assert batcher.names == [["ZRANGE"]]
 
 
-async def test_clearing_a_session_is_one_transaction(
+async def test_clearing_a_session_deletes_its_messages_in_one_transaction(
     history: RedisChatService, batcher: RecordingBatcher
 ) -> None:
     await history.clear_session("s")
-    assert batcher.transactions == [[("UNLINK", KEY), ("ZREM", INDEX, "s")]]
+    names = ("ZRANGE", keys.session_keys_key("s"), 0, -1)
+    deletion, request = batcher.transactions
+    assert deletion == [("UNLINK", KEY), ("ZREM", INDEX, "s"), names]
+    assert [command[:2] for command in request] == [
+        ("XADD", keys.STOP_REQUESTS),
+        ("EXPIRE", keys.STOP_REQUESTS),
+    ]
 
 
 async def read_page(history: RedisChatService, **options: Any) -> tuple[list[str], bool]:

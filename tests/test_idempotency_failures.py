@@ -119,6 +119,7 @@ class LostTurns:
 
     def __init__(self, worker: Worker, monkeypatch: pytest.MonkeyPatch, *endings: Any) -> None:
         self.follows = 0
+        self._worker = worker
         self._endings = list(endings)
         self._follow = worker.keys.follow
         monkeypatch.setattr(worker.keys, "follow", self._lose)
@@ -126,6 +127,7 @@ class LostTurns:
     async def _lose(self, key: str, request: ChatRequest) -> FollowedTurn:
         self.follows += 1
         if self._endings:
+            await self._worker.keys._find_or_create(key, request)
             return FollowedTurn(turn_id="", events=self._end(self._endings.pop(0)))
         return await self._follow(key, request)
 

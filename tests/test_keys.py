@@ -51,6 +51,21 @@ def test_a_removal_from_the_index_does_not_delete_messages() -> None:
     assert keys.remove_from_index("s") == (("ZREM", "chat:sessions", "s"),)
 
 
+def test_keys_of_a_session_are_linked_to_it_and_deleted_with_it() -> None:
+    own = "{chat:session:s}:keys"
+    assert keys.link_to_session("s", "a", "b", now_s=1000.5) == (
+        ("ZREMRANGEBYSCORE", own, "-inf", 1000),
+        ("ZADD", own, 8200, "a", 8200, "b"),
+        ("EXPIRE", own, 7200),
+    )
+    assert keys.unlink_from_session("s", [b"a", b"b"]) == (
+        ("UNLINK", b"a", b"b"),
+        ("ZREM", own, b"a", b"b"),
+    )
+    assert keys.turn_id_of(keys.turn_key("t").encode()) == "t"
+    assert keys.turn_id_of(keys.claim_key("t").encode()) is None
+
+
 def test_a_turn_renews_its_events_and_its_claim() -> None:
     assert keys.touch_turn("t", 15) == (
         ("EXPIRE", "chat:turn:t", 15),

@@ -56,7 +56,10 @@ async def test_a_running_turn_has_the_ttl_of_a_lease_and_a_finished_one_its_rete
     turn = publishing.start(is_shared=True)
     await wait_until(lambda: is_published(other, turn))
     names = (keys.turn_key(turn.id), keys.claim_key(turn.id))
-    expected = [("EXPIRE", name, keys.TURN_LEASE_S) for name in names]
+    expected = [
+        ("EXPIRE", keys.session_keys_key("s"), keys.SESSION_KEYS_TTL_S),
+        *(("EXPIRE", name, keys.TURN_LEASE_S) for name in names),
+    ]
     assert publishing.batcher.named("EXPIRE") == expected
     turn.add("delta", {"text": "a"})
     await wait_until(lambda: is_published(other, turn))

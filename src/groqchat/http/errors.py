@@ -21,6 +21,7 @@ STATUS: dict[type[errors.GroqChatError], int] = {
     errors.InvalidField: 422,
     errors.SessionNotFound: 404,
     errors.IdempotencyKeyReused: 409,
+    errors.SessionCleared: 409,
     errors.TurnNotFound: 404,
     errors.TurnLost: 502,
     errors.DocsUnavailable: 503,

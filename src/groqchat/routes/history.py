@@ -12,6 +12,7 @@ from groqchat.models import (
     HistoryResponse,
     SessionPath,
 )
+from groqchat.storage.message_ids import new_message_id
 
 routes = web.RouteTableDef()
 
@@ -60,6 +61,8 @@ async def get_history(
 async def clear_history(
     _request: web.Request, services: Services, path: SessionPath
 ) -> ClearResponse:
-    """Delete a session's messages; idempotent."""
+    """Delete a session with the events of its turns; idempotent."""
+    last_turn_id = new_message_id()
     await services.history.clear_session(path.session_id)
+    services.turns.delete_session(path.session_id, last_turn_id=last_turn_id)
     return ClearResponse(message=f"Chat history cleared for session {path.session_id}")

@@ -15,7 +15,7 @@ from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.errors import redis_errors
 from groqchat.storage.history_reader import MAX_PAGE_BYTES, HistoryReader
 from groqchat.storage.keys import Command
-from groqchat.storage.message_ids import iso_time
+from groqchat.storage.message_ids import iso_time, new_message_id
 from groqchat.storage.messages import (
     INCOMPLETE,
     Message,
@@ -212,9 +212,34 @@ class RedisChatService:
         )
 
     async def clear_session(self, session_id: str) -> None:
-        """Delete a session with all its messages; has no effect on an unknown session."""
+        """Delete a session: messages, events of its turns and answers of its Idempotency-Keys.
+
+        Has no effect on an unknown session.
+        """
         async with redis_errors(self._timeout_s):
-            await self._batcher.transact(keys.delete_session(session_id))
+            *_, names = await self._batcher.transact(
+                [
+                    *keys.delete_session(session_id),
+                    ("ZRANGE", keys.session_keys_key(session_id), 0, -1),
+                ]
+            )
+            # Before the events are deleted: a worker that misses them must find the reason.
+            await self._announce_deletion(session_id, names)
+            if names:
+                await self._batcher.transact(keys.unlink_from_session(session_id, names))
+
+    async def _announce_deletion(self, session_id: str, names: Sequence[bytes]) -> None:
+        """Tell the workers that run turns of a session that it was deleted."""
+        # The clock of the worker of a turn may be ahead of the clock of this worker.
+        last_turn = max(filter(None, map(keys.turn_id_of, names)), default="")
+        request = keys.request_to_workers(
+            session=session_id, last_turn=max(last_turn, new_message_id())
+        )
+        try:
+            await self._batcher.transact(request)
+        except StorageError as error:
+            # A full Redis rejects this write, but not the deletion.
+            log.warning("running turns do not notice a deletion: %s", error)
 
     async def get_session_size(self, session_id: str) -> int:
         """Return the number of messages in a session."""

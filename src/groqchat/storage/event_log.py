@@ -1,7 +1,8 @@
 """The event log: the events of turns in Redis, so that every worker can resume or stop them."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from groqchat import sse
 from groqchat.storage import keys
@@ -10,8 +11,8 @@ from groqchat.storage.keys import Command
 
 # Entries of one read; a follower that is far behind reads again.
 READ_ENTRIES = 16
-# Stop requests that a worker may have missed; each concerns one turn and is a second old at most.
-MAX_STOP_REQUESTS = 1000
+# Requests that may arrive between the start of a worker's first turn and its first read.
+RECENT_REQUESTS = 100
 # The field of a stream entry that contains the events; its name is part of the stored format.
 EVENTS_FIELD = b"frames"
 FINAL_EVENTS = frozenset({"done", "error"})
@@ -27,6 +28,7 @@ class EventBatch:
     """
 
     turn_id: str
+    session_id: str
     events: bytes
     last: int
     is_first: bool
@@ -47,6 +49,26 @@ class EventSlice:
     is_over: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deletion:
+    """A deleted session: its turns with an id up to `last_turn_id` have no events any more."""
+
+    session_id: str
+    last_turn_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnRequests:
+    """What other workers request: ids of turns to stop, and sessions that were deleted.
+
+    `last` is the entry id to continue after.
+    """
+
+    stops: Sequence[str]
+    deletions: Sequence[Deletion]
+    last: str
+
+
 class EventLog:
     """One Redis stream for each turn.
 
@@ -60,6 +82,7 @@ class EventLog:
         """Store events of several turns; return for each whether its earlier events exist."""
         commands: list[Command] = []
         indexes: list[int | None] = []
+        now_s = time.time()
         for batch in batches:
             if batch.is_attempt and batch.is_first:
                 commands += keys.restart_turn(batch.turn_id)
@@ -70,6 +93,8 @@ class EventLog:
                 only_existing = () if batch.is_first else ("NOMKSTREAM",)
                 entry_id = f"{batch.last}-0"
                 commands.append(("XADD", key, *only_existing, entry_id, EVENTS_FIELD, batch.events))
+            if batch.is_first:
+                commands += keys.link_to_session(batch.session_id, key, now_s=now_s)
             if batch.ttl_s is not None and batch.is_repeatable:
                 commands += keys.end_repeatable_turn(batch.turn_id, batch.ttl_s)
             elif batch.ttl_s is not None:
@@ -94,38 +119,46 @@ class EventLog:
         is_over = position >= sse.event_number(last) and is_final(last)
         return EventSlice(events=events, exists=True, is_over=is_over)
 
+    async def delete(self, turn_ids: Sequence[str]) -> None:
+        """Delete the events of turns."""
+        await self._batcher.transact(
+            [command for turn_id in turn_ids for command in keys.delete_turn(turn_id)]
+        )
+
     async def request_stop(self, turn_id: str) -> None:
         """Ask the worker that runs a turn to stop it."""
-        await self._batcher.transact(
-            [
-                (
-                    "XADD",
-                    keys.STOP_REQUESTS,
-                    "MAXLEN",
-                    "~",
-                    MAX_STOP_REQUESTS,
-                    "*",
-                    "turn",
-                    turn_id,
-                ),
-                ("EXPIRE", keys.STOP_REQUESTS, keys.STOP_REQUESTS_TTL_S),
-            ]
-        )
+        await self._batcher.transact(keys.request_to_workers(turn=turn_id))
 
-    async def last_stop_request(self) -> str:
-        """Return the entry id of the newest stop request."""
+    async def recent_requests(self) -> TurnRequests:
+        """Return the latest requests, without stops: these are for turns that are over."""
         (found,) = await self._batcher.transact(
-            [("XREVRANGE", keys.STOP_REQUESTS, "+", "-", "COUNT", 1)]
+            [("XREVRANGE", keys.STOP_REQUESTS, "+", "-", "COUNT", RECENT_REQUESTS)]
         )
-        return found[0][0].decode() if found else "0-0"
+        requests = _parse_requests(found[::-1], "0-0")
+        return replace(requests, stops=())
 
-    async def stop_requests(self, after: str) -> tuple[list[str], str]:
-        """Return the ids of the turns to stop, and the entry id to continue after."""
+    async def requests(self, after: str) -> TurnRequests:
+        """Return the requests after an entry id."""
         (found,) = await self._batcher.transact(
-            [("XRANGE", keys.STOP_REQUESTS, f"({after}", "+", "COUNT", MAX_STOP_REQUESTS)]
+            [("XRANGE", keys.STOP_REQUESTS, f"({after}", "+", "COUNT", keys.MAX_STOP_REQUESTS)]
         )
-        last = found[-1][0].decode() if found else after
-        return [fields[1].decode() for _, fields in found], last
+        return _parse_requests(found, after)
+
+
+def _parse_requests(entries: Sequence[tuple[bytes, Sequence[bytes]]], after: str) -> TurnRequests:
+    stops: list[str] = []
+    deletions: list[Deletion] = []
+    for _, fields in entries:
+        texts = [field.decode() for field in fields]
+        values = dict(zip(texts[::2], texts[1::2], strict=False))
+        if "turn" in values:
+            stops.append(values["turn"])
+        elif "session" in values:
+            deletions.append(
+                Deletion(session_id=values["session"], last_turn_id=values.get("last_turn", ""))
+            )
+    last = entries[-1][0].decode() if entries else after
+    return TurnRequests(stops=stops, deletions=deletions, last=last)
 
 
 def is_final(event: bytes) -> bool:

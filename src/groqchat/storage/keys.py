@@ -1,5 +1,6 @@
 """Every Redis key, and the one TTL rule: a session expires `ttl_s` after its last message."""
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 Command: TypeAlias = tuple[str | bytes | int | float, ...]
@@ -18,8 +19,13 @@ TURN_LEASE_S = 15
 TURN_RETENTION_S = 300
 # Retention of a turn with an Idempotency-Key: clients may repeat the request for an hour.
 IDEMPOTENCY_TTL_S = 3600
-# Workers read stop requests within a second.
+# Workers read the requests to stop turns within a second.
 STOP_REQUESTS_TTL_S = 60
+# The most requests that a worker may have missed; each is a second old at most.
+MAX_STOP_REQUESTS = 1000
+# A session knows its keys for the time of the longest turn (the maximum of GROQ_TIMEOUT_S), and
+# then for the retention of its events.
+SESSION_KEYS_TTL_S = 3600 + IDEMPOTENCY_TTL_S
 
 # The score of a session whose key has no TTL because another program wrote it.
 NEVER_EXPIRES = float("inf")
@@ -59,9 +65,39 @@ def delete_session(session_id: str) -> tuple[Command, Command]:
     return ("UNLINK", session_key(session_id)), ("ZREM", SESSIONS_INDEX, session_id)
 
 
+def session_keys_key(session_id: str) -> str:
+    """Return the key of the set that names the other keys of a session.
+
+    The braces are a hash tag: in a cluster, the set is in the slot of the session.
+    """
+    return f"{{{session_key(session_id)}}}:keys"
+
+
+def link_to_session(session_id: str, *names: str, now_s: float) -> tuple[Command, Command, Command]:
+    """Return the commands that make keys a part of a session, to be deleted with it."""
+    own = session_keys_key(session_id)
+    score = int(now_s) + SESSION_KEYS_TTL_S
+    return (
+        ("ZREMRANGEBYSCORE", own, "-inf", int(now_s)),
+        ("ZADD", own, *(part for name in names for part in (score, name))),
+        ("EXPIRE", own, SESSION_KEYS_TTL_S),
+    )
+
+
+def unlink_from_session(session_id: str, names: Sequence[bytes]) -> tuple[Command, Command]:
+    """Return the commands that delete keys which are a part of a session."""
+    return ("UNLINK", *names), ("ZREM", session_keys_key(session_id), *names)
+
+
 def turn_key(turn_id: str) -> str:
     """Return the key of a turn's event log."""
     return TURN_PREFIX + turn_id
+
+
+def turn_id_of(key: bytes) -> str | None:
+    """Return the turn id in the key of an event log; None if it is another key."""
+    name = key.decode(errors="replace")
+    return name[len(TURN_PREFIX) :] if name.startswith(TURN_PREFIX) else None
 
 
 def claim_key(turn_id: str) -> str:
@@ -87,6 +123,20 @@ def restart_turn(turn_id: str) -> tuple[Command]:
 def end_repeatable_turn(turn_id: str, ttl_s: int) -> tuple[Command, Command]:
     """Return the commands that retain a turn's events and let another request run it again."""
     return ("EXPIRE", turn_key(turn_id), ttl_s), ("UNLINK", claim_key(turn_id))
+
+
+def delete_turn(turn_id: str) -> tuple[Command]:
+    """Return the command that deletes the events of a turn and its claim."""
+    return (("UNLINK", turn_key(turn_id), claim_key(turn_id)),)
+
+
+def request_to_workers(**fields: str) -> tuple[Command, Command]:
+    """Return the commands that add an entry to the requests that every worker reads."""
+    parts = [part for item in fields.items() for part in item]
+    return (
+        ("XADD", STOP_REQUESTS, "MAXLEN", "~", MAX_STOP_REQUESTS, "*", *parts),
+        ("EXPIRE", STOP_REQUESTS, STOP_REQUESTS_TTL_S),
+    )
 
 
 def touch_turn(turn_id: str, ttl_s: int) -> tuple[Command, Command]:

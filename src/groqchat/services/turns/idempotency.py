@@ -2,15 +2,21 @@
 
 import asyncio
 import hashlib
+import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import orjson
 
 from groqchat import sse
-from groqchat.errors import GroqChatError, IdempotencyKeyReused, TurnLost, TurnNotFound
+from groqchat.errors import (
+    GroqChatError,
+    IdempotencyKeyReused,
+    SessionCleared,
+    TurnLost,
+    TurnNotFound,
+)
 from groqchat.models import ChatRequest
 from groqchat.services.turns.chat import ChatService
 from groqchat.services.turns.registry import TurnRegistry, last_events
@@ -68,7 +74,7 @@ class IdempotencyKeys:
         deadline = asyncio.get_running_loop().time() + CLAIM_TIMEOUT_S
         while True:
             self._chat.check()
-            if await self._claim(record.turn_id):
+            if await self._claim(record, key):
                 await self._start(record, request)
             try:
                 events = await self._turns.follow(record.turn_id, waits_for_text=waits_for_text)
@@ -82,8 +88,12 @@ class IdempotencyKeys:
     async def outcome(self, key: str, request: ChatRequest) -> bytes:
         """Return the final event of a key's turn; run the turn again if its worker dies."""
         for _ in range(OUTCOME_ATTEMPTS - 1):
-            with suppress(TurnLost):
+            try:
                 return await self._final_event(key, request)
+            except TurnLost:
+                # A deletion of the session has deleted the record of the key too.
+                if not await self._exists(key):
+                    raise SessionCleared from None
         return await self._final_event(key, request)
 
     async def leave(self, key: str) -> None:
@@ -143,12 +153,26 @@ class IdempotencyKeys:
             raise IdempotencyKeyReused(param="Idempotency-Key")
         return record
 
-    async def _claim(self, turn_id: str) -> bool:
-        """Return whether this request may run the turn; the claim expires if it is not renewed."""
+    async def _exists(self, key: str) -> bool:
+        """Return whether a key has a record."""
+        (exists,) = await self._batcher.transact([("EXISTS", keys.idempotency_key(_digest(key)))])
+        return bool(exists)
+
+    async def _claim(self, record: _Record, key: str) -> bool:
+        """Return whether this request may run the turn; the claim expires if it is not renewed.
+
+        The claim and the record of the key are deleted with the session.
+        """
         token = uuid.uuid4().hex.encode()
-        name = keys.claim_key(turn_id)
-        _, holder = await self._batcher.transact(
-            [("SET", name, token, "NX", "EX", keys.TURN_LEASE_S), ("GET", name)]
+        name = keys.claim_key(record.turn_id)
+        *_, holder = await self._batcher.transact(
+            [
+                *keys.link_to_session(
+                    record.session_id, name, keys.idempotency_key(_digest(key)), now_s=time.time()
+                ),
+                ("SET", name, token, "NX", "EX", keys.TURN_LEASE_S),
+                ("GET", name),
+            ]
         )
         return bool(holder == token)
 

@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import orjson
@@ -21,6 +20,7 @@ from groqchat.errors import (
     TurnNotFound,
 )
 from groqchat.retry import Backoff
+from groqchat.services.turns.local_turn import LocalTurn
 from groqchat.services.turns.turn import (
     FIRST_TEXT_WAIT_S,
     SECOND_EVENT,
@@ -29,7 +29,7 @@ from groqchat.services.turns.turn import (
     raise_early_failure,
 )
 from groqchat.storage import keys
-from groqchat.storage.event_log import EventBatch, EventLog, EventSlice
+from groqchat.storage.event_log import EventLog, EventSlice, TurnRequests
 from groqchat.storage.message_ids import MICROS_PER_S, micros_of
 from groqchat.storage.messages import STOPPED
 
@@ -42,7 +42,6 @@ MAX_GROUP = 64
 FINAL_FLUSHES = 100
 # How often stop requests are read while turns run.
 STOP_REQUESTS_POLL_S = 0.1
-LEASE_RENEWAL_S = keys.TURN_LEASE_S / 3
 # How often a follower of another worker's turn polls; less often while there are no events.
 FOLLOW_BACKOFF = Backoff(base_s=0.025, cap_s=0.2)
 # A finished turn stays in memory until Redis has its events, but at most for this time.
@@ -59,60 +58,6 @@ StopResult: TypeAlias = Literal["stopped", "finished", "stopping"]
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _LocalTurn:
-    """A turn of this process, and how much of it Redis has."""
-
-    turn: Turn
-    published: int = 0
-    is_last_batch: bool = False
-    is_published: bool = False
-    renewed_at: float = -LEASE_RENEWAL_S
-    over_since: float | None = None
-
-    def is_due(self, now: float) -> bool:
-        """Return whether Redis needs events of the turn or a renewed lease."""
-        if self.turn.is_private:
-            return False
-        has_events = self.published < len(self.turn.events)
-        return has_events or self.turn.is_over != self.is_published or self._ttl_s(now) is not None
-
-    def unpublished(self, now: float) -> EventBatch:
-        """Return the next events for Redis, and note whether they are the last ones."""
-        turn = self.turn
-        events, last = b"", self.published
-        if last < len(turn.events):
-            events, last = turn.next_events(last)
-        self.is_last_batch = turn.is_over and last == len(turn.events)
-        return EventBatch(
-            turn_id=turn.id,
-            events=events,
-            last=last,
-            is_first=self.published == 0,
-            ttl_s=self._ttl_s(now),
-            is_attempt=turn.is_shared,
-            is_repeatable=self.is_last_batch and turn.is_repeatable,
-        )
-
-    def mark_published(self, batch: EventBatch, now: float) -> None:
-        """Record that Redis has a batch."""
-        self.published = batch.last
-        self.is_published = self.is_last_batch
-        if batch.ttl_s is not None:
-            self.renewed_at = now
-
-    def mark_lost(self) -> None:
-        """Record that Redis has lost the turn, so that all its events are written again."""
-        self.published = 0
-        self.is_published = False
-        self.renewed_at = -LEASE_RENEWAL_S
-
-    def _ttl_s(self, now: float) -> int | None:
-        if self.is_last_batch:
-            return None if self.is_published else self.turn.retention_s
-        return keys.TURN_LEASE_S if now - self.renewed_at >= LEASE_RENEWAL_S else None
-
-
 class TurnRegistry:
     """The turns of this process; writes their events to the event log.
 
@@ -124,18 +69,18 @@ class TurnRegistry:
     ) -> None:
         self._log = event_log
         self.encode_error = encode_error
-        self._local: dict[str, _LocalTurn] = {}
+        self._local: dict[str, LocalTurn] = {}
         self._has_turns = asyncio.Event()
         self._is_idle = True
-        self._last_stop_request = "0-0"
-        self._stop_requests_read_at = 0.0
+        self._last_request = "0-0"
+        self._requests_read_at = 0.0
         self._is_failing = False
         # Set at shutdown, when the events of the turns of other workers end.
         self._is_closing = False
 
     def add(self, turn: Turn) -> None:
         """Make a turn of this process available to followers and stop requests."""
-        self._local[turn.id] = _LocalTurn(turn)
+        self._local[turn.id] = LocalTurn(turn)
         self._has_turns.set()
 
     def shut_down(self) -> None:
@@ -156,7 +101,9 @@ class TurnRegistry:
         does not exist or is private. With `waits_for_text`, waits as `Turn.wait_for_text`.
         """
         local = self._local.get(turn_id)
-        if local is not None and not local.turn.is_private:
+        if local is not None and local.is_hidden:
+            raise TurnNotFound
+        if local is not None:
             turn = local.turn
             if waits_for_text:
                 await turn.wait_for_text()
@@ -173,6 +120,20 @@ class TurnRegistry:
         local = self._local.get(turn_id)
         if local is not None:
             local.turn.stop(reason)
+
+    def delete_session(self, session_id: str, *, last_turn_id: str) -> list[str]:
+        """Hide the turns of a deleted session with an id up to `last_turn_id`; return their ids.
+
+        The turns run on for the clients that are connected.
+        """
+        deleted = [
+            local
+            for local in self._local.values()
+            if local.turn.session_id == session_id and local.turn.id <= last_turn_id
+        ]
+        for local in deleted:
+            local.is_deleted = True
+        return [local.turn.id for local in deleted]
 
     async def stop(self, turn_id: str) -> StopResult:
         """Stop a turn on any worker and wait at most STOP_TIMEOUT_S for its end."""
@@ -257,17 +218,16 @@ class TurnRegistry:
                     await self._flush()
 
     async def _publish(self) -> float:
-        """Flush once, read stop requests, and remove finished turns."""
+        """Flush once, read the requests of other workers, and remove finished turns."""
         await self._has_turns.wait()
         await asyncio.sleep(COALESCE_S)
         try:
             if self._is_idle:
-                # Earlier stop requests are for turns that are over. If this read fails, the events
-                # must be written all the same from now on.
+                # If this read fails, the events must be written all the same from now on.
                 self._is_idle = False
-                self._last_stop_request = await self._log.last_stop_request()
+                await self._apply(await self._log.recent_requests())
             await self._flush()
-            await self._apply_stop_requests()
+            await self._read_requests()
             self._is_failing = False
         except StorageError as error:
             if not self._is_failing:
@@ -289,7 +249,7 @@ class TurnRegistry:
                 for local in group:
                     await self._append_alone(local, now)
 
-    async def _append(self, group: Sequence[_LocalTurn], now: float) -> None:
+    async def _append(self, group: Sequence[LocalTurn], now: float) -> None:
         batches = [local.unpublished(now) for local in group]
         exist = await self._log.append(batches)
         for local, batch, exists in zip(group, batches, exist, strict=True):
@@ -297,8 +257,10 @@ class TurnRegistry:
                 local.mark_published(batch, now)
             else:
                 local.mark_lost()
+                # The reason may be a deletion of the session.
+                self._requests_read_at = 0.0
 
-    async def _append_alone(self, local: _LocalTurn, now: float) -> None:
+    async def _append_alone(self, local: LocalTurn, now: float) -> None:
         batch = local.unpublished(now)
         try:
             await self._log.append([batch])
@@ -307,15 +269,27 @@ class TurnRegistry:
             log.info("Redis rejected events of turn %s: %s", batch.turn_id, error)
         local.mark_published(batch, now)
 
-    async def _apply_stop_requests(self) -> None:
+    async def _read_requests(self) -> None:
         now = asyncio.get_running_loop().time()
-        if now - self._stop_requests_read_at < STOP_REQUESTS_POLL_S:
+        if now - self._requests_read_at < STOP_REQUESTS_POLL_S:
             return
-        self._stop_requests_read_at = now
-        requested, self._last_stop_request = await self._log.stop_requests(self._last_stop_request)
-        for turn_id in requested:
+        requests = await self._log.requests(self._last_request)
+        self._requests_read_at = now
+        await self._apply(requests)
+
+    async def _apply(self, requests: TurnRequests) -> None:
+        self._last_request = requests.last
+        for turn_id in requests.stops:
             if turn_id in self._local:
                 self._local[turn_id].turn.stop("stopped")
+        deleted = [
+            turn_id
+            for each in requests.deletions
+            for turn_id in self.delete_session(each.session_id, last_turn_id=each.last_turn_id)
+        ]
+        if deleted:
+            # These turns may have been published after the deletion.
+            await self._log.delete(deleted)
 
     def _remove_finished(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -324,7 +298,10 @@ class TurnRegistry:
                 continue
             local.over_since = local.over_since or now
             is_expired = now - local.over_since > UNPUBLISHED_RETENTION_S
-            if local.is_published or local.turn.is_private or is_expired:
+            # A deletion of the session must find a turn that was published after it.
+            has_read = self._requests_read_at > local.published_at
+            is_done = has_read and (local.is_published or local.is_deleted)
+            if is_done or is_expired or local.turn.is_private:
                 del self._local[local.turn.id]
         if not self._local:
             self._has_turns.clear()
