@@ -31,7 +31,17 @@ LAYERS = [
     {"services.turns"},
     {"services.redis_chat_service", "services.groq"},
     {"storage", "offline"},
-    {"settings", "models", "background", "retry", "sse", "lenient_json", "openai_paths"},
+    {
+        "background",
+        "fields",
+        "lenient_json",
+        "models",
+        "openai_paths",
+        "retry",
+        "settings",
+        "sse",
+        "validation_messages",
+    },
     {"errors"},
     {"__init__"},
 ]

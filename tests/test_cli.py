@@ -125,7 +125,7 @@ def test_an_invalid_mock_option_in_the_url_is_an_error_without_a_traceback(direc
         "serve", cwd=directory, PORT="0", REDIS_URL="memory:", GROQ_BASE_URL="offline:?fail=nope"
     )
     assert result.returncode == 1
-    assert "groqchat: --fail: Input should be '400', '401'" in result.stderr
+    assert "groqchat: --fail: must be '400', '401'" in result.stderr
     assert "Traceback" not in result.stderr
 
 

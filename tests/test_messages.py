@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groqchat.models import MESSAGE_ID_PATTERN
+from groqchat.fields import MESSAGE_ID_PATTERN
 from groqchat.storage.message_ids import (
     MAX_SCORE_S,
     MESSAGE_ID,

@@ -109,7 +109,7 @@ def test_workers_with_invalid_settings_end_the_service(directory: Path) -> None:
         GROQ_BASE_URL="offline:?latency=1",
     )
     assert result.returncode == 1
-    assert "--latency: Extra inputs are not permitted" in result.stderr
+    assert "--latency: unknown field; did you mean `latency_ms`?" in result.stderr
     assert "Traceback" not in result.stderr
 
 

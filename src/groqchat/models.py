@@ -1,82 +1,22 @@
 """The request and response models of the API."""
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationInfo,
-    WithJsonSchema,
+from pydantic import BaseModel, ConfigDict, Field
+
+from groqchat.fields import (
+    MAX_EVENTS,
+    MAX_PAGE,
+    IdempotencyKey,
+    MessageCount,
+    MessageId,
+    OptionalModelName,
+    SessionCursor,
+    SessionId,
+    Text,
+    TokenCount,
+    TurnId,
 )
-
-SESSION_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
-# 17 digits; messages that another program wrote have 29.
-MESSAGE_ID_PATTERN = r"^[0-9a-f]{17}([0-9a-f]{12})?$"
-# A session id, or the cursor of an earlier page: a session id, `@` and a score.
-SESSION_CURSOR_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}(@(inf|[0-9][0-9.e+]{0,39}))?$"
-# Groq's model names contain a provider, a slash and a version.
-MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
-MAX_PAGE = 1000
-# The maximum of every model that Groq lists.
-MAX_COMPLETION_TOKENS = 131_072
-# More events than any turn has.
-MAX_EVENTS = 10_000_000
-# The OpenAPI document contains the names of the available models instead of this text.
-MODELS_PLACEHOLDER = "GROQ_ALLOWED_MODELS"
-# The maximum length of a text: its key in the validation context, its placeholder in OpenAPI.
-MAX_CHARS_PLACEHOLDER = "CHAT_MAX_MESSAGE_CHARS"
-
-
-def is_session_id(text: str) -> bool:
-    """Return whether the API accepts a text as a session id."""
-    return re.fullmatch(SESSION_ID_PATTERN, text) is not None
-
-
-def _check_not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be blank")
-    return text
-
-
-def _check_length(text: str, info: ValidationInfo) -> str:
-    limit = (info.context or {}).get(MAX_CHARS_PLACEHOLDER)
-    if limit is not None and len(text) > limit:
-        raise ValueError(f"must have at most {limit} characters")
-    return text
-
-
-def _as_integer(value: object) -> object:
-    """Return a float without a fraction as an integer: JSON has only one type of number."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-SessionId = Annotated[str, StringConstraints(pattern=SESSION_ID_PATTERN)]
-MessageId = Annotated[str, StringConstraints(pattern=MESSAGE_ID_PATTERN)]
-SessionCursor = Annotated[str, StringConstraints(pattern=SESSION_CURSOR_PATTERN)]
-ModelName = Annotated[
-    str,
-    StringConstraints(pattern=MODEL_PATTERN),
-    WithJsonSchema({"type": "string", "pattern": MODEL_PATTERN, "enum": MODELS_PLACEHOLDER}),
-]
-TokenCount = Annotated[int, Field(ge=1, le=MAX_COMPLETION_TOKENS), BeforeValidator(_as_integer)]
-MessageCount = Annotated[int, Field(ge=0, le=MAX_PAGE), BeforeValidator(_as_integer)]
-# Printable ASCII. If a client encloses the key in quotes, they are part of the key.
-IdempotencyKey = Annotated[str, StringConstraints(pattern=r"^[ -~]{1,255}$")]
-Text = Annotated[
-    str,
-    # pydantic rejects lone surrogates only in a string with constraints.
-    StringConstraints(min_length=1),
-    AfterValidator(_check_not_blank),
-    AfterValidator(_check_length),
-    WithJsonSchema(
-        {"type": "string", "minLength": 1, "maxLength": MAX_CHARS_PLACEHOLDER, "pattern": r"\S"}
-    ),
-]
 
 
 def is_none(value: object) -> bool:
@@ -111,7 +51,9 @@ class ChatRequest(RequestModel):
     model_config = example(message="What is Python?", session_id="user-123-abc")
 
     message: Text
-    model: ModelName | None = Field(None, description="Default: the service's default model.")
+    model: OptionalModelName = Field(
+        None, description="Default: the service's default model, also if it is empty."
+    )
     session_id: SessionId | None = Field(None, description="Default: a new session.")
     system_prompt: Text | None = Field(None, description="Applies to this answer. Not stored.")
     temperature: float | None = Field(None, ge=0, le=2)
@@ -189,7 +131,7 @@ class DeltaEvent(ResponseModel):
 class TurnPath(RequestModel):
     """The path parameter of the routes of one turn."""
 
-    turn_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{17}$")]
+    turn_id: TurnId
 
 
 class ChatHeaders(BaseModel):

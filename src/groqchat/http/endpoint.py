@@ -13,6 +13,7 @@ from aiohttp.http_exceptions import ContentEncodingError, TransferEncodingError
 from pydantic import BaseModel, ValidationError
 
 from groqchat.errors import GroqChatError
+from groqchat.fields import MAX_CHARS_PLACEHOLDER
 from groqchat.http.error_models import ErrorResponse
 from groqchat.http.errors import (
     ApiError,
@@ -23,7 +24,7 @@ from groqchat.http.errors import (
 )
 from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
 from groqchat.http.state import ALLOWED_HOSTS, ALLOWED_ORIGINS, SERVICES
-from groqchat.models import MAX_CHARS_PLACEHOLDER, NoQuery
+from groqchat.models import NoQuery
 
 Handler = Callable[..., Awaitable[BaseModel | web.StreamResponse]]
 AnyHandler = TypeVar("AnyHandler", bound=Handler)
@@ -175,7 +176,7 @@ def _parse_strings(
     try:
         return model.model_validate_strings(dict(values), context=limits)
     except ValidationError as error:
-        raise RequestError(validation_error(error)) from None
+        raise RequestError(validation_error(error, model)) from None
 
 
 def _query_of(request: web.Request) -> dict[str, str]:
@@ -256,7 +257,7 @@ async def _parse_body(
         # A parse error is always the only error.
         if error.error_count() == 1 and error.errors()[0]["type"] == "json_invalid":
             _reject_malformed(model, body, limits)
-        raise RequestError(validation_error(error)) from None
+        raise RequestError(validation_error(error, model)) from None
 
 
 def _reject_malformed(model: type[BaseModel], body: bytes, limits: Mapping[str, int]) -> NoReturn:
@@ -268,7 +269,7 @@ def _reject_malformed(model: type[BaseModel], body: bytes, limits: Mapping[str, 
         value = json.loads(body, parse_int=float)
         model.model_validate(value, strict=True, context=limits)
     except ValidationError as error:
-        raise RequestError(validation_error(error)) from None
+        raise RequestError(validation_error(error, model)) from None
     except (ValueError, RecursionError):
         pass
     _reject(400, "malformed_json", "The body is not valid JSON.")

@@ -8,11 +8,12 @@ from typing import Any
 
 import orjson
 from aiohttp import web
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from groqchat import errors
 from groqchat.http.error_models import ErrorDetail, ErrorEvent, ErrorInfo, ErrorResponse
 from groqchat.http.request_id import request_id
+from groqchat.validation_messages import message_of
 
 # Looked up along the class hierarchy of the error; any other class is a 500.
 STATUS: dict[type[errors.GroqChatError], int] = {
@@ -185,7 +186,7 @@ def api_error_for_status(status: int) -> ApiError:
     )
 
 
-def validation_error(error: ValidationError) -> ApiError:
+def validation_error(error: ValidationError, model: type[BaseModel]) -> ApiError:
     """Return an error that names the invalid fields, if there are at most MAX_DETAILS.
 
     It never contains the invalid values.
@@ -199,13 +200,13 @@ def validation_error(error: ValidationError) -> ApiError:
     details = [
         ErrorDetail(
             param=_printable(".".join(str(part) for part in problem["loc"])) or None,
-            message=problem["msg"].removeprefix("Value error, "),
+            message=message_of(problem, model.model_fields),
             type=problem["type"],
         )
-        for problem in error.errors(include_url=False, include_input=False, include_context=False)
+        for problem in error.errors(include_url=False, include_input=False)
     ]
     first = details[0]
-    message = ": ".join(text for text in (first.param, first.message) if text)
+    message = f"{first.param}: {first.message}" if first.param else f"The body {first.message}."
     return ApiError(
         status=422,
         code=errors.InvalidField.code,

@@ -10,11 +10,11 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from groqchat import __version__, sse
 from groqchat.errors import CrossSiteRequest, GroqChatError, HostNotAllowed, InvalidField
+from groqchat.fields import MAX_CHARS_PLACEHOLDER, MODELS_PLACEHOLDER, OPTIONAL_MODELS_PLACEHOLDER
 from groqchat.http.endpoint import JSON, Endpoint
 from groqchat.http.errors import STATUS
 from groqchat.http.hosts import HEALTH_PATHS
 from groqchat.http.origins import SAFE_METHODS
-from groqchat.models import MAX_CHARS_PLACEHOLDER, MODELS_PLACEHOLDER
 from groqchat.settings import Settings
 
 Schema: TypeAlias = dict[str, Any]
@@ -63,6 +63,7 @@ def describe(app: web.Application, settings: Settings, models: Sequence[str]) ->
     values = {
         MAX_CHARS_PLACEHOLDER: settings.chat_max_message_chars,
         MODELS_PLACEHOLDER: list(models) or None,
+        OPTIONAL_MODELS_PLACEHOLDER: [*models, ""] if models else None,
     }
     complete: Schema = _fill_placeholders(document, values)
     return complete

@@ -6,6 +6,7 @@ from typing import Literal, Self, TypeAlias, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from groqchat.errors import ConfigurationError
+from groqchat.validation_messages import message_of
 
 Failure: TypeAlias = Literal[
     "400", "401", "403", "404", "408", "409", "413", "422", "429", "498", "499",
@@ -73,7 +74,8 @@ def parse_options(given: Mapping[str, str]) -> MockGroqOptions:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         option = str(first["loc"][0]).replace("_", "-")
-        raise ConfigurationError(f"--{option}: {first['msg']}") from None
+        message = message_of(first, MockGroqOptions.model_fields)
+        raise ConfigurationError(f"--{option}: {message}") from None
 
 
 def _field_name(header: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from groqchat.errors import HistoryUnavailable, SessionCleared, StorageError
-from groqchat.models import MAX_PAGE
+from groqchat.fields import MAX_PAGE
 from groqchat.retry import Backoff, RetryPolicy
 from groqchat.storage import keys
 from groqchat.storage.command_batcher import CommandBatcher

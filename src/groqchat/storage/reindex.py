@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from groqchat.models import is_session_id
+from groqchat.fields import is_session_id
 from groqchat.storage import keys
 from groqchat.storage.session_index import SessionIndex
 

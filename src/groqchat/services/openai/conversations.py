@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from groqchat.errors import InvalidField, StorageError
-from groqchat.models import MAX_PAGE
+from groqchat.fields import MAX_PAGE
 from groqchat.services.openai.messages import (
     INSTRUCTION_ROLES,
     OpenAIMessage,

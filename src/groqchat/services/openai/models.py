@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from groqchat.models import MODELS_PLACEHOLDER, ResponseModel, SessionId
+from groqchat.fields import MODELS_PLACEHOLDER, SessionId
+from groqchat.models import ResponseModel
 
 # Documents the request in OpenAPI. Groq validates it.
 REQUEST_SCHEMA: dict[str, Any] = {
