@@ -35,6 +35,7 @@ from groqchat.services.groq.aiohttp_internals import (
     read_limited,
 )
 from groqchat.services.groq.completions import Completion, Prompt, StreamParser, parse_completion
+from groqchat.services.groq.environment_proxy import proxy_of_environment
 from groqchat.services.groq.errors import (
     completion_error,
     connection_error,
@@ -73,6 +74,7 @@ class GroqClient(AsyncGroq):
         settings: Settings,
         *,
         base_url: str,
+        uses_proxy: bool = False,
     ) -> None:
         key = settings.groq_api_key
         connect_timeout_s = settings.groq_connect_timeout_s
@@ -105,9 +107,15 @@ class GroqClient(AsyncGroq):
             {name: value for name, value in self.default_headers.items() if isinstance(value, str)}
         )
         self._templates: dict[tuple[str, str], RequestTemplate] = {}
-        self._uses_templates = not missing_internals()
+        # aiohttp's public API writes requests for a proxy differently.
+        self._uses_templates = not uses_proxy and not missing_internals()
         self._connect_timeout_s = connect_timeout_s
-        self._socket_timeouts = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
+        self._socket_timeouts = aiohttp.ClientTimeout(
+            total=None,
+            # Includes the reply of a proxy. No request waits for a free connection.
+            connect=connect_timeout_s if uses_proxy else None,
+            sock_connect=connect_timeout_s,
+        )
 
     def check_model(self, model: str | None) -> None:
         """Raise UnknownModel if GROQ_ALLOWED_MODELS is set and does not contain the model."""
@@ -334,8 +342,9 @@ async def open_groq_client(settings: Settings, base_url: str) -> AsyncIterator[G
 
     Without an API key, every request raises CompletionNotConfigured.
     """
+    proxy = proxy_of_environment(base_url)
     async with (
-        open_http_session(settings.max_concurrent_turns) as session,
-        GroqClient(session, settings, base_url=base_url) as client,
+        open_http_session(settings.max_concurrent_turns, proxy) as session,
+        GroqClient(session, settings, base_url=base_url, uses_proxy=proxy is not None) as client,
     ):
         yield client

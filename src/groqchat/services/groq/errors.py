@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from http import HTTPStatus
 
+import aiohttp
 import groq
 import httpx
 
@@ -175,6 +176,9 @@ def redact(content: bytes) -> bytes:
 def _cause(error: groq.GroqError) -> str:
     """Return the error of the transport, which names hosts and sockets only."""
     cause = error.__cause__
+    if isinstance(cause, aiohttp.ClientResponseError):
+        # Its text contains the URL of the proxy, with the credentials.
+        return type(cause).__name__
     return f"{type(cause).__name__}: {cause}" if cause else ""
 
 
@@ -206,8 +210,14 @@ def _text(error: groq.GroqError) -> str | None:
     return ORGANISATION.sub("org_***", clean)
 
 
-def connection_error(method: str, url: str, error: Exception) -> groq.APIConnectionError:
-    """Return the SDK's exception for a request without a complete response."""
+def connection_error(method: str, url: str, error: Exception) -> groq.APIError:
+    """Return the SDK's exception for a request without a complete response of Groq.
+
+    The response of a proxy that rejects a connection counts as one of Groq.
+    """
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        rejection = BufferedResponse(status=error.status, headers=(), content=b"")
+        return status_error(method, url, rejection)
     request = httpx.Request(method, url)
     if isinstance(error, TimeoutError):
         return groq.APITimeoutError(request=request)

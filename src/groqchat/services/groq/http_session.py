@@ -1,6 +1,7 @@
 """The HTTP session for requests to Groq."""
 
 import aiohttp
+from yarl import URL
 
 from groqchat.services.groq.aiohttp_internals import CleanIdleConnector, missing_internals
 from groqchat.services.groq.stream_end import MAX_DRAINING
@@ -9,7 +10,7 @@ from groqchat.services.groq.stream_end import MAX_DRAINING
 KEEPALIVE_S = 55.0
 
 
-def open_http_session(max_connections: int) -> aiohttp.ClientSession:
+def open_http_session(max_connections: int, proxy: URL | None = None) -> aiohttp.ClientSession:
     """Return the HTTP session for Groq; each concurrent turn needs one connection.
 
     The ends of streams need further ones for a moment. They must not delay the next turn.
@@ -20,4 +21,6 @@ def open_http_session(max_connections: int) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(limit=limit, force_close=True)
     else:
         connector = CleanIdleConnector(limit=limit, keepalive_timeout=KEEPALIVE_S)
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+    return aiohttp.ClientSession(
+        connector=connector, cookie_jar=aiohttp.DummyCookieJar(), proxy=proxy
+    )
