@@ -1,5 +1,7 @@
 """Server-sent events: encoding, parsing, and the selection of events after a number."""
 
+import time
+
 import pytest
 
 from groqchat import sse
@@ -118,6 +120,48 @@ def test_the_incomplete_event_at_the_end_of_a_stream_is_completed(rest: bytes, e
     assert buffer.flush() == b""
 
 
+def test_the_size_of_an_incomplete_event_is_known() -> None:
+    buffer = EventBuffer()
+    assert buffer.pending_bytes == 0
+    buffer.feed(b"data: 1\n\nda")
+    assert buffer.pending_bytes == len(b"da")
+    buffer.feed(b"ta: 2\n")
+    assert buffer.pending_bytes == len(b"data: 2\n")
+    buffer.feed(b"\n")
+    assert buffer.pending_bytes == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 1000])
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+def test_a_buffer_accepts_chunks_of_any_size(end: bytes, size: int) -> None:
+    stream = b"".join(b"data: %d" % number + end for number in range(50))
+    buffer = EventBuffer()
+    found = b""
+    for begin in range(0, len(stream), size):
+        events = buffer.feed(stream[begin : begin + size])
+        assert events == b"" or events.endswith(end)
+        found += events
+    assert (found, buffer.pending_bytes) == (stream, 0)
+
+
+@pytest.mark.parametrize("kind", [EventBuffer, DataParser])
+def test_the_time_for_an_event_that_never_ends_is_linear(
+    kind: type[EventBuffer | DataParser],
+) -> None:
+    """A chunk costs as much after 8 MB as at the start; a copy of 8 MB takes 100 times as long."""
+    parser = kind()
+
+    def time_s() -> float:
+        begin = time.process_time()
+        for _ in range(500):
+            parser.feed(b"x" * 64)
+        return time.process_time() - begin
+
+    at_start_s = min(time_s() for _ in range(5))
+    parser.feed(b"x" * 8_000_000)
+    assert min(time_s() for _ in range(5)) < 20 * at_start_s
+
+
 def test_line_ends_at_the_start_of_the_rest_are_not_removed() -> None:
     buffer = EventBuffer()
     assert buffer.feed(b"\ndata: 1") == b""
@@ -135,15 +179,15 @@ def test_payloads_are_extracted_from_chunks_of_any_size(size: int) -> None:
     for begin in range(0, len(stream), size):
         found += parser.feed(stream[begin : begin + size])
     assert found == [b'{"a":1}', b'{"b":2}', b'"data: c"', b"[DONE]"]
-    assert parser.rest == b""
+    assert parser.pending_bytes == 0
 
 
 def test_an_incomplete_line_is_the_rest_of_a_parser() -> None:
     parser = DataParser()
-    assert parser.rest == b""
+    assert parser.pending_bytes == 0
     assert parser.feed(b"data: 1\ndata") == [b"1"]
-    assert parser.rest == b"data"
+    assert parser.pending_bytes == len(b"data")
     assert parser.feed(b": 2") == []
-    assert parser.rest == b"data: 2"
+    assert parser.pending_bytes == len(b"data: 2")
     assert parser.feed(b"\n") == [b"2"]
-    assert parser.rest == b""
+    assert parser.pending_bytes == 0

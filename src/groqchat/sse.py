@@ -12,6 +12,8 @@ EVENT_END = b"\n\n"
 DATA = b"data:"
 # The marks that may end an event of another server.
 EVENT_ENDS = (EVENT_END, b"\r\n\r\n")
+# All but the last byte of the longest mark.
+MAX_OVERLAP_BYTES = 3
 # The usual limit of one write; limits the service's memory for a slow client. A write contains
 # complete events, so it may exceed this by one event.
 MAX_WRITE_BYTES = 64 * 1024
@@ -68,35 +70,70 @@ def split_writes(events: bytes) -> Iterator[bytes]:
 
 
 class EventBuffer:
-    """Collects the chunks of another server's stream and releases complete events."""
+    """Collects the chunks of another server's stream and releases complete events.
+
+    The time is linear in the bytes, even if an event arrives in many small chunks.
+    """
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
+
+    @property
+    def pending_bytes(self) -> int:
+        """The size of the event that is not complete yet. The caller limits it."""
+        return len(self._rest)
 
     def feed(self, chunk: bytes) -> bytes:
         """Return all events that are complete after this chunk, empty if there are none."""
-        data = self._rest + chunk
-        end = max(data.rfind(mark) + len(mark) if mark in data else 0 for mark in EVENT_ENDS)
-        self._rest = data[end:]
-        return data[:end]
+        rest = self._rest
+        if not rest and chunk.endswith(EVENT_END):
+            return chunk
+        # A mark may start in the earlier chunks, which contain no whole one.
+        searched = max(len(rest) - MAX_OVERLAP_BYTES, 0)
+        rest += chunk
+        end = max(_end_of_last(mark, rest, searched) for mark in EVENT_ENDS)
+        events = bytes(rest[:end])
+        del rest[:end]
+        return events
 
     def flush(self) -> bytes:
         """Return what is left at the end of the stream, as a complete event."""
-        rest, self._rest = self._rest.rstrip(b"\r\n"), b""
+        rest = bytes(self._rest.rstrip(b"\r\n"))
+        self._rest.clear()
         return rest + EVENT_END if rest else b""
+
+
+def _end_of_last(mark: bytes, data: bytearray, begin: int) -> int:
+    """Return the index after the last mark in the data from `begin` on, 0 if there is none."""
+    index = data.rfind(mark, begin)
+    return index + len(mark) if index >= 0 else 0
 
 
 class DataParser:
     """Extracts the payloads of the `data` lines from chunks that may end anywhere in a line.
 
-    Each payload must be on one line, as in the streams of Groq and OpenAI.
+    Each payload must be on one line, as in the streams of Groq and OpenAI. The time is linear in
+    the bytes, even if a line arrives in many small chunks.
     """
 
     def __init__(self) -> None:
         # The line that is not complete yet.
-        self.rest = b""
+        self._rest = bytearray()
+
+    @property
+    def pending_bytes(self) -> int:
+        """The size of the line that is not complete yet. The caller limits it."""
+        return len(self._rest)
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the payloads of all `data` lines that are complete after this chunk."""
-        *lines, self.rest = (self.rest + chunk).split(b"\n")
+        if self._rest:
+            self._rest += chunk
+            if b"\n" not in chunk:
+                return []
+            chunk = bytes(self._rest)
+            self._rest.clear()
+        *lines, rest = chunk.split(b"\n")
+        if rest:
+            self._rest += rest
         return [line[len(DATA) :].strip() for line in lines if line.startswith(DATA)]

@@ -94,7 +94,7 @@ class StreamParser:
         try:
             for payload in self._data.feed(chunk):
                 text += self._parse_payload(payload)
-            if len(self._data.rest) > MAX_LINE_BYTES:
+            if self._data.pending_bytes > MAX_LINE_BYTES:
                 raise CompletionUnavailable(f"a line of the stream exceeds {MAX_LINE_BYTES} bytes")
         except CompletionError as error:
             self.error = error

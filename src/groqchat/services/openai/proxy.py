@@ -13,7 +13,7 @@ from aiohttp import ClientResponse
 from groqchat import sse
 from groqchat.errors import CompletionUnavailable, GroqChatError, RateLimited
 from groqchat.services.groq.client import GroqClient
-from groqchat.services.groq.completions import StreamParser
+from groqchat.services.groq.completions import MAX_LINE_BYTES, StreamParser
 from groqchat.services.groq.errors import redact
 from groqchat.services.openai.conversations import Conversation, Conversations
 from groqchat.services.openai.messages import answer_message
@@ -180,6 +180,8 @@ async def _complete_events(response: ClientResponse) -> AsyncIterator[bytes]:
     async for chunk in chunks(response):
         if events := buffer.feed(chunk):
             yield _redact_errors(events)
+        if buffer.pending_bytes > MAX_LINE_BYTES:
+            raise CompletionUnavailable(f"an event exceeds {MAX_LINE_BYTES} bytes")
     if rest := buffer.flush():
         yield _redact_errors(rest)
 
