@@ -61,7 +61,8 @@ class Settings(BaseSettings):
         2.0,
         gt=0,
         le=60,
-        description="Timeout of one operation on the history in seconds, retries included.",
+        description="Timeout of one operation on the history, and of all operations of a turn "
+        "together, in seconds. Retries are included.",
     )
     redis_max_connections: int = Field(
         64,

@@ -1,5 +1,6 @@
 """A command batcher that records what it sends."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ class RecordingBatcher(CommandBatcher):
 
     def transact(self, commands: Sequence[Command]) -> Any:
         self.transactions.append(list(commands))
-        return self._run(len(self.transactions), commands)
+        return asyncio.ensure_future(self._run(len(self.transactions), commands))
 
     async def _run(self, number: int, commands: Sequence[Command]) -> list[Any]:
         if self.before is not None:

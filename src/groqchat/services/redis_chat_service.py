@@ -12,7 +12,7 @@ from groqchat.fields import MAX_PAGE
 from groqchat.retry import Backoff, RetryPolicy
 from groqchat.storage import keys
 from groqchat.storage.command_batcher import CommandBatcher
-from groqchat.storage.errors import redis_errors
+from groqchat.storage.errors import confirmed, redis_errors
 from groqchat.storage.history_reader import MAX_PAGE_BYTES, HistoryReader
 from groqchat.storage.keys import Command
 from groqchat.storage.message_ids import iso_time, new_message_id
@@ -34,8 +34,8 @@ from groqchat.storage.session_index import SessionIndex, SessionPage
 # The messages that a turn reads together with its first write. Even the longest messages add up
 # to only a few MB; a whole context could be a hundred times as large.
 FIRST_CONTEXT = 50
-# An answer, which Groq has charged for, gets a second attempt. It follows at once, because the
-# first one has waited for the deadline.
+# An answer, which Groq has charged for, gets a second attempt if time is left. It follows at once,
+# because the batcher has waited between its own attempts.
 SAVE_RETRIES = RetryPolicy(attempts=2, backoff=Backoff(base_s=0.0, cap_s=0.0))
 
 log = logging.getLogger(__name__)
@@ -69,8 +69,7 @@ class RedisChatService:
     """The async history store. The caller opens and closes the client and the batcher.
 
     Methods raise HistoryUnavailable if Redis cannot be reached or rejects work for now, and
-    HistoryFailed if a session's key contains another type. A save may wait `timeout_s` in the
-    batcher and `timeout_s` for its reply; every other operation ends within `timeout_s`.
+    HistoryFailed if a session's key contains another type. Every operation ends within `timeout_s`.
     """
 
     def __init__(
@@ -89,17 +88,19 @@ class RedisChatService:
         context: int = 0,
         context_bytes: int | None = None,
         user_message: Message | None = None,
+        max_wait_s: float | None = None,
     ) -> list[PromptMessage]:
         """Store messages in one round trip and renew the session's TTL.
 
         Returns role and content of up to `context` earlier messages. Messages before the latest
         FIRST_CONTEXT are read in further round trips, until `context_bytes` are read. A failed
-        save may be repeated, because saving a message twice stores it once. With `user_message` and
-        without `context`, removes the messages again and raises SessionCleared if that message was
-        deleted.
+        save may be repeated, because saving a message twice stores it once.
+
+        With `max_wait_s`, waits at most this time for Redis to confirm the write, which may still
+        succeed later. With `user_message` and without `context`, removes the messages again and
+        raises SessionCleared if that message was deleted.
         """
         key = keys.session_key(session_id)
-        now_s = time.time()
         commands: list[Command] = []
         if context:
             commands.append(("ZRANGE", key, -min(context, FIRST_CONTEXT), -1))
@@ -107,41 +108,51 @@ class RedisChatService:
             score = user_message.score_text
             commands.append(("ZCOUNT", key, score, score))
         members = [encode_member(message) for message in messages]
-        scored: list[str | bytes] = []
-        for message, member in zip(messages, members, strict=True):
-            scored += (message.score_text, member)
-        commands.append(("ZADD", key, *scored))
-        commands += keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=now_s)
-        replies = await self._batcher.transact(commands)
+        commands.append(_zadd(key, messages, members))
+        commands += keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time())
+        began = time.monotonic()
+        call = self._batcher.transact(commands)
+        replies = await (call if max_wait_s is None else confirmed(call, max_wait_s))
         if user_message and not context and not replies[0]:
             await self.remove_messages(session_id, messages)
             raise SessionCleared(f"session {session_id} was deleted during the turn")
         if not context:
             return []
         before = replies[0]
-        left = context - len(before)
         # If a save is repeated, the session may contain its messages already.
         if members[0] in before:
             before = before[: before.index(members[0])]
         earlier = decode_context(before, session_id=session_id)
-        if left and len(replies[0]) == FIRST_CONTEXT:
-            read = sum(len(message["content"]) for message in earlier)
+        if len(replies[0]) == FIRST_CONTEXT < context:
             size = MAX_PAGE_BYTES if context_bytes is None else context_bytes
-            if read < size:
-                return [*await self._older(key, replies[0][0], left, size - read), *earlier]
+            size -= sum(len(message["content"]) for message in earlier)
+            end = began + self._timeout_s
+            older = await self._older(key, replies[0][0], context - FIRST_CONTEXT, size, end)
+            return [*older, *earlier]
         return earlier
 
     async def try_save(
-        self, session_id: str, *messages: Message, user_message: Message | None = None
+        self,
+        session_id: str,
+        *messages: Message,
+        user_message: Message | None = None,
+        max_wait_s: float | None = None,
     ) -> bool:
-        """Store messages, with a second attempt, and return whether Redis confirmed the write."""
+        """Store messages, with a second attempt, and return whether Redis confirmed the write.
+
+        Both attempts together wait at most `max_wait_s`, by default the deadline of one operation.
+        """
+        end = time.monotonic() + (self._timeout_s if max_wait_s is None else max_wait_s)
         attempt = 0
         while True:
             try:
-                await self.save_message(session_id, *messages, user_message=user_message)
+                await self.save_message(
+                    session_id, *messages, user_message=user_message, max_wait_s=max_wait_s
+                )
             except StorageError as error:
                 log.warning("could not save messages of session %s: %s", session_id, error)
-                is_final = not isinstance(error, HistoryUnavailable)
+                max_wait_s = end - time.monotonic()
+                is_final = not isinstance(error, HistoryUnavailable) or max_wait_s <= 0
                 if is_final or not await SAVE_RETRIES.wait(attempt):
                     return False
             else:
@@ -296,16 +307,35 @@ class RedisChatService:
         except Exception:  # noqa: BLE001 - every failure means: not connected
             return False
 
-    async def _older(self, key: str, member: bytes, count: int, size: int) -> list[PromptMessage]:
-        """Return up to `count` messages before a member, about `size` bytes at most."""
-        async with redis_errors(self._timeout_s):
-            (score,) = await self._batcher.transact([("ZSCORE", key, member)])
-            if score is None:
-                return []
-            reader = HistoryReader(self._batcher.transact, key, forward=False)
-            entries = await reader.read((member, float(score)), limit=count, max_bytes=size)
+    async def _older(
+        self, key: str, member: bytes, count: int, size: int, end: float
+    ) -> list[PromptMessage]:
+        """Return up to `count` messages before a member, about `size` bytes, read until `end`.
+
+        Returns none if Redis fails: the caller has stored its message and has the later context.
+        """
+        if size <= 0:
+            return []
+        try:
+            async with redis_errors(end - time.monotonic()):
+                (score,) = await self._batcher.transact([("ZSCORE", key, member)])
+                if score is None:
+                    return []
+                reader = HistoryReader(self._batcher.transact, key, forward=False)
+                entries = await reader.read((member, float(score)), limit=count, max_bytes=size)
+        except StorageError as error:
+            log.warning("answering without the older messages: %s", error)
+            return []
         return [
             {"role": message.role, "content": message.content}
             for _, message in reversed(entries)
             if message is not None
         ]
+
+
+def _zadd(key: str, messages: Sequence[Message], members: Sequence[bytes]) -> Command:
+    """Return the command that adds encoded messages to a session."""
+    scored: list[str | bytes] = []
+    for message, member in zip(messages, members, strict=True):
+        scored += (message.score_text, member)
+    return ("ZADD", key, *scored)

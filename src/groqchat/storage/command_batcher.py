@@ -50,7 +50,7 @@ EXEC = hiredis.pack_command(("EXEC",))
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Call:
     """The packed commands of one caller, and the future of their replies."""
 
@@ -81,6 +81,10 @@ class CommandBatcher:
         self._active = 0
         # Active flushes that have not removed a batch from the queue yet.
         self._starting = 0
+        # The batches of the active flushes.
+        self._sent: list[Sequence[_Call]] = []
+        # Expires the oldest call; None if there is no call.
+        self._timer: asyncio.TimerHandle | None = None
         self._is_unavailable = False
         self._flushes: set[asyncio.Task[None]] = set()
 
@@ -96,6 +100,8 @@ class CommandBatcher:
         """Wait for the running flushes, each within its deadline."""
         while self._flushes:
             await asyncio.wait(self._flushes)
+        if self._timer is not None:
+            self._timer.cancel()
 
     @cached_property
     def _loop(self) -> asyncio.AbstractEventLoop:
@@ -105,7 +111,8 @@ class CommandBatcher:
     def transact(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         """Return a future of the raw replies to one transaction.
 
-        The future completes or fails within twice the deadline of a flush.
+        The future completes or fails within `timeout_s`. Redis may still execute a transaction that
+        failed because of this deadline.
         """
         packed = _pack(commands)
         if len(self._waiting) >= MAX_WAITING_CALLS or self._waiting_bytes > MAX_WAITING_BYTES:
@@ -113,6 +120,8 @@ class CommandBatcher:
         done: asyncio.Future[list[Any]] = self._loop.create_future()
         self._waiting.append(_Call(packed, len(commands), done, time.monotonic()))
         self._waiting_bytes += len(packed)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout_s, self._expire)
         if self._active < MAX_FLUSHES and len(self._waiting) > self._starting * OVERLAP_CALLS:
             self._active += 1
             self._starting += 1
@@ -130,7 +139,6 @@ class CommandBatcher:
             batch = self._next_batch(min(share, MAX_BATCH_CALLS))
             while batch:
                 await self._flush(batch)
-                self._fail_late_calls()
                 batch = self._next_batch(MAX_BATCH_CALLS)
         finally:
             self._active -= 1
@@ -147,16 +155,29 @@ class CommandBatcher:
                 size += len(call.packed)
         return batch
 
-    def _fail_late_calls(self) -> None:
-        """Fail the calls that have waited in the queue for the deadline of a flush."""
-        expired = time.monotonic() - self._timeout_s
-        while self._waiting and self._waiting[0].since < expired:
+    def _expire(self) -> None:
+        """Fail every call whose deadline has passed, and set the timer for the oldest other one."""
+        now = time.monotonic()
+        expired = now - self._timeout_s
+        while self._waiting and self._waiting[0].since <= expired:
             call = self._waiting.popleft()
             self._waiting_bytes -= len(call.packed)
             _fail(call, unavailable(f"not sent within {self._timeout_s:g} s"))
+        unanswered = [call for batch in self._sent for call in batch if not call.done.done()]
+        times = [self._waiting[0].since] if self._waiting else []
+        for call in unanswered:
+            if call.since <= expired:
+                _fail(call, unavailable(f"no answer within {self._timeout_s:g} s"))
+            else:
+                times.append(call.since)
+        self._timer = None
+        if times:
+            delay_s = min(times) + self._timeout_s - now
+            self._timer = self._loop.call_later(delay_s, self._expire)
 
     async def _flush(self, batch: Sequence[_Call]) -> None:
         """Send a batch and deliver replies or an error to each caller."""
+        self._sent.append(batch)
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._transact(batch)
@@ -169,6 +190,8 @@ class CommandBatcher:
             log.exception("sending a batch of commands failed")
             for call in batch:
                 _fail(call, HistoryFailed(type(error).__name__))
+        finally:
+            self._sent.remove(batch)
 
     async def _transact(self, batch: Sequence[_Call]) -> None:
         """Execute the calls in groups; if a group fails, execute each of its calls alone."""

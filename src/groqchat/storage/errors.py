@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
@@ -38,6 +39,19 @@ async def redis_errors(timeout_s: float) -> AsyncIterator[None]:
             yield
     except (RedisError, OSError) as error:
         raise storage_error(error, timeout_s=timeout_s) from error
+
+
+async def confirmed(call: asyncio.Future[list[Any]], max_wait_s: float) -> list[Any]:
+    """Return the replies to a transaction; raise HistoryUnavailable after `max_wait_s`.
+
+    The transaction is not cancelled then: it may still succeed.
+    """
+    await asyncio.wait([call], timeout=max(max_wait_s, 0))
+    if not call.done():
+        # Nobody waits for this call any more, so asyncio must not report its error.
+        call.add_done_callback(asyncio.Future.exception)
+        raise unavailable(f"not confirmed within {max_wait_s:.3g} s")
+    return call.result()
 
 
 def storage_error(error: Exception, *, timeout_s: float | None = None) -> StorageError:

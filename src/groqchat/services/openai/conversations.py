@@ -18,6 +18,7 @@ from groqchat.services.openai.messages import (
     trim_to_budget,
 )
 from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.services.turns.history_budget import HistoryBudget
 from groqchat.settings import Settings
 from groqchat.storage.messages import INCOMPLETE, ROLES, Message
 
@@ -31,11 +32,13 @@ log = logging.getLogger(__name__)
 class Conversation:
     """The messages for the model, and which of them are new.
 
-    `last_message` is the stored message that the answer follows, None if it is not stored.
+    `last_message` is the stored message that the answer follows, None if it is not stored. `budget`
+    limits the time that the request waits for Redis.
     """
 
     session_id: str
     messages: list[OpenAIMessage]
+    budget: HistoryBudget
     new: Sequence[Message] = ()
     last_message: Message | None = None
 
@@ -55,24 +58,31 @@ class Conversations:
         request = _validated(messages)
         instructions = [message for message in request if message["role"] in INSTRUCTION_ROLES]
         sent = [message for message in request if message["role"] not in INSTRUCTION_ROLES]
+        budget = HistoryBudget(self._settings.redis_timeout_s)
         try:
-            earlier = await self._load_history(session_id, sent)
+            with budget:
+                earlier = await self._load_history(session_id, sent)
         except StorageError as error:
             log.warning("answering without history: %s", error)
-            return Conversation(session_id=session_id, messages=request)
+            return Conversation(session_id=session_id, messages=request, budget=budget)
         known, begin = find_overlap(_all_to_openai(earlier), sent)
         context = drop_unpaired_tool_calls(self._trim(earlier[:begin], sent), sent)
         conversation = [*instructions, *context, *sent]
         new = [to_message(message, model) for message in sent[known:]]
         try:
             if new:
-                await self._history.save_message(session_id, *new)
+                with budget:
+                    await self._history.save_message(session_id, *new, max_wait_s=budget.left_s)
         except StorageError as error:
             log.warning("answering messages that are not stored: %s", error)
-            return Conversation(session_id=session_id, messages=conversation)
+            return Conversation(session_id=session_id, messages=conversation, budget=budget)
         last_message = [*earlier, *new][-1] if sent else None
         return Conversation(
-            session_id=session_id, messages=conversation, new=new, last_message=last_message
+            session_id=session_id,
+            messages=conversation,
+            budget=budget,
+            new=new,
+            last_message=last_message,
         )
 
     async def end(self, conversation: Conversation, answer: Message) -> bool:
@@ -85,7 +95,10 @@ class Conversations:
         if answer.status == INCOMPLETE and not answer.content:
             return True
         return await self._history.try_save(
-            conversation.session_id, answer, user_message=conversation.last_message
+            conversation.session_id,
+            answer,
+            user_message=conversation.last_message,
+            max_wait_s=conversation.budget.left_s,
         )
 
     async def rollback(self, conversation: Conversation) -> None:

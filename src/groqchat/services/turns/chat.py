@@ -21,6 +21,7 @@ from groqchat.services.groq.client import GroqClient
 from groqchat.services.groq.completions import Completion, Prompt, StreamParser
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.services.turns.context import BYTES_PER_TOKEN, build_prompt, context_limit
+from groqchat.services.turns.history_budget import HistoryBudget
 from groqchat.services.turns.limiter import TurnLimiter
 from groqchat.services.turns.registry import TurnRegistry
 from groqchat.services.turns.turn import Turn
@@ -45,6 +46,7 @@ class _TurnState:
 
     session_id: str
     user_message: Message
+    budget: HistoryBudget
     is_retry: bool = False
     is_stored: bool = False
 
@@ -110,6 +112,7 @@ class ChatService:
         self._groq.check_model(request.model)
         return _TurnState(
             session_id=session_id or request.session_id or str(uuid.uuid4()),
+            budget=HistoryBudget(self._settings.redis_timeout_s),
             is_retry=turn_id is not None,
             user_message=Message(
                 id=turn_id or new_message_id(),
@@ -164,7 +167,9 @@ class ChatService:
             completion = await complete(prompt)
         except (CompletionError, ShuttingDown):
             if not state.is_stored:
-                await self._history.try_save(state.session_id, user_message)
+                await self._history.try_save(
+                    state.session_id, user_message, max_wait_s=state.budget.left_s
+                )
             raise
         answer = _answer_message(completion)
         is_saved = await self._store_answer(state, answer)
@@ -184,7 +189,8 @@ class ChatService:
     async def _drop_partial_answer(self, state: _TurnState) -> None:
         """Remove the incomplete answer of an earlier attempt at the turn."""
         try:
-            await self._history.drop_incomplete_answer(state.session_id, state.user_message)
+            with state.budget:
+                await self._history.drop_incomplete_answer(state.session_id, state.user_message)
         except StorageError as error:
             log.warning("the incomplete answer of an earlier attempt was not removed: %s", error)
 
@@ -193,12 +199,14 @@ class ChatService:
     ) -> list[PromptMessage]:
         """Store the user message and return the earlier messages; none if Redis fails."""
         try:
-            earlier = await self._history.save_message(
-                state.session_id,
-                state.user_message,
-                context=context_limit(request, self._settings),
-                context_bytes=self._settings.chat_context_tokens * BYTES_PER_TOKEN,
-            )
+            with state.budget:
+                earlier = await self._history.save_message(
+                    state.session_id,
+                    state.user_message,
+                    context=context_limit(request, self._settings),
+                    context_bytes=self._settings.chat_context_tokens * BYTES_PER_TOKEN,
+                    max_wait_s=state.budget.left_s,
+                )
         except StorageError as error:
             log.warning("answering without history: %s", error)
             return []
@@ -213,9 +221,14 @@ class ChatService:
         """
         answers = [answer] if answer.content or not answer.status else []
         if not state.is_stored:
-            return await self._history.try_save(state.session_id, state.user_message, *answers)
+            return await self._history.try_save(
+                state.session_id, state.user_message, *answers, max_wait_s=state.budget.left_s
+            )
         return not answers or await self._history.try_save(
-            state.session_id, *answers, user_message=state.user_message
+            state.session_id,
+            *answers,
+            user_message=state.user_message,
+            max_wait_s=state.budget.left_s,
         )
 
     async def _complete(self, turn: Turn, prompt: Prompt) -> Completion:
