@@ -321,10 +321,10 @@ async def test_malformed_http_is_a_400_with_the_shape_of_all_errors(
     assert f"X-Request-ID: {error['request_id']}" in head
 
 
-async def test_a_query_with_a_message_of_maximum_length_is_accepted(
+async def test_a_query_with_a_message_of_5000_escaped_characters_is_accepted(
     api: ClientSession,
 ) -> None:
-    response = await _post_raw(api, f"{BASE}/simple-chat?message={'%F0%9F%98%80' * 100_000}")
+    response = await _post_raw(api, f"{BASE}/simple-chat?message={'%F0%9F%98%80' * 5000}")
     assert response == (200, None, None)
 
 

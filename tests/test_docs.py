@@ -19,7 +19,7 @@ from groqchat.models import (
     HistoryQuery,
     SessionsQuery,
 )
-from groqchat.runtime.server import CLOSE_TIMEOUT_S
+from groqchat.runtime.runner import SHUTDOWN_TIMEOUT_S
 from groqchat.settings import Settings
 from groqchat.storage.embedded import SERVER_OPTIONS
 from tests.support.docs import (
@@ -153,7 +153,7 @@ def test_every_quoted_message_is_one_of_the_code() -> None:
 
 def test_the_compose_file_lets_a_stopping_service_finish_its_turns() -> None:
     (period_s,) = re.findall(r"stop_grace_period: (\d+)s", read("compose.yaml"))
-    assert int(period_s) > Settings().shutdown_grace_s + CLOSE_WAITS * CLOSE_TIMEOUT_S
+    assert int(period_s) > Settings().shutdown_grace_s + CLOSE_WAITS * SHUTDOWN_TIMEOUT_S
 
 
 @pytest.mark.parametrize(

@@ -3,26 +3,20 @@
 import re
 from functools import cached_property
 from typing import Annotated, Any, Self
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from groqchat.errors import ConfigurationError
 from groqchat.openai_paths import OPENAI_PREFIX
+from groqchat.urls import check_redis_url, redis_address, split_url
 
-REDIS_SCHEMES = ("redis", "rediss", "unix", "embedded", "memory")
 # If one of these is set, `--local` does not replace the Redis server.
 REDIS_ADDRESS_FIELDS = {"redis_url", "redis_host", "redis_port", "redis_db", "redis_password"}
 LOCAL_REDIS_URL = "embedded:.data/redis"
 OFFLINE_SCHEME = "offline:"
 
-# The options of redis-py that a URL may set: database, credentials and TLS. Timeouts and limits
-# are settings of the service.
-REDIS_URL_OPTION = re.compile(
-    "db|username|password|ssl_(ca_certs|ca_path|certfile|keyfile|keyfile_password|cert_reqs|"
-    "check_hostname|min_version|ciphers)"
-)
 # A name, a wildcard for the subdomains of a name, or an IP address, without a port.
 HOST_NAME = re.compile(
     r"\*|(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:.]+\]|[0-9a-f]*:[0-9a-f.]*:[0-9a-f:.]*",
@@ -161,6 +155,50 @@ class Settings(BaseSettings):
         le=MAX_WORKERS,
         description="Number of worker processes. 0: one for each available CPU.",
     )
+    header_timeout_s: float = Field(
+        # Browsers and proxies open connections in advance, and open a new one if it was closed.
+        20.0,
+        gt=0,
+        le=600,
+        description="Maximum time from a new connection to its first byte, and from there to the "
+        "end of the headers, in seconds. Then the connection is closed.",
+    )
+    body_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="Maximum time for a request body in seconds. Each 4096 received bytes add one "
+        "second.",
+    )
+    keepalive_timeout_s: float = Field(
+        # Longer than the idle timeouts of common load balancers, which end at 600 seconds. A proxy
+        # whose connections end first loses requests.
+        630.0,
+        gt=0,
+        le=86_400,
+        description="An idle connection is closed after this number of seconds.",
+    )
+    max_connections: int = Field(
+        # Twice MAX_CONCURRENT_TURNS: each running turn, and as many idle clients.
+        16_384,
+        ge=8,
+        le=1_000_000,
+        description="Maximum number of open connections of clients. For further ones, idle "
+        "connections are closed. The limit on open files can lower it.",
+    )
+    max_connections_per_address: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of open connections of one IP address. Empty: 1024 for public "
+        "addresses, no limit for others.",
+    )
+    max_request_buffer_bytes: int = Field(
+        # 64 bodies of maximum size that arrive at the same time.
+        268_435_456,
+        ge=1_048_576,
+        description="Maximum size of all requests that have not arrived completely, in bytes. "
+        "Requests beyond it are rejected with 503.",
+    )
     stream_write_timeout_s: float = Field(
         30.0,
         gt=0,
@@ -204,16 +242,7 @@ class Settings(BaseSettings):
     def _redis_url_is_known(cls, url: SecretStr | None) -> SecretStr | None:
         if url is None:
             return None
-        scheme, colon, rest = url.get_secret_value().partition(":")
-        if scheme in {"redis+sentinel", "redis+cluster"}:
-            raise ValueError(f"{scheme}:// is not supported yet")
-        if scheme not in REDIS_SCHEMES or not colon:
-            known = ", ".join(f"{name}:" for name in REDIS_SCHEMES)
-            raise ValueError(f"the URL must start with one of {known}")
-        if scheme == "embedded" and not rest:
-            raise ValueError("the URL must name a directory for the data: embedded:DIR")
-        if scheme in {"redis", "rediss", "unix"}:
-            _check_server_url(url.get_secret_value())
+        check_redis_url(url.get_secret_value())
         return url
 
     @field_validator("groq_base_url")
@@ -223,7 +252,7 @@ class Settings(BaseSettings):
             if url[len(OFFLINE_SCHEME) :][:1] not in {"", "?"}:
                 raise ValueError("options must follow a question mark: offline:?latency_ms=300")
             return url
-        parts = _split(url)
+        parts = split_url(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError("the URL must start with http://, https:// or offline:")
         if "@" in parts.netloc:
@@ -287,13 +316,7 @@ class Settings(BaseSettings):
         """The address of Redis, without credentials."""
         if self.redis_url is None:
             return f"{self.redis_host}:{self.redis_port}"
-        url = self.redis_url.get_secret_value()
-        parts = urlsplit(url)
-        if parts.scheme == "unix":
-            return f"unix://{parts.path}"
-        if parts.scheme not in {"redis", "rediss"}:
-            return url
-        return f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
+        return redis_address(self.redis_url.get_secret_value())
 
     def with_local_defaults(self) -> Self:
         """Use the embedded server and the mock Groq server if Redis or Groq is not configured."""
@@ -303,33 +326,6 @@ class Settings(BaseSettings):
         if self.groq_api_key is None and "groq_base_url" not in self.model_fields_set:
             changes["groq_base_url"] = OFFLINE_SCHEME
         return self.model_copy(update=changes)
-
-
-def _split(url: str) -> SplitResult:
-    """Split a URL; the error for an invalid URL does not repeat it, because it may be secret."""
-    try:
-        parts = urlsplit(url)
-        parts.port  # noqa: B018 - reading the property validates the port
-    except ValueError:
-        raise ValueError(
-            "this is not a valid URL; special characters must be percent-encoded"
-        ) from None
-    return parts
-
-
-def _check_server_url(url: str) -> None:
-    parts = _split(url)
-    if parts.fragment:
-        raise ValueError("a # in the URL must be percent-encoded as %23")
-    if parts.scheme == "unix" and not parts.path.startswith("/"):
-        raise ValueError("the URL must name a socket: unix:///path/to/socket")
-    if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
-        raise ValueError("the path of the URL must be the number of the database")
-    query = parse_qs(parts.query, keep_blank_values=True)
-    if unknown := [name for name in query if not REDIS_URL_OPTION.fullmatch(name)]:
-        raise ValueError(f"the URL does not accept the option {', '.join(unknown)}")
-    if any(not value.isdecimal() for value in query.get("db", [])):
-        raise ValueError("db must be the number of the database")
 
 
 def load_settings(**overrides: Any) -> Settings:

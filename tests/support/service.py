@@ -88,6 +88,10 @@ class Service:
         self.signal(signal.SIGTERM)
         return self.wait()
 
+    def terminate_later(self) -> None:
+        """Send SIGTERM without waiting for the end."""
+        self.signal(signal.SIGTERM)
+
     @property
     def pid(self) -> int:
         """The process id."""

@@ -57,11 +57,20 @@ _TYPES = {
     503: "unavailable_error",
     504: "upstream_error",
 }
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+_CODES = {
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    414: "uri_too_long",
+    431: "headers_too_large",
+}
 _MESSAGES = {
     404: "This path does not exist.",
     405: "This path does not support this method.",
+    408: "The request did not arrive in time.",
     413: "The request body is too large.",
+    414: "The request line is too long. Send long messages in the body of POST /chat.",
+    431: "The headers of the request are too large.",
 }
 
 

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 class _OpenStream:
     """A stream that is being sent, and its state at the last check."""
 
+    request: web.Request
     response: web.StreamResponse
     transport: asyncio.Transport
     task: asyncio.Task[object]
@@ -108,7 +109,7 @@ class EventStreams:
         transport = request.transport
         if task is None or transport is None:
             raise ConnectionResetError("the client disconnected before the first event")
-        stream = _OpenStream(response=response, transport=transport, task=task)
+        stream = _OpenStream(request=request, response=response, transport=transport, task=task)
         self._open.add(stream)
         return stream
 
@@ -130,7 +131,9 @@ class EventStreams:
         if is_stalled or stream.transport.is_closing():
             stream.is_disconnected = True
             stream.task.cancel()
-        elif not stream.is_writing and idle_s >= PING_INTERVAL_S:
+        elif not stream.is_writing and (
+            idle_s >= PING_INTERVAL_S or has_ended_sending(stream.request)
+        ):
             stream.idle_inspections = 0
             with suppress(ConnectionError, TimeoutError):
                 async with asyncio.timeout(INSPECTION_INTERVAL_S):
@@ -157,6 +160,14 @@ async def _send_all(stream: _OpenStream, events: AsyncIterator[bytes]) -> None:
     await response.write_eof()
 
 
+def has_ended_sending(request: web.Request) -> bool:
+    """Return whether the client has closed its half of the connection, or all of it.
+
+    The difference shows only when something is sent: a client that is gone resets the connection.
+    """
+    return bool(getattr(request.protocol, "has_ended_sending", False))
+
+
 async def wait_or_leave(
     request: web.Request,
     final_event: Coroutine[None, None, bytes],
@@ -166,7 +177,8 @@ async def wait_or_leave(
     final = asyncio.create_task(final_event)
     try:
         while not await _is_done(final):
-            if request.transport is None or request.transport.is_closing():
+            transport = request.transport
+            if transport is None or transport.is_closing() or has_ended_sending(request):
                 await on_disconnect()
                 break
         return await final

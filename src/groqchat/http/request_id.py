@@ -8,7 +8,9 @@ REQUEST_ID_HEADER = "X-Request-ID"
 # Characters that a log line can contain without escaping.
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
-request_id: ContextVar[str] = ContextVar("request_id", default="-")
+NO_REQUEST_ID = "-"
+
+request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST_ID)
 
 
 def new_request_id(given: str = "") -> str:

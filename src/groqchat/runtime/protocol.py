@@ -1,22 +1,158 @@
-"""Responses to malformed HTTP requests, in the JSON error format of all other errors.
+"""One connection of a client: its phase, its deadlines, and errors outside of the application."""
 
-aiohttp answers such requests before any middleware runs.
-"""
-
+import asyncio
 import logging
-from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
+from typing import Any
 
-from aiohttp import web
+import orjson
+from aiohttp import hdrs, web
+from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
 
-from groqchat.http.errors import api_error_for_status
-from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
+from groqchat.http.errors import ApiError, RequestError, api_error_for_status
+from groqchat.http.request_id import NO_REQUEST_ID, REQUEST_ID_HEADER, new_request_id, request_id
+from groqchat.runtime.connections import (
+    HEAD_TOO_LARGE,
+    MAX_HEAD_BYTES,
+    TOO_MANY_BYTES,
+    Connections,
+    Phase,
+)
+
+# Many proxies accept 8 to 16 KiB. A longer message belongs into the body of `POST /chat`.
+MAX_REQUEST_LINE_BYTES = 65_536
+# A client that still sends its request can read the error during this time. If the connection was
+# closed at once, its kernel would discard the error.
+LINGER_S = 2.0
+
+INCOMPLETE_BODY = ApiError(
+    status=400,
+    code="incomplete_body",
+    message="The connection ended before the end of the body.",
+    closes=True,
+)
 
 log = logging.getLogger(__name__)
 
 
-class _JsonErrorProtocol(web.RequestHandler):
-    __slots__ = ()
+class HttpConnection(web.RequestHandler):
+    """A connection that knows its phase; its limits are in `Connections`."""
+
+    __slots__ = (
+        "_all",
+        "_clock",
+        "_counted_bytes",
+        "_ended",
+        "_payload",
+        "has_ended_sending",
+        "phase",
+        "received_bytes",
+        "since_s",
+    )
+
+    def __init__(self, server: web.Server, connections: Connections, **options: Any) -> None:
+        super().__init__(server, loop=asyncio.get_running_loop(), **options)
+        self._all = connections
+        self._clock = connections.clock
+        self._counted_bytes = 0
+        self._payload: Any = None
+        self._ended: asyncio.Future[None] | None = None
+        self.has_ended_sending = False
+        self.phase = Phase.SILENT
+        self.received_bytes = 0
+        self.since_s = self._clock()
+
+    @property
+    def address(self) -> str:
+        """The IP address of the client."""
+        peer = self.peername
+        return peer[0] if isinstance(peer, tuple) else ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Count the connection."""
+        super().connection_made(transport)
+        self._all.add(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Stop counting the connection."""
+        self._all.remove(self)
+        self._set_phase(Phase.CLOSING)
+        self._end_lingering()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse received bytes, and count those of incomplete requests."""
+        phase = self.phase
+        if phase is Phase.CLOSING:
+            return
+        if phase is Phase.RUNNING or not data:
+            super().data_received(data)
+        elif phase is Phase.DISCARDING:
+            super().data_received(data)
+            if self._payload.is_eof():
+                self._set_phase(Phase.IDLE)
+            return
+        else:
+            if phase is not Phase.HEAD and phase is not Phase.BODY:
+                self.phase = Phase.HEAD
+                self.since_s = self._clock()
+                self.received_bytes = 0
+            self._count(len(data))
+            super().data_received(data)
+        if self.phase is Phase.BODY and self._payload.is_eof():
+            self._set_phase(Phase.RUNNING)
+
+    def request_started(self, payload: Any) -> None:
+        """Note that the headers of a request are complete."""
+        if payload.is_eof():
+            self._set_phase(Phase.RUNNING)
+        else:
+            self._payload = payload
+            self.phase = Phase.BODY
+            self.since_s = self._clock()
+
+    def log_access(
+        self, request: web.BaseRequest, response: web.StreamResponse, time: float | None
+    ) -> None:
+        """Log a response that is complete; aiohttp calls this method even without a log."""
+        super().log_access(request, response, time)
+        if self.phase is Phase.CLOSING:
+            return
+        is_complete = self.phase is not Phase.BODY or self._payload.is_eof()
+        self._set_phase(Phase.IDLE if is_complete else Phase.DISCARDING)
+        if self.has_ended_sending and not self._has_pipelined_requests():
+            self.close()
+
+    def eof_received(self) -> bool:  # type: ignore[override] # aiohttp always closes the connection
+        """Respond to the requests that have arrived, although the client sends no more."""
+        self.has_ended_sending = True
+        self._end_lingering()
+        if self.phase is Phase.BODY:
+            self._fail_body(INCOMPLETE_BODY)
+        elif self.phase is Phase.HEAD:
+            # The request may be complete, but its handler has not started yet.
+            self._loop.call_soon(self._reject_incomplete_head)
+        elif self.phase in {Phase.SILENT, Phase.IDLE, Phase.CLOSING}:
+            return self._has_pipelined_requests()
+        return True
+
+    def reject(self, error: ApiError) -> None:
+        """Send an error and close the connection."""
+        if self.phase is Phase.BODY:
+            self._fail_body(error)
+            return
+        transport = self.transport
+        if transport is not None:
+            transport.write(_raw_response(error))
+            if transport.get_write_buffer_size():
+                self._loop.call_later(LINGER_S, transport.abort)
+        self.drop()
+
+    def drop(self) -> None:
+        """Close the connection without a response."""
+        self._set_phase(Phase.CLOSING)
+        self.force_close()
 
     def handle_error(
         self,
@@ -25,35 +161,125 @@ class _JsonErrorProtocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002 - aiohttp passes it; the text may quote the request
     ) -> web.StreamResponse:
-        """Return the response to a request that failed outside of the application.
+        """Return the response to a request that aiohttp cannot parse, or whose middleware failed.
 
-        Nearly always aiohttp could not parse it. The response closes the connection.
+        The response closes the connection.
         """
-        request_id = new_request_id()
-        log.info("malformed HTTP request rejected: %s", type(exc).__name__)
+        if isinstance(exc, HttpProcessingError):
+            new_request_id()
+            status = _status_of(exc, status)
+            log.info("malformed HTTP request rejected: %s", type(exc).__name__)
+        else:
+            if request_id.get() == NO_REQUEST_ID:
+                new_request_id()
+            log.error("%s %s failed", request.method, request.path, exc_info=exc or True)
         if request.writer.output_size > 0:
             raise ConnectionError("the response has started already")
-        response = api_error_for_status(status).response()
-        response.headers[REQUEST_ID_HEADER] = request_id
+        error = api_error_for_status(status)
+        response = _LastResponse(
+            self, status=status, body=orjson.dumps(error.body()), headers=error.headers()
+        )
+        response.content_type = "application/json"
+        response.headers[REQUEST_ID_HEADER] = request_id.get()
+        # aiohttp responds to malformed requests with HTTP/1.0 and omits this header.
+        response.headers[hdrs.CONNECTION] = "close"
         response.force_close()
         return response
 
+    async def linger(self) -> None:
+        """Discard what the client still sends, until it has read the response."""
+        self._set_phase(Phase.CLOSING)
+        transport = self.transport
+        if transport is None or self.has_ended_sending:
+            return
+        self._ended = self._loop.create_future()
+        with suppress(TimeoutError, OSError):
+            transport.write_eof()
+            async with asyncio.timeout(LINGER_S):
+                await self._ended
 
-class JsonErrorRunner(web.AppRunner):
-    """A runner whose connections answer malformed requests with JSON errors."""
+    def _set_phase(self, phase: Phase) -> None:
+        """Begin a phase in which no request arrives."""
+        self._all.buffered_bytes -= self._counted_bytes
+        self._counted_bytes = 0
+        self.phase = phase
+        self.since_s = self._clock()
+        if phase is not Phase.DISCARDING:
+            self._payload = None
 
-    @property
-    def server(self) -> web.Server | None:
-        """The protocol factory that asyncio calls for each connection."""
-        server = super().server
-        return server and _with_json_errors(server)  # type: ignore[return-value] # asyncio uses it only as a callable
+    def _count(self, count: int) -> None:
+        self.received_bytes += count
+        self._counted_bytes += count
+        self._all.buffered_bytes += count
+        if (
+            self._all.buffered_bytes > self._all.limits.max_buffered_bytes
+            or self.received_bytes > MAX_HEAD_BYTES
+        ):
+            # The handler of a request whose headers are complete starts before.
+            self._loop.call_soon(self._check_size)
+
+    def _check_size(self) -> None:
+        if self.phase is Phase.HEAD and self.received_bytes > MAX_HEAD_BYTES:
+            self.reject(HEAD_TOO_LARGE)
+        elif (
+            self.phase in {Phase.HEAD, Phase.BODY}
+            and self._all.buffered_bytes > self._all.limits.max_buffered_bytes
+        ):
+            self.reject(TOO_MANY_BYTES)
+
+    def _reject_incomplete_head(self) -> None:
+        if self.phase is Phase.HEAD:
+            self.reject(api_error_for_status(400))
+
+    def _fail_body(self, error: ApiError) -> None:
+        """Raise an error in the handler that reads the body."""
+        payload = self._payload
+        self._set_phase(Phase.CLOSING)
+        payload.set_exception(RequestError(error))
+        # aiohttp would wait for the rest of the body.
+        payload.feed_eof()
+
+    def _has_pipelined_requests(self) -> bool:
+        # Private in aiohttp. Without it, only the first of several pipelined requests is answered
+        # if the client has closed its half of the connection.
+        return bool(getattr(self, "_messages", ()))
+
+    def _end_lingering(self) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
 
 
-def _with_json_errors(server: web.Server) -> Callable[[], web.RequestHandler]:
-    def create() -> web.RequestHandler:
-        protocol = server()
-        # aiohttp has no option for the class of its protocols.
-        protocol.__class__ = _JsonErrorProtocol
-        return protocol
+class _LastResponse(web.Response):
+    """A response after which nothing is read from the connection."""
 
-    return create
+    def __init__(self, connection: HttpConnection, **options: Any) -> None:
+        super().__init__(**options)
+        self._connection = connection
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        await super().write_eof(data)
+        await self._connection.linger()
+
+
+def _status_of(error: HttpProcessingError, status: int) -> int:
+    """Return the status of a request that aiohttp cannot parse."""
+    if isinstance(error, LineTooLong):
+        is_request_line = error.args[1] == MAX_REQUEST_LINE_BYTES
+        return HTTPStatus.REQUEST_URI_TOO_LONG if is_request_line else HEAD_TOO_LARGE.status
+    if isinstance(error, BadHttpMessage) and error.message == "Too many headers received":
+        return HEAD_TOO_LARGE.status
+    return status
+
+
+def _raw_response(error: ApiError) -> bytes:
+    """Return a complete response to a request that aiohttp has not parsed."""
+    headers = {REQUEST_ID_HEADER: new_request_id(), **error.headers()}
+    body = orjson.dumps(error.body())
+    lines = [
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body

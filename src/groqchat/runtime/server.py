@@ -16,35 +16,37 @@ from groqchat.app import BASE_PATH, create_app
 from groqchat.errors import ConfigurationError
 from groqchat.http.access_log import access_logger
 from groqchat.http.state import SERVICES
+from groqchat.runtime.connections import ConnectionLimits
 from groqchat.runtime.file_limit import raise_file_limit
 from groqchat.runtime.gc_tuning import tuned_gc
-from groqchat.runtime.protocol import JsonErrorRunner
+from groqchat.runtime.protocol import MAX_REQUEST_LINE_BYTES
+from groqchat.runtime.runner import Runner
 from groqchat.settings import Settings
 
 # A few thousand clients may connect at the same moment.
 BACKLOG = 4096
-# The request line of simple-chat may contain a message and a system prompt of maximum length,
-# with every character percent-encoded.
-ESCAPED_BYTES_PER_CHAR = 12
-OTHER_QUERY_BYTES = 8192
-# Turns are drained before; this is the time to send their last answers.
-CLOSE_TIMEOUT_S = 3.0
 # If no file descriptor is left, the event loop reports an error for each waiting client.
 LOG_INTERVAL_S = 10.0
 
 log = logging.getLogger("groqchat")
 
 
-def create_runner(settings: Settings) -> web.AppRunner:
+def create_runner(settings: Settings, max_connections: int | None = None) -> Runner:
     """Return the runner of the application; its `setup` opens all resources."""
-    return JsonErrorRunner(
+    limits = ConnectionLimits(
+        header_timeout_s=settings.header_timeout_s,
+        body_timeout_s=settings.body_timeout_s,
+        max_connections=max_connections or settings.max_connections,
+        max_per_address=settings.max_connections_per_address,
+        max_buffered_bytes=settings.max_request_buffer_bytes,
+    )
+    return Runner(
         create_app(settings),
+        limits,
         access_log=logging.getLogger("aiohttp.access") if settings.access_log else None,
         access_log_class=access_logger(settings.access_log_sample_rate),
-        handler_cancellation=False,
-        max_line_size=2 * settings.chat_max_message_chars * ESCAPED_BYTES_PER_CHAR
-        + OTHER_QUERY_BYTES,
-        shutdown_timeout=CLOSE_TIMEOUT_S,
+        keepalive_timeout=settings.keepalive_timeout_s,
+        max_line_size=MAX_REQUEST_LINE_BYTES,
     )
 
 
@@ -79,9 +81,9 @@ async def serve(settings: Settings, *, as_worker: bool = False) -> None:
     stop = stop_signal()
     if as_worker:
         asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _stop_if_orphaned, stop)
-    raise_file_limit(settings.max_concurrent_turns)
+    max_connections = raise_file_limit(settings.max_concurrent_turns, settings.max_connections)
     asyncio.get_running_loop().set_exception_handler(_throttled_exception_handler())
-    runner = create_runner(settings)
+    runner = create_runner(settings, max_connections)
     log.info("groqchat %s is starting", __version__)
     try:
         if await _run_unless_stopped(runner.setup(), stop):
@@ -89,7 +91,8 @@ async def serve(settings: Settings, *, as_worker: bool = False) -> None:
             limiter = runner.app[SERVICES].limiter
             async with tuned_gc(lambda: len(limiter)):
                 await stop.wait()
-        log.info("groqchat is stopping")
+                log.info("groqchat is stopping")
+                await runner.drain()
     finally:
         await runner.cleanup()
 

@@ -15,7 +15,8 @@ from urllib.parse import quote
 
 from groqchat.errors import ConfigurationError
 from groqchat.retry import Backoff
-from groqchat.runtime.server import CLOSE_TIMEOUT_S, http_address, listen_error, stop_signal
+from groqchat.runtime.runner import IDLE_GRACE_S, SHUTDOWN_TIMEOUT_S
+from groqchat.runtime.server import http_address, listen_error, stop_signal
 from groqchat.settings import Settings
 from groqchat.storage.connection import embedded_server
 
@@ -23,8 +24,9 @@ from groqchat.storage.connection import embedded_server
 RESTART_BACKOFF = Backoff(base_s=0.2, cap_s=10.0)
 # A worker that ran longer than this counts as started successfully.
 STABLE_S = 10.0
-# The time that a worker needs after its grace period: aiohttp waits twice for open connections.
-STOP_MARGIN_S = 3 * CLOSE_TIMEOUT_S
+# The time that a worker needs besides its grace period: it waits twice for late requests, and
+# aiohttp waits twice for open connections. The rest is for closing.
+STOP_MARGIN_S = 2 * IDLE_GRACE_S + 2 * SHUTDOWN_TIMEOUT_S + 1.0
 # The exit status of a worker with invalid settings (EX_CONFIG in sysexits.h); a restart is useless.
 CONFIGURATION_STATUS = 78
 # The CPU limit of a container (cgroup v2): quota and period in microseconds, or `max`.

@@ -1,0 +1,210 @@
+"""The open connections of the process: their deadlines, their number and their unread requests.
+
+One timer inspects all connections, so a request costs no timer of its own.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from enum import Enum
+from ipaddress import IPv6Address, ip_address
+from typing import Protocol
+
+from groqchat.background import background_task
+from groqchat.http.errors import ApiError, api_error_for_status
+
+# A body of 4 MB passes over a link of 32 kbit/s: half of the speed to which mobile providers
+# throttle their customers.
+MIN_BODY_BYTES_PER_S = 4096
+# More than a request line and the headers of any client need.
+MAX_HEAD_BYTES = 131_072
+MAX_INSPECTION_INTERVAL_S = 1.0
+# Each deadline is checked at least this many times before it ends.
+INSPECTIONS_PER_DEADLINE = 4
+# A connection that delivers its request for longer than this can be closed for a new connection.
+SLOW_REQUEST_S = 1.0
+# If the limit is reached, this part of it is closed, so that not every new client needs a search.
+CLOSED_SHARE = 64
+# A browser or a proxy opens a few hundred; clients behind one address of a provider rarely more.
+PUBLIC_ADDRESS_LIMIT = 1024
+# The usual network of one customer; its owner can use every address of it.
+IPV6_CUSTOMER_BITS = 64
+
+REQUEST_TIMEOUT = replace(api_error_for_status(408), closes=True)
+HEAD_TOO_LARGE = api_error_for_status(431)
+TOO_MANY_CONNECTIONS = ApiError(
+    status=503, code="overloaded", message="Too many connections are open.", closes=True
+)
+TOO_MANY_BYTES = ApiError(
+    status=503, code="overloaded", message="Too many request bodies arrive.", closes=True
+)
+
+log = logging.getLogger(__name__)
+
+
+class Phase(Enum):
+    """What a connection does."""
+
+    SILENT = "no byte has arrived"
+    HEAD = "a request line and headers arrive"
+    BODY = "a body arrives"
+    RUNNING = "a complete request has no complete response"
+    DISCARDING = "the rest of a body arrives after the response"
+    IDLE = "waiting for the next request"
+    CLOSING = "no further byte is read"
+
+
+WITHOUT_REQUEST = {Phase.SILENT, Phase.IDLE}
+# The order in which connections are closed for new ones.
+CLOSED_FOR_OTHERS = {Phase.SILENT: 0, Phase.IDLE: 1, Phase.HEAD: 2, Phase.BODY: 3}
+
+
+class Connection(Protocol):
+    """A connection of a client; `since_s` is the time at which its phase began."""
+
+    phase: Phase
+    since_s: float
+    received_bytes: int
+
+    @property
+    def address(self) -> str:
+        """The IP address of the client."""
+
+    def reject(self, error: ApiError) -> None:
+        """Send an error and close the connection."""
+
+    def drop(self) -> None:
+        """Close the connection without a response."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """Deadlines and bounds; without `max_per_address`, only public addresses have a limit."""
+
+    header_timeout_s: float
+    body_timeout_s: float
+    max_connections: int
+    max_per_address: int | None
+    max_buffered_bytes: int
+
+
+class Connections:
+    """The open connections; closes those that exceed the limits."""
+
+    def __init__(
+        self, limits: ConnectionLimits, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.limits = limits
+        self.clock = clock
+        # Bytes of requests that are not complete.
+        self.buffered_bytes = 0
+        self.is_draining = False
+        self._drain_started_s = 0.0
+        self._open: dict[Connection, str | None] = {}
+        self._per_address: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        """Return the number of open connections."""
+        return len(self._open)
+
+    def watching(self) -> AbstractAsyncContextManager[None]:
+        """Close connections that exceed their deadlines until the context exits."""
+        return background_task("check open connections", self._inspect_all)
+
+    def add(self, connection: Connection) -> None:
+        """Count a new connection; close an old one for it, or reject it."""
+        key = self._counted_address(connection.address)
+        is_full = len(self._open) >= self.limits.max_connections and not self._make_room()
+        if is_full or (key is not None and self._per_address[key] >= self._address_limit):
+            connection.reject(TOO_MANY_CONNECTIONS)
+        self._open[connection] = key
+        if key is not None:
+            self._per_address[key] += 1
+
+    def remove(self, connection: Connection) -> None:
+        """Stop counting a connection."""
+        key = self._open.pop(connection, None)
+        if key is not None:
+            self._per_address[key] -= 1
+            if not self._per_address[key]:
+                del self._per_address[key]
+
+    def start_draining(self) -> None:
+        """Make each response close its connection."""
+        self.is_draining = True
+        self._drain_started_s = self.clock()
+
+    def close_idle(self, idle_s: float) -> None:
+        """Close the connections that have waited for `idle_s` since the drain began."""
+        latest_s = self.clock() - idle_s
+        for connection in list(self._open):
+            is_waiting = connection.phase in WITHOUT_REQUEST
+            if is_waiting and max(connection.since_s, self._drain_started_s) <= latest_s:
+                connection.drop()
+
+    @property
+    def _address_limit(self) -> int:
+        limit = self.limits.max_per_address
+        return PUBLIC_ADDRESS_LIMIT if limit is None else limit
+
+    def _counted_address(self, address: str) -> str | None:
+        """Return the address or network that is counted; None if it has no limit.
+
+        Proxies and load generators use private addresses.
+        """
+        try:
+            parsed = ip_address(address)
+        except ValueError:
+            return None
+        if self.limits.max_per_address is None and not parsed.is_global:
+            return None
+        if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is None:
+            return str(int(parsed) >> IPV6_CUSTOMER_BITS)
+        return address
+
+    def _make_room(self) -> bool:
+        """Close the connections that have waited longest for a request; return whether any did."""
+        slow_since_s = self.clock() - SLOW_REQUEST_S
+        candidates = [
+            (CLOSED_FOR_OTHERS[connection.phase], connection.since_s, number, connection)
+            for number, connection in enumerate(self._open)
+            if connection.phase in WITHOUT_REQUEST
+            or (connection.phase in CLOSED_FOR_OTHERS and connection.since_s < slow_since_s)
+        ]
+        count = max(1, self.limits.max_connections // CLOSED_SHARE)
+        closed = sorted(candidates)[:count]
+        for *_, connection in closed:
+            _end(connection, TOO_MANY_CONNECTIONS)
+            self.remove(connection)
+        return bool(closed)
+
+    async def _inspect_all(self) -> float:
+        expired = [connection for connection in self._open if self._is_expired(connection)]
+        for connection in expired:
+            _end(connection, REQUEST_TIMEOUT)
+        if expired:
+            log.info("closed %d connection(s) without a complete request", len(expired))
+        shortest_s = min(self.limits.header_timeout_s, self.limits.body_timeout_s)
+        return min(MAX_INSPECTION_INTERVAL_S, shortest_s / INSPECTIONS_PER_DEADLINE)
+
+    def _is_expired(self, connection: Connection) -> bool:
+        phase = connection.phase
+        if phase is Phase.SILENT or phase is Phase.HEAD:
+            timeout_s = self.limits.header_timeout_s
+        elif phase is Phase.BODY:
+            received_s = connection.received_bytes / MIN_BODY_BYTES_PER_S
+            timeout_s = self.limits.body_timeout_s + received_s
+        else:
+            return False
+        return self.clock() - connection.since_s >= timeout_s
+
+
+def _end(connection: Connection, error: ApiError) -> None:
+    """Close a connection; send an error if a request has begun."""
+    if connection.phase in WITHOUT_REQUEST:
+        connection.drop()
+    else:
+        connection.reject(error)

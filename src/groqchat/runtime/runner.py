@@ -1,0 +1,116 @@
+"""The runner of the application: connections with limits, and a drain before the end."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+from aiohttp import web
+
+from groqchat.runtime.connections import ConnectionLimits, Connections
+from groqchat.runtime.protocol import HttpConnection
+
+# Requests that a client or a proxy sent before it saw the port close arrive within this time.
+IDLE_GRACE_S = 1.0
+DRAIN_CHECK_S = 0.05
+# Turns are drained before; this is the time to send their last answers.
+SHUTDOWN_TIMEOUT_S = 3.0
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Runner(web.AppRunner):
+    """A runner whose connections have limits; `drain` ends them without losing a request."""
+
+    def __init__(self, app: web.Application, limits: ConnectionLimits, **options: Any) -> None:
+        super().__init__(
+            app, handler_cancellation=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S, **options
+        )
+        self.connections = Connections(limits)
+        self._options = options
+        self._stack = AsyncExitStack()
+        self._is_drained = False
+
+    @property
+    def server(self) -> web.Server | None:
+        """The protocol factory that asyncio calls for each connection."""
+        server = super().server
+        if server is None:
+            return None
+
+        def create() -> HttpConnection:
+            return HttpConnection(server, self.connections, **self._options)
+
+        return create  # type: ignore[return-value] # asyncio uses it only as a callable
+
+    async def setup(self) -> None:
+        """Open the application and watch its connections."""
+        await super().setup()
+        server = super().server
+        if server is not None:
+            _track_requests(server, self.connections)
+        await self._stack.enter_async_context(self.connections.watching())
+
+    async def cleanup(self) -> None:
+        """Close the application and all connections."""
+        try:
+            await super().cleanup()
+        finally:
+            await self._stack.aclose()
+
+    async def shutdown(self) -> None:
+        """End the running turns, unless `drain` has ended them."""
+        if not self._is_drained:
+            self._is_drained = True
+            await super().shutdown()
+
+    async def drain(self) -> None:
+        """Close the port, respond to the requests that are on their way, and end all turns.
+
+        Each response now closes its connection. New turns run as long as requests that were sent
+        before the port closed can arrive; later ones are rejected.
+        """
+        for site in self.sites:
+            await site.stop()
+        self.connections.start_draining()
+        await self._close_idle()
+        closing = asyncio.create_task(self._close_idle_repeatedly())
+        try:
+            await self.shutdown()
+        finally:
+            closing.cancel()
+        await self._close_idle()
+
+    async def _close_idle(self) -> None:
+        """Wait until all connections are closed, at most IDLE_GRACE_S."""
+        deadline_s = self.connections.clock() + IDLE_GRACE_S
+        while len(self.connections) and self.connections.clock() < deadline_s:
+            await asyncio.sleep(DRAIN_CHECK_S)
+            self.connections.close_idle(IDLE_GRACE_S)
+
+    async def _close_idle_repeatedly(self) -> None:
+        while True:
+            self.connections.close_idle(IDLE_GRACE_S)
+            await asyncio.sleep(DRAIN_CHECK_S)
+
+
+def _track_requests(server: web.Server, connections: Connections) -> None:
+    """Tell each connection when a request starts; close connections with the last response."""
+    make_request = server.request_factory
+    handle = server.request_handler
+
+    def start_request(message: Any, payload: Any, connection: Any, *rest: Any) -> web.BaseRequest:
+        connection.request_started(payload)
+        if connections.is_draining:
+            message = message._replace(should_close=True)
+        return make_request(message, payload, connection, *rest)
+
+    async def respond(request: web.BaseRequest) -> web.StreamResponse:
+        response = await handle(request)
+        # The client of a stream that has started does not know that it ends its connection.
+        if connections.is_draining and not response.prepared:
+            response.force_close()
+        return response
+
+    server.request_factory = start_request
+    server.request_handler = respond

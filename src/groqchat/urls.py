@@ -1,0 +1,82 @@
+"""URLs in settings: validation, and forms that a log may contain."""
+
+import re
+from urllib.parse import SplitResult, parse_qs, parse_qsl, urlencode, urlsplit
+
+REDIS_SCHEMES = ("redis", "rediss", "unix", "embedded", "memory")
+# The options of redis-py that a URL may set: database, credentials and TLS. Timeouts and limits
+# are settings of the service.
+REDIS_URL_OPTION = re.compile(
+    "db|username|password|ssl_(ca_certs|ca_path|certfile|keyfile|keyfile_password|cert_reqs|"
+    "check_hostname|min_version|ciphers)"
+)
+MASK = "**********"
+# The options of a Redis URL whose values are secret.
+SECRET_OPTIONS = {"username", "password", "ssl_keyfile_password"}
+
+
+def split_url(url: str) -> SplitResult:
+    """Split a URL; the error for an invalid URL does not repeat it, because it may be secret."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - reading the property validates the port
+    except ValueError:
+        raise ValueError(
+            "this is not a valid URL; special characters must be percent-encoded"
+        ) from None
+    return parts
+
+
+def check_redis_url(url: str) -> None:
+    """Raise ValueError if a Redis URL is not valid; the error does not repeat the URL."""
+    scheme, colon, rest = url.partition(":")
+    if scheme in {"redis+sentinel", "redis+cluster"}:
+        raise ValueError(f"{scheme}:// is not supported yet")
+    if scheme not in REDIS_SCHEMES or not colon:
+        known = ", ".join(f"{name}:" for name in REDIS_SCHEMES)
+        raise ValueError(f"the URL must start with one of {known}")
+    if scheme == "embedded" and not rest:
+        raise ValueError("the URL must name a directory for the data: embedded:DIR")
+    if scheme in {"redis", "rediss", "unix"}:
+        _check_server_url(url)
+
+
+def redis_address(url: str) -> str:
+    """Return the address in a valid Redis URL, without credentials."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return f"unix://{parts.path}"
+    if parts.scheme not in {"redis", "rediss"}:
+        return url
+    return f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
+
+
+def masked_url(url: str) -> str:
+    """Return a valid Redis URL with masked credentials."""
+    parts = urlsplit(url)
+    credentials, at, host = parts.netloc.rpartition("@")
+    options = [
+        (name, MASK if name in SECRET_OPTIONS else value)
+        for name, value in parse_qsl(parts.query, keep_blank_values=True)
+    ]
+    masked = parts._replace(
+        netloc=f"{MASK if credentials else ''}{at}{host}", query=urlencode(options, safe="/*")
+    )
+    return masked.geturl()
+
+
+def _check_server_url(url: str) -> None:
+    parts = split_url(url)
+    if parts.fragment:
+        raise ValueError("a # in the URL must be percent-encoded as %23")
+    if parts.scheme == "unix" and not parts.path.startswith("/"):
+        raise ValueError("the URL must name a socket: unix:///path/to/socket")
+    if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
+        raise ValueError("the path of the URL must be the number of the database")
+    query = parse_qs(parts.query, keep_blank_values=True)
+    if unknown := [name for name in query if not REDIS_URL_OPTION.fullmatch(name)]:
+        # Other texts may be part of a password that contains a question mark.
+        names = [name for name in unknown if re.fullmatch("[a-z_]+", name)]
+        raise ValueError(f"the URL does not accept the option {', '.join(names)}".rstrip())
+    if any(not value.isdecimal() for value in query.get("db", [])):
+        raise ValueError("db must be the number of the database")
