@@ -98,7 +98,7 @@ async def test_a_turn_that_does_not_start_within_the_lease_is_lost(
     following = asyncio.create_task(worker.keys.follow(KEY, request()))
     await polls(worker, 1)
     # The lease and five seconds more.
-    await clock.advance(18.5)
+    await clock.advance(7.5)
     await polls(worker, 3)
     assert not following.done()
     await clock.advance(1.5)

@@ -86,7 +86,10 @@ class EventLog:
         for batch in batches:
             if batch.is_attempt and batch.is_first:
                 commands += keys.restart_turn(batch.turn_id)
-            indexes.append(None if batch.is_first or not batch.events else len(commands))
+                commands.append(keys.restore_claim(batch.turn_id))
+            # XADD replies None, or EXPIRE 0, if the key was lost.
+            is_checked = not batch.is_first and (batch.events or batch.ttl_s is not None)
+            indexes.append(len(commands) if is_checked else None)
             key = keys.turn_key(batch.turn_id)
             if batch.events:
                 # If the key was lost, these events alone would be a stream without its start.
@@ -100,7 +103,7 @@ class EventLog:
             elif batch.ttl_s is not None:
                 commands += keys.touch_turn(batch.turn_id, batch.ttl_s)
         replies = await self._batcher.transact(commands)
-        return [index is None or replies[index] is not None for index in indexes]
+        return [index is None or bool(replies[index]) for index in indexes]
 
     async def read(self, turn_id: str, after: int) -> EventSlice:
         """Return the events after a number, at most those of READ_ENTRIES entries."""

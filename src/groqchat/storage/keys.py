@@ -13,8 +13,11 @@ IDEMPOTENCY_PREFIX = "chat:idempotency:"
 REQUESTS_PREFIX = "chat:requests:"
 STOP_REQUESTS = "chat:stops"
 
-# TTL of the events of a running turn. Its worker renews the lease every third of this time.
-TURN_LEASE_S = 15
+# TTL of the events of a running turn. Followers notice the death of its worker by the end of the
+# lease, so it is short. The worker renews it twice a second: a pause of its event loop, for example
+# for a garbage collection, is much shorter than the remaining lease.
+TURN_LEASE_S = 4
+LEASE_RENEWAL_S = 0.5
 # Retention of a finished turn's events: enough for a client to reconnect after a network failure.
 TURN_RETENTION_S = 300
 # Retention of a turn with an Idempotency-Key: clients may repeat the request for an hour.
@@ -113,6 +116,11 @@ def idempotency_key(digest: str) -> str:
 def requests_key(digest: str) -> str:
     """Return the key that counts the requests with an Idempotency-Key whose clients are there."""
     return REQUESTS_PREFIX + digest
+
+
+def restore_claim(turn_id: str) -> Command:
+    """Return the command that claims a turn for its worker again if Redis has lost the claim."""
+    return ("SET", claim_key(turn_id), "restored", "NX", "EX", TURN_LEASE_S)
 
 
 def restart_turn(turn_id: str) -> tuple[Command]:

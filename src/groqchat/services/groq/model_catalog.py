@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from groqchat.background import background_task
-from groqchat.errors import CompletionError, CompletionUnavailable, UnknownModel
+from groqchat.errors import CompletionError, CompletionTimeout, CompletionUnavailable, UnknownModel
 from groqchat.services.groq.client import GroqClient
 from groqchat.services.groq.completions import parse_json
 from groqchat.storage.message_ids import MICROS_PER_S, iso_time
@@ -19,6 +19,9 @@ REFRESH_S = 600.0
 RETRY_S = 30.0
 # `check` refreshes the list if the last attempt to do this is older than this.
 MAX_AGE_S = 30.0
+# A request waits no longer than this for the list, which Groq usually sends within 0.2 s. The
+# refresh continues, within the deadline of the first byte.
+LOOKUP_TIMEOUT_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ class ModelCatalog:
     async def models(self) -> list[dict[str, Any]]:
         """Return the models as Groq lists them; CompletionError if no list is available yet."""
         if self._models is None:
-            await self._refresh_once()
+            await self._look_up()
         return self.cached
 
     def may_exist(self, model: str | None) -> bool:
@@ -52,20 +55,23 @@ class ModelCatalog:
         return model is None or not self._names or model in self._names
 
     async def check(self, model: str) -> None:
-        """Refresh a list that is older than MAX_AGE_S; raise UnknownModel if it lacks the model."""
+        """Refresh a list that is older than MAX_AGE_S; raise UnknownModel if it lacks the model.
+
+        If Groq does not send the list within LOOKUP_TIMEOUT_S, the last list applies.
+        """
         if time.monotonic() - self._last_attempt > MAX_AGE_S:
             with suppress(CompletionError):
-                await self._refresh_once()
+                await self._look_up()
         if not self.may_exist(model):
             raise UnknownModel("not in Groq's list", param="model")
 
     @asynccontextmanager
     async def refreshing(self) -> AsyncIterator[None]:
         """Refresh the list regularly until the context exits, if an API key is configured."""
-        if not self._groq.is_configured:
-            yield
-            return
         try:
+            if not self._groq.is_configured:
+                yield
+                return
             async with background_task(
                 "refresh the list of models", self._refresh_step, failure_delay_s=RETRY_S
             ):
@@ -73,19 +79,32 @@ class ModelCatalog:
         finally:
             if self._refresh_task is not None:
                 self._refresh_task.cancel()
+                await asyncio.wait([self._refresh_task])
 
     async def _refresh_step(self) -> float:
         try:
-            await self._refresh()
+            await self._refresh_once()
         except CompletionError as error:
             log.warning("could not refresh the list of models: %s", error)
             return RETRY_S
         return REFRESH_S
 
+    async def _look_up(self) -> None:
+        """Refresh the list on behalf of a request; CompletionTimeout after LOOKUP_TIMEOUT_S."""
+        try:
+            async with asyncio.timeout(LOOKUP_TIMEOUT_S):
+                await self._refresh_once()
+        except TimeoutError as error:
+            # The next requests do not wait for a list that Groq does not send.
+            self._last_attempt = time.monotonic()
+            detail = f"no list of models within {LOOKUP_TIMEOUT_S:g} s"
+            raise CompletionTimeout(detail) from error
+
     async def _refresh_once(self) -> None:
-        """Refresh the list; concurrent callers share one request."""
+        """Refresh the list; concurrent callers share one request, which none of them cancels."""
         if self._refresh_task is None or self._refresh_task.done():
             self._refresh_task = asyncio.create_task(self._refresh())
+            self._refresh_task.add_done_callback(_retrieve_error)
         await asyncio.shield(self._refresh_task)
 
     async def _refresh(self) -> None:
@@ -105,3 +124,9 @@ class ModelCatalog:
         ]
         self._names = frozenset(model["id"] for model in self._models)
         self.refreshed_at = iso_time(int(time.time() * MICROS_PER_S))
+
+
+def _retrieve_error(task: asyncio.Task[None]) -> None:
+    """Keep asyncio from logging the error of a refresh for which no caller waits any more."""
+    if not task.cancelled():
+        task.exception()

@@ -6,8 +6,6 @@ from groqchat.services.turns.turn import Turn
 from groqchat.storage import keys
 from groqchat.storage.event_log import EventBatch
 
-LEASE_RENEWAL_S = keys.TURN_LEASE_S / 3
-
 
 @dataclass(slots=True)
 class LocalTurn:
@@ -17,7 +15,7 @@ class LocalTurn:
     published: int = 0
     is_last_batch: bool = False
     is_published: bool = False
-    renewed_at: float = -LEASE_RENEWAL_S
+    renewed_at: float = -keys.LEASE_RENEWAL_S
     published_at: float = 0.0
     over_since: float | None = None
     # Whether the session of the turn was deleted; connected clients still receive its events.
@@ -65,9 +63,9 @@ class LocalTurn:
         """Record that Redis has lost the turn, so that all its events are written again."""
         self.published = 0
         self.is_published = False
-        self.renewed_at = -LEASE_RENEWAL_S
+        self.renewed_at = -keys.LEASE_RENEWAL_S
 
     def _ttl_s(self, now: float) -> int | None:
         if self.is_last_batch:
             return None if self.is_published else self.turn.retention_s
-        return keys.TURN_LEASE_S if now - self.renewed_at >= LEASE_RENEWAL_S else None
+        return keys.TURN_LEASE_S if now - self.renewed_at >= keys.LEASE_RENEWAL_S else None

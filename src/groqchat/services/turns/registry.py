@@ -44,12 +44,17 @@ FINAL_FLUSHES = 100
 STOP_REQUESTS_POLL_S = 0.1
 # How often a follower of another worker's turn polls; less often while there are no events.
 FOLLOW_BACKOFF = Backoff(base_s=0.025, cap_s=0.2)
+# A worker that lives restores the events of a running turn within this time if Redis lost them.
+RESTORE_S = keys.LEASE_RENEWAL_S + 0.2
+# How long followers wait while Redis is unavailable, and then until workers restore the events.
+OUTAGE_S = 15.0
 # A finished turn stays in memory until Redis has its events, but at most for this time.
 UNPUBLISHED_RETENTION_S = 60.0
 # A worker stops a turn within a fraction of a second, unless it is busy or has died.
 STOP_TIMEOUT_S = 5.0
 # The first events of a turn that is younger than this might not have reached Redis.
 NEW_TURN_S = 2.0
+NO_EVENTS = EventSlice(events=b"", exists=False, is_over=False)
 # An event number that is higher than all others.
 MAX_NUMBER = 2**53
 
@@ -180,7 +185,8 @@ class TurnRegistry:
         self, turn_id: str, after: int, found: EventSlice
     ) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()
-        read_at = loop.time()
+        read_at = exists_at = loop.time()
+        patience_s = RESTORE_S
         polls = 0
         while True:
             if found.events:
@@ -197,13 +203,15 @@ class TurnRegistry:
             try:
                 found = await self._log.read(turn_id, after)
             except HistoryUnavailable:
-                # Redis may become available again before the lease of the turn expires.
-                if loop.time() - read_at > keys.TURN_LEASE_S:
+                if loop.time() - read_at > OUTAGE_S:
                     raise
-                found = EventSlice(events=b"", exists=True, is_over=False)
+                patience_s = OUTAGE_S
+                found = NO_EVENTS
                 continue
             read_at = loop.time()
-            if not found.exists:
+            if found.exists:
+                exists_at, patience_s = read_at, RESTORE_S
+            elif read_at - exists_at > patience_s:
                 raise TurnLost(f"turn {turn_id}")
 
     @asynccontextmanager
