@@ -1,6 +1,8 @@
 import itertools
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +30,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setitem(Settings.model_config, "env_file", None)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A working directory with a path that is short enough for a Unix socket."""
+    with tempfile.TemporaryDirectory(prefix="groqchat-") as name:
+        yield Path(name)
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,7 @@ LAYERS = [
     {"storage", "offline"},
     {
         "background",
+        "configuration",
         "fields",
         "lenient_json",
         "models",

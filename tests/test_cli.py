@@ -7,9 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,6 @@ from tests.support.redis_servers import RedisServer
 from tests.support.service import Service, environment, run_groqchat
 
 UNREACHABLE = "redis://127.0.0.1:9"
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """A working directory with a path that is short enough for a Unix socket."""
-    with tempfile.TemporaryDirectory(prefix="groqchat-") as name:
-        yield Path(name)
 
 
 def chat(url: str, message: str, **headers: str) -> Any:
@@ -171,29 +162,6 @@ def test_settings_are_read_from_an_env_file_in_the_working_directory(directory: 
             in service.log
         )
         assert chat(service.url, "Hello")["history_saved"] is True
-
-
-def test_check_prints_the_settings_without_secrets_and_tests_each_dependency(
-    directory: Path, redis_url: str
-) -> None:
-    good = run_groqchat(
-        "check",
-        cwd=directory,
-        REDIS_URL=redis_url,
-        REDIS_PASSWORD="hunter2",
-        GROQ_API_KEY="gsk_hunter2",
-        GROQ_BASE_URL="offline:",
-    )
-    bad = run_groqchat("check", cwd=directory, REDIS_URL=UNREACHABLE)
-
-    assert good.returncode == 0, good.stdout + good.stderr
-    assert "CHAT_HISTORY_TTL=86400" in good.stdout
-    assert "GROQ_API_KEY=**********" in good.stdout
-    assert "hunter2" not in good.stdout + good.stderr
-    assert re.search(r"Redis: ok at unix://\S+, 0 session\(s\)\nGroq: ok at offline:", good.stdout)
-    assert bad.returncode == 1
-    assert "Redis: FAILED: ConnectionError" in bad.stdout
-    assert "Groq: FAILED: GROQ_API_KEY is not set" in bad.stdout
 
 
 def test_reindex_lists_the_sessions_of_another_service(

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from groqchat.configuration import load_settings
 from groqchat.errors import ConfigurationError
-from groqchat.settings import Settings, load_settings
+from groqchat.settings import Settings
 
 
 def test_the_defaults_match_the_specification() -> None:
@@ -53,6 +54,10 @@ def test_the_error_names_every_invalid_setting(monkeypatch: pytest.MonkeyPatch) 
         "LOG_LEVEL",
         "CORS_ALLOWED_ORIGINS",
     }
+    lines = str(raised.value).splitlines()
+    assert "REDIS_PORT: must be a whole number" in lines
+    assert "CHAT_HISTORY_TTL: must be at least 1" in lines
+    assert "LOG_LEVEL: must be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'" in lines
     assert "hunter2" not in str(raised.value)
 
 

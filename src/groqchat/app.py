@@ -133,7 +133,10 @@ async def groq_base_url_of(settings: Settings) -> AsyncIterator[str]:
             yield base_url
         return
     if settings.groq_api_key is None:
-        log.warning("[Groq] WARNING: GROQ_API_KEY is not set; chat requests return 503")
+        log.warning(
+            "[Groq] WARNING: GROQ_API_KEY is not set; chat requests return 503. "
+            "`groqchat serve --local` needs no key and no Redis."
+        )
     else:
         log.info("[Groq] %s, model %s", settings.groq_base_url, settings.groq_default_model)
     yield settings.groq_base_url

@@ -2,15 +2,18 @@
 
 import argparse
 import asyncio
+import logging
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from groqchat import __version__
 from groqchat.app import groq_base_url_of
+from groqchat.configuration import env_file, ineffective_variables, load_settings, sources
 from groqchat.errors import ConfigurationError, GroqChatError
 from groqchat.offline.options import MockGroqOptions, parse_options
 from groqchat.offline.server import serve_mock_groq
@@ -20,15 +23,22 @@ from groqchat.runtime.server import listen_error, new_event_loop, serve, stop_si
 from groqchat.runtime.workers import CONFIGURATION_STATUS, serve_workers
 from groqchat.services.groq.client import open_groq_client
 from groqchat.services.redis_chat_service import RedisChatService
-from groqchat.settings import MAX_WORKERS, Settings, load_settings
+from groqchat.settings import Settings
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.connection import attach_redis
 from groqchat.storage.errors import redis_errors
 from groqchat.storage.reindex import SCAN_BATCH, reindex
 
 OFFLINE_PORT = 5001
+SERVE_OPTIONS = {
+    "host": "address to listen on",
+    "port": "port to listen on; 0: any free port",
+    "workers": "number of processes; 0: one for each CPU",
+}
 # One step scans a thousand keys; a busy server may need several seconds.
 REINDEX_STEP_TIMEOUT_S = 30.0
+
+log = logging.getLogger("groqchat")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,12 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="groqchat", description=__doc__)
     parser.add_argument("--version", action="version", version=f"groqchat {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for name, command, text in (
+    for name, command, description in (
         ("serve", _serve, "serve the API"),
         ("check", _check, "print the effective settings and test each dependency"),
         ("reindex", _reindex, "add every session that exists in Redis to the list of sessions"),
     ):
-        added = commands.add_parser(name, help=text, description=text)
+        added = commands.add_parser(name, help=description, description=description)
         added.add_argument(
             "--local",
             action="store_true",
@@ -65,9 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         added.set_defaults(command=command)
         if command is _serve:
-            added.add_argument(
-                "--workers", type=_worker_count, help="number of processes; 0: one for each CPU"
-            )
+            for option, text in SERVE_OPTIONS.items():
+                added.add_argument(f"--{option}", help=f"{text}; overrides {option.upper()}")
             # Used by serve_workers for each worker process.
             added.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     offline = commands.add_parser("offline", help="serve the mock Groq server alone")
@@ -79,23 +88,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _worker_count(text: str) -> int:
-    count = int(text)
-    if not 0 <= count <= MAX_WORKERS:
-        raise ValueError(text)
-    return count
-
-
 def _settings(options: argparse.Namespace) -> Settings:
-    settings = load_settings()
+    """Return the settings for a command; its options override the environment."""
+    given = {name: getattr(options, name, None) for name in SERVE_OPTIONS}
+    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     configure_logging(settings.log_level)
+    # The supervisor has already logged these warnings.
+    if not getattr(options, "worker", False):
+        for warning in ineffective_variables():
+            log.warning("%s", warning)
     return settings.with_local_defaults() if options.local else settings
 
 
 async def _serve(options: argparse.Namespace) -> None:
     settings = _settings(options)
-    if options.workers is not None:
-        settings = settings.model_copy(update={"workers": options.workers})
     if options.worker or settings.workers == 1:
         await serve(settings, as_worker=options.worker)
     else:
@@ -104,12 +110,23 @@ async def _serve(options: argparse.Namespace) -> None:
 
 async def _check(options: argparse.Namespace) -> int:
     settings = _settings(options)
-    for name in Settings.model_fields:
-        print(f"{name.upper()}={_shown(getattr(settings, name))}")
+    _print_settings(settings)
     print()
     redis = await _report("Redis", _check_redis(settings))
     groq = await _report("Groq", _check_groq(settings))
     return 0 if redis and groq else 1
+
+
+def _print_settings(settings: Settings) -> None:
+    """Print the settings in the format of `.env`, each with its source unless it is a default."""
+    print(f"# .env: {env_file() or f'none in {Path.cwd()}'}")
+    origin = sources()
+    configured = load_settings()
+    for name in Settings.model_fields:
+        value = getattr(settings, name)
+        shown = settings.masked_redis_url if name == "redis_url" else _shown(value)
+        source = origin.get(name) if value == getattr(configured, name) else "--local"
+        print(f"{name.upper()}={shown}" + (f"  # {source}" if source else ""))
 
 
 async def _report(name: str, check: Any) -> bool:

@@ -148,7 +148,10 @@ class CompletionError(GroqChatError):
 
 class CompletionNotConfigured(CompletionError):
     code = "completion_not_configured"
-    default_message = "The service has no API key for Groq."
+    default_message = (
+        "The service has no API key for Groq. Set GROQ_API_KEY, or start the service with --local "
+        "to use the mock Groq server."
+    )
 
 
 class CompletionRejected(CompletionError):

@@ -2,20 +2,24 @@
 
 import re
 from functools import cached_property
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qs
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from groqchat.errors import ConfigurationError
 from groqchat.openai_paths import OPENAI_PREFIX
-from groqchat.urls import check_redis_url, redis_address, split_url
+from groqchat.urls import check_redis_url, masked_url, redis_address, split_url
 
 # If one of these is set, `--local` does not replace the Redis server.
 REDIS_ADDRESS_FIELDS = {"redis_url", "redis_host", "redis_port", "redis_db", "redis_password"}
 LOCAL_REDIS_URL = "embedded:.data/redis"
 OFFLINE_SCHEME = "offline:"
+# Docker and Kubernetes set REDIS_PORT=tcp://10.0.0.1:6379 for a service that is named `redis`.
+SERVICE_LINK_HINT = (
+    "must be a port, not an address, which Kubernetes sets for a service named redis; set "
+    "REDIS_PORT to the port, or `enableServiceLinks: false` in the pod"
+)
 
 # A name, a wildcard for the subdomains of a name, or an IP address, without a port.
 HOST_NAME = re.compile(
@@ -147,7 +151,7 @@ class Settings(BaseSettings):
         description="Maximum size of a request body, in bytes.",
     )
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(5000, ge=0, le=65535, description="Port to listen on. 0: any free port.")
     workers: int = Field(
         1,
@@ -231,10 +235,8 @@ class Settings(BaseSettings):
         description="Fraction of the requests that ACCESS_LOG logs, chosen at random. "
         "Responses with status 5xx are always logged.",
     )
-    log_level: str = Field(
-        "INFO",
-        pattern="^(DEBUG|INFO|WARNING|ERROR)$",
-        description="Minimum level of log lines: DEBUG, INFO, WARNING or ERROR.",
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Minimum level of log lines: DEBUG, INFO, WARNING or ERROR."
     )
 
     @field_validator("redis_url")
@@ -263,7 +265,17 @@ class Settings(BaseSettings):
     @field_validator("log_level", mode="before")
     @classmethod
     def _level_in_capitals(cls, level: object) -> object:
-        return level.upper() if isinstance(level, str) else level
+        if not isinstance(level, str):
+            return level
+        # The logging module accepts this shorter name too.
+        return {"WARN": "WARNING"}.get(level.strip().upper(), level.strip().upper())
+
+    @field_validator("redis_port", mode="before")
+    @classmethod
+    def _port_is_no_service_link(cls, port: object) -> object:
+        if isinstance(port, str) and "://" in port:
+            raise ValueError(SERVICE_LINK_HINT)
+        return port
 
     @field_validator("allowed_hosts", "cors_allowed_origins", "groq_allowed_models", mode="before")
     @classmethod
@@ -318,6 +330,11 @@ class Settings(BaseSettings):
             return f"{self.redis_host}:{self.redis_port}"
         return redis_address(self.redis_url.get_secret_value())
 
+    @property
+    def masked_redis_url(self) -> str:
+        """REDIS_URL without credentials; empty if it is not set."""
+        return "" if self.redis_url is None else masked_url(self.redis_url.get_secret_value())
+
     def with_local_defaults(self) -> Self:
         """Use the embedded server and the mock Groq server if Redis or Groq is not configured."""
         changes: dict[str, Any] = {}
@@ -326,17 +343,3 @@ class Settings(BaseSettings):
         if self.groq_api_key is None and "groq_base_url" not in self.model_fields_set:
             changes["groq_base_url"] = OFFLINE_SCHEME
         return self.model_copy(update=changes)
-
-
-def load_settings(**overrides: Any) -> Settings:
-    """Read the settings; one ConfigurationError lists every invalid value."""
-    try:
-        return Settings(**overrides)
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
-            for problem in error.errors(include_url=False, include_input=False)
-        ]
-        raise ConfigurationError("\n".join(problems)) from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(".env is not encoded in UTF-8") from None

@@ -59,10 +59,10 @@ def masked_url(url: str) -> str:
         (name, MASK if name in SECRET_OPTIONS else value)
         for name, value in parse_qsl(parts.query, keep_blank_values=True)
     ]
-    masked = parts._replace(
-        netloc=f"{MASK if credentials else ''}{at}{host}", query=urlencode(options, safe="/*")
-    )
-    return masked.geturl()
+    slashes = "//" if url.startswith(f"{parts.scheme}://") else ""
+    query = f"?{urlencode(options, safe='/*')}" if options else ""
+    # `geturl` would drop the slashes of unix:///path.
+    return f"{parts.scheme}:{slashes}{MASK if credentials else ''}{at}{host}{parts.path}{query}"
 
 
 def _check_server_url(url: str) -> None:

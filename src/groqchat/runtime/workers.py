@@ -167,6 +167,7 @@ async def _shared_redis(settings: Settings) -> AsyncIterator[str | None]:
 
 def _variables(settings: Settings, redis_url: str | None, port: int) -> dict[str, str]:
     changes = {
+        "HOST": settings.host,
         "PORT": str(port),
         "WORKERS": "1",
         "GROQ_BASE_URL": settings.groq_base_url,

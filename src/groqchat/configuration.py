@@ -1,0 +1,108 @@
+"""Where settings come from: the environment, `.env`, and names that have no effect."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+from pydantic import ValidationError
+
+from groqchat.errors import ConfigurationError
+from groqchat.settings import Settings
+from groqchat.validation_messages import message_of, similar_name
+
+# The names of settings in earlier versions.
+RENAMED = {
+    "ACCESS_LOG_SHARE": "ACCESS_LOG_SAMPLE_RATE",
+    "MAX_TURNS_IN_FLIGHT": "MAX_CONCURRENT_TURNS",
+    "STREAM_STALL_S": "STREAM_WRITE_TIMEOUT_S",
+}
+# A variable with one of these prefixes is meant for the service.
+PREFIXES = ("REDIS_", "GROQ_", "CHAT_")
+# A setting is suggested for a variable with one of the prefixes if it is as similar as this, and
+# any other variable is reported only if it is nearly equal to a setting.
+MIN_SIMILARITY = 0.65
+MIN_SIMILARITY_WITHOUT_PREFIX = 0.85
+# Variables that Docker and Kubernetes set for a linked container or a service, the image of Redis
+# for itself, and the Groq SDK reads.
+FOREIGN_NAME = re.compile(
+    r".*_SERVICE_(HOST|PORT)(_\w+)?|.*_PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?|.*_ENV_\w+"
+    r"|REDIS_(NAME|VERSION|DOWNLOAD_(URL|SHA\d*))|GROQ_LOG"
+)
+FOREIGN_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
+# Names without other characters can be part of a log line.
+NAME = re.compile(r"[A-Z0-9_]{1,64}")
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings; one ConfigurationError lists every invalid value."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        problems = [
+            ": ".join([*(str(part).upper() for part in problem["loc"]), message_of(problem)])
+            for problem in error.errors(include_url=False, include_input=False)
+        ]
+        raise ConfigurationError("\n".join(problems)) from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(".env is not encoded in UTF-8") from None
+
+
+def env_file() -> Path | None:
+    """Return the absolute path of `.env`; None if it does not exist."""
+    path = Path(str(Settings.model_config["env_file"])).resolve()
+    return path if path.is_file() else None
+
+
+def sources() -> dict[str, str]:
+    """Return the source of each setting that has a value: `environment` or `.env`."""
+    found = dict.fromkeys(_given(_env_file_values()), ".env")
+    return found | dict.fromkeys(_given(os.environ), "environment")
+
+
+def ineffective_variables() -> Iterator[str]:
+    """Yield a warning for each variable that looks like a setting but is none."""
+    seen = set()
+    for where, variables in (("the environment", os.environ), (".env", _env_file_values())):
+        for name, value in variables.items():
+            upper = name.upper()
+            if upper not in seen and NAME.fullmatch(upper):
+                seen.add(upper)
+                problem = _problem_of(upper, value or "")
+                if problem is not None:
+                    yield f"{upper} in {where} has no effect: {problem}"
+
+
+def _problem_of(name: str, value: str) -> str | None:
+    field = name.lower()
+    if field in Settings.model_fields:
+        return None
+    if name in RENAMED:
+        return f"the setting is now named {RENAMED[name]}"
+    if FOREIGN_NAME.fullmatch(name) or FOREIGN_VALUE.fullmatch(value):
+        return None
+    has_prefix = name.startswith(PREFIXES)
+    if not has_prefix and "_" not in name:
+        return None
+    meant = similar_name(
+        field,
+        Settings.model_fields,
+        min_similarity=MIN_SIMILARITY if has_prefix else MIN_SIMILARITY_WITHOUT_PREFIX,
+    )
+    if meant is not None:
+        return f"did you mean {meant.upper()}?"
+    return "it is not a setting" if has_prefix else None
+
+
+def _env_file_values() -> Mapping[str, str | None]:
+    path = env_file()
+    return {} if path is None else dotenv_values(path)
+
+
+def _given(variables: Mapping[str, str | None]) -> Iterator[str]:
+    """Yield the names of the settings that have a value; an empty one counts as not set."""
+    for name, value in variables.items():
+        if value and name.lower() in Settings.model_fields:
+            yield name.lower()
