@@ -34,6 +34,7 @@ LAYERS = [
     {"services.redis_chat_service", "services.groq"},
     {"storage", "offline"},
     {
+        "address_types",
         "background",
         "configuration",
         "fields",

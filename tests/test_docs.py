@@ -43,7 +43,7 @@ CLOSE_WAITS = 2
 def with_a_default(settings: type[BaseModel]) -> set[str]:
     """Return the names of the settings that have a value without configuration."""
     return {
-        name for name, field in settings.model_fields.items() if field.default not in (None, ())
+        name for name, field in settings.model_fields.items() if field.default not in (None, (), "")
     }
 
 

@@ -1,7 +1,7 @@
 """The application: the only place that wires its parts. Importing it starts nothing."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiohttp import web
@@ -15,6 +15,7 @@ from groqchat.http.errors import error_event_data
 from groqchat.http.event_stream import EventStreams
 from groqchat.http.hosts import AllowedHosts
 from groqchat.http.origins import AllowedOrigins
+from groqchat.http.proxies import PROXIES, Proxies
 from groqchat.http.state import ALLOWED_HOSTS, ALLOWED_ORIGINS, SERVICES, SETTINGS, Services
 from groqchat.offline.options import parse_options
 from groqchat.offline.server import serve_mock_groq
@@ -54,21 +55,34 @@ log = logging.getLogger("groqchat")
 
 def create_app(settings: Settings) -> web.Application:
     """Return the application; it opens connections only when it starts."""
-    hosts = AllowedHosts(settings.allowed_hosts, listens_on=settings.host)
-    origins = AllowedOrigins(settings.cors_allowed_origins)
+    proxies = Proxies(settings.trusted_proxies, settings.root_path)
+    hosts = AllowedHosts(settings)
+    origins = AllowedOrigins(settings.cors_allowed_origins, proxies)
     app = web.Application(
         middlewares=[middlewares.errors(hosts, origins)], client_max_size=settings.max_body_bytes
     )
     app[SETTINGS] = settings
+    app[PROXIES] = proxies
     app[DOCUMENTATION] = Documentation()
     app[ALLOWED_HOSTS] = hosts
     app[ALLOWED_ORIGINS] = origins
     for table in ROUTE_TABLES:
         app.add_routes(table)
+        if settings.root_path:
+            app.add_routes(_below(settings.root_path, table))
     setup_cors(app, settings.cors_allowed_origins, origins)
     app.cleanup_ctx.append(_open_services)
     app.on_shutdown.append(_drain)
     return app
+
+
+def _below(root_path: str, table: web.RouteTableDef) -> Iterator[web.RouteDef]:
+    """Yield the routes for a proxy that does not remove the prefix; `/` without its slash too."""
+    for route in table:
+        if isinstance(route, web.RouteDef):
+            paths = {root_path, f"{root_path}/"} if route.path == "/" else {root_path + route.path}
+            for path in paths:
+                yield web.RouteDef(route.method, path, route.handler, route.kwargs)
 
 
 async def _open_services(app: web.Application) -> AsyncIterator[None]:

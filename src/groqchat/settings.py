@@ -1,13 +1,13 @@
 """The settings of the service: names, defaults, bounds and descriptions."""
 
-import re
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import parse_qs
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from groqchat.address_types import HostNames, Names, Networks, Origins, PathPrefix
 from groqchat.openai_paths import OPENAI_PREFIX
 from groqchat.urls import check_redis_url, masked_url, redis_address, split_url
 
@@ -21,12 +21,6 @@ SERVICE_LINK_HINT = (
     "REDIS_PORT to the port, or `enableServiceLinks: false` in the pod"
 )
 
-# A name, a wildcard for the subdomains of a name, or an IP address, without a port.
-HOST_NAME = re.compile(
-    r"\*|(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:.]+\]|[0-9a-f]*:[0-9a-f.]*:[0-9a-f:.]*",
-    re.IGNORECASE,
-)
-ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
 # More processes than any machine of today has CPUs.
 MAX_WORKERS = 256
 
@@ -88,7 +82,7 @@ class Settings(BaseSettings):
         min_length=1,
         description="The model of a request that does not name a model.",
     )
-    groq_allowed_models: Annotated[tuple[str, ...], NoDecode] = Field(
+    groq_allowed_models: Names = Field(
         (),
         description="Models that clients may use, separated by commas. Empty: all models of Groq.",
     )
@@ -215,13 +209,23 @@ class Settings(BaseSettings):
         le=600,
         description="Maximum time for running turns to finish after SIGTERM, in seconds.",
     )
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+    allowed_hosts: HostNames = Field(
         (),
         # A page could otherwise resolve its own name to this service (DNS rebinding).
         description="Further host names of the service, separated by commas. IP addresses, "
         "localhost and HOST are always accepted. `*.example.org`: its subdomains. `*`: any host.",
     )
-    cors_allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+    root_path: PathPrefix = Field(
+        "",
+        description="Prefix of the public paths, which a reverse proxy may remove, for example "
+        "/chat.",
+    )
+    trusted_proxies: Networks = Field(
+        (),
+        description="IP addresses and networks of reverse proxies, separated by commas. Only their "
+        "X-Forwarded headers are used.",
+    )
+    cors_allowed_origins: Origins = Field(
         (),
         description="Origins whose pages may call the API, separated by commas. `*`: any origin.",
     )
@@ -276,29 +280,6 @@ class Settings(BaseSettings):
         if isinstance(port, str) and "://" in port:
             raise ValueError(SERVICE_LINK_HINT)
         return port
-
-    @field_validator("allowed_hosts", "cors_allowed_origins", "groq_allowed_models", mode="before")
-    @classmethod
-    def _split_list(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
-
-    @field_validator("allowed_hosts")
-    @classmethod
-    def _hosts_are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
-        for host in hosts:
-            if not HOST_NAME.fullmatch(host):
-                raise ValueError(f"{host!r} is not a host name, for example chat.example.org")
-        return hosts
-
-    @field_validator("cors_allowed_origins")
-    @classmethod
-    def _origins_are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
-        for origin in origins:
-            if not ORIGIN.fullmatch(origin):
-                raise ValueError(f"{origin!r} is not an origin, for example https://example.org")
-        return origins
 
     @model_validator(mode="after")
     def _default_model_is_allowed(self) -> Self:

@@ -10,6 +10,8 @@ import orjson
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
+from groqchat.http.proxies import Proxies
+
 MS_PER_S = 1000
 
 
@@ -18,6 +20,7 @@ class AccessLogger(AbstractAccessLogger):
 
     # The fraction of requests to log. Responses with status 5xx are always logged.
     sample_rate = 1.0
+    proxies = Proxies((), "")
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
         """Log one request; `time` is in seconds."""
@@ -25,7 +28,7 @@ class AccessLogger(AbstractAccessLogger):
         if not failed and random.random() >= self.sample_rate:  # noqa: S311 - no secret
             return
         line = {
-            "remote": request.remote,
+            "remote": self.proxies.client_address(request),
             "method": request.method,
             "path": request.path.encode(errors="replace").decode(),
             "status": response.status,
@@ -35,6 +38,7 @@ class AccessLogger(AbstractAccessLogger):
         self.logger.info("%s", orjson.dumps(line).decode())
 
 
-def access_logger(sample_rate: float) -> type[AccessLogger]:
+def access_logger(sample_rate: float, proxies: Proxies) -> type[AccessLogger]:
     """Return an access logger with a sample rate; aiohttp requires a class."""
-    return type(AccessLogger.__name__, (AccessLogger,), {"sample_rate": sample_rate})
+    options = {"sample_rate": sample_rate, "proxies": proxies}
+    return type(AccessLogger.__name__, (AccessLogger,), options)

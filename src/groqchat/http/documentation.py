@@ -95,14 +95,14 @@ class Documentation:
         self._rendering: asyncio.Task[CachedBody] | None = None
 
     def openapi(
-        self, app: web.Application, settings: Settings, models: Sequence[str]
+        self, app: web.Application, settings: Settings, models: Sequence[str], *, prefix: str
     ) -> CachedBody:
-        """Return the OpenAPI document, which contains the names of the models."""
-        key = tuple(models)
+        """Return the OpenAPI document, which contains the models and the prefix of its server."""
+        key = (prefix, *models)
         if key not in self._documents:
             if len(self._documents) >= MAX_DOCUMENTS:
                 del self._documents[next(iter(self._documents))]
-            document = describe(app, settings, models)
+            document = describe(app, settings, models, prefix=prefix)
             self._documents[key] = CachedBody.of(orjson.dumps(document), "application/json")
         return self._documents[key]
 

@@ -2,13 +2,13 @@
 
 import logging
 import re
-from collections.abc import Sequence
 from ipaddress import ip_address
 
 from aiohttp import hdrs, web
 
 from groqchat.errors import HostNotAllowed
 from groqchat.http.log_once import LogOnce
+from groqchat.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +30,11 @@ class AllowedHosts:
     address is accepted.
     """
 
-    def __init__(self, names: Sequence[str], *, listens_on: str) -> None:
-        lower = [name.lower() for name in names]
+    def __init__(self, settings: Settings) -> None:
+        lower = [name.lower() for name in settings.allowed_hosts]
         self._allows_all = ANY_HOST in lower
-        self._names = {LOOPBACK_NAME, listens_on.lower(), *lower}
+        self._names = {LOOPBACK_NAME, settings.host.lower(), *lower}
+        self._root_path = settings.root_path
         suffixes = [name.removeprefix(ANY_HOST) for name in lower if name.startswith("*.")]
         self._suffixes = (f".{LOOPBACK_NAME}", *suffixes)
         self._log_once = LogOnce(log)
@@ -43,7 +44,8 @@ class AllowedHosts:
     def check(self, request: web.Request) -> None:
         """Raise HostNotAllowed unless the Host header belongs to the service."""
         header = request.headers.get(hdrs.HOST)
-        if header in self.accepted or request.path in HEALTH_PATHS:
+        path = request.path.removeprefix(self._root_path)
+        if header in self.accepted or path in HEALTH_PATHS:
             return
         if not self._allows(header or ""):
             self._log_once.warning(

@@ -36,10 +36,13 @@ HOST_ERRORS = {421: (HostNotAllowed.code,)}
 COMMON_ERRORS = {422: (InvalidField.code,), 500: (GroqChatError.code,)}
 
 
-def describe(app: web.Application, settings: Settings, models: Sequence[str]) -> Schema:
+def describe(
+    app: web.Application, settings: Settings, models: Sequence[str], *, prefix: str = ""
+) -> Schema:
     """Return the OpenAPI document of an application.
 
-    `models` are the valid model names; if it is empty, every name is valid.
+    `models` are the valid model names; if it is empty, every name is valid. `prefix` precedes the
+    public paths.
     """
     endpoints = list(endpoints_of(app))
     schemas, definitions = _schemas(endpoints)
@@ -56,7 +59,7 @@ def describe(app: web.Application, settings: Settings, models: Sequence[str]) ->
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         # Relative to the address of the document.
-        "servers": [{"url": "/"}],
+        "servers": [{"url": prefix or "/"}],
         "paths": paths,
         "components": {"schemas": definitions},
     }

@@ -7,6 +7,7 @@ from aiohttp import hdrs, web
 
 from groqchat.errors import CrossSiteRequest
 from groqchat.http.log_once import LogOnce
+from groqchat.http.proxies import Proxies
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,9 @@ class AllowedOrigins:
     page without asking first.
     """
 
-    def __init__(self, origins: Sequence[str]) -> None:
+    def __init__(self, origins: Sequence[str], proxies: Proxies) -> None:
         self._origins = frozenset(origins)
+        self._proxies = proxies
         self._log_once = LogOnce(log)
 
     def allows(self, origin: str) -> bool:
@@ -37,7 +39,7 @@ class AllowedOrigins:
     def check(self, request: web.Request) -> None:
         """Raise CrossSiteRequest if a page that is not allowed wants to change something."""
         origin = request.headers.get(hdrs.ORIGIN)
-        if self.allows(origin or "") or _is_own(request, origin):
+        if self.allows(origin or "") or self._is_own(request, origin):
             return
         if origin is not None:
             self._log(origin)
@@ -50,17 +52,18 @@ class AllowedOrigins:
             message = "blocked a page of the origin %s: only CORS_ALLOWED_ORIGINS=* allows it"
         self._log_once.warning(origin, message)
 
+    def _is_own(self, request: web.Request, origin: str | None) -> bool:
+        """Return whether a request comes from the service's own origin, or from no page.
 
-def _is_own(request: web.Request, origin: str | None) -> bool:
-    """Return whether a request comes from the service's own origin, or from no page.
-
-    Browsers send Sec-Fetch-Site over HTTPS and to loopback addresses. It stays correct behind a
-    proxy that changes the Host header.
-    """
-    site = request.headers.get(SEC_FETCH_SITE)
-    if site is not None:
-        return site in OWN_SITES
-    if origin is None:
-        return True
-    # A proxy that ends TLS changes the scheme, so only host and port are compared.
-    return origin.partition("://")[2].lower() == request.host.lower()
+        Browsers send Sec-Fetch-Site over HTTPS and to loopback addresses. It stays correct behind a
+        proxy that changes the Host header.
+        """
+        site = request.headers.get(SEC_FETCH_SITE)
+        if site is not None:
+            return site in OWN_SITES
+        if origin is None:
+            return True
+        scheme, _, host = origin.lower().partition("://")
+        # An unknown proxy that ends TLS changes the scheme.
+        is_own_scheme = scheme == (self._proxies.scheme(request).lower() or scheme)
+        return is_own_scheme and host == self._proxies.host(request).lower()

@@ -5,6 +5,7 @@ from aiohttp import hdrs, web
 from groqchat.errors import DocsUnavailable
 from groqchat.http.documentation import DOCUMENTATION
 from groqchat.http.endpoint import JSON, RouteDocs, endpoint, handle_expect
+from groqchat.http.proxies import PROXIES
 from groqchat.http.state import Services
 
 routes = web.RouteTableDef()
@@ -14,9 +15,13 @@ HTML = "text/html"
 
 # Not an endpoint: the OpenAPI document does not contain it.
 @routes.get("/", expect_handler=handle_expect)
-async def root(_request: web.Request) -> web.Response:
-    """Redirect to the docs page, relative to this address."""
-    headers = {hdrs.LOCATION: "docs", hdrs.CACHE_CONTROL: "no-store"}
+async def root(request: web.Request) -> web.Response:
+    """Redirect to the docs page, relative to this address if no prefix is known."""
+    prefix = request.app[PROXIES].prefix(request)
+    headers = {
+        hdrs.LOCATION: f"{prefix}/docs" if prefix else "docs",
+        hdrs.CACHE_CONTROL: "no-store",
+    }
     return web.Response(status=302, headers=headers)
 
 
@@ -24,7 +29,10 @@ async def root(_request: web.Request) -> web.Response:
 async def openapi(request: web.Request, services: Services) -> web.Response:
     """Return this OpenAPI 3.1 document, with the available models."""
     names = sorted(model["id"] for model in services.catalog.cached)
-    document = request.app[DOCUMENTATION].openapi(request.app, services.settings, names)
+    prefix = request.app[PROXIES].prefix(request)
+    document = request.app[DOCUMENTATION].openapi(
+        request.app, services.settings, names, prefix=prefix
+    )
     return document.response(request)
 
 

@@ -15,6 +15,7 @@ from groqchat import __version__
 from groqchat.app import BASE_PATH, create_app
 from groqchat.errors import ConfigurationError
 from groqchat.http.access_log import access_logger
+from groqchat.http.proxies import PROXIES
 from groqchat.http.state import SERVICES
 from groqchat.runtime.connections import ConnectionLimits
 from groqchat.runtime.file_limit import raise_file_limit
@@ -33,6 +34,7 @@ log = logging.getLogger("groqchat")
 
 def create_runner(settings: Settings, max_connections: int | None = None) -> Runner:
     """Return the runner of the application; its `setup` opens all resources."""
+    app = create_app(settings)
     limits = ConnectionLimits(
         header_timeout_s=settings.header_timeout_s,
         body_timeout_s=settings.body_timeout_s,
@@ -41,10 +43,10 @@ def create_runner(settings: Settings, max_connections: int | None = None) -> Run
         max_buffered_bytes=settings.max_request_buffer_bytes,
     )
     return Runner(
-        create_app(settings),
+        app,
         limits,
         access_log=logging.getLogger("aiohttp.access") if settings.access_log else None,
-        access_log_class=access_logger(settings.access_log_sample_rate),
+        access_log_class=access_logger(settings.access_log_sample_rate, app[PROXIES]),
         keepalive_timeout=settings.keepalive_timeout_s,
         max_line_size=MAX_REQUEST_LINE_BYTES,
     )

@@ -1,0 +1,70 @@
+"""The types of settings that contain host names, origins, networks or a path prefix."""
+
+import re
+from ipaddress import ip_network
+from typing import Annotated, TypeAlias
+
+from pydantic import AfterValidator, BeforeValidator
+from pydantic_settings import NoDecode
+
+ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
+# A name, a wildcard for the subdomains of a name, or an IP address, without a port.
+HOST_NAME = re.compile(
+    r"\*|(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:.]+\]|[0-9a-f]*:[0-9a-f.]*:[0-9a-f:.]*",
+    re.IGNORECASE,
+)
+# Segments that a URL contains unescaped. `.` and `..` would change the path.
+PATH_PREFIX = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
+# Longer than the prefix of any service.
+MAX_PREFIX_CHARS = 200
+
+
+def split_list(value: object) -> object:
+    """Split a text at its commas."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def is_path_prefix(path: str) -> bool:
+    """Return whether a path can precede all paths of the service."""
+    return len(path) <= MAX_PREFIX_CHARS and PATH_PREFIX.fullmatch(path) is not None
+
+
+def _check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    for host in hosts:
+        if not HOST_NAME.fullmatch(host):
+            raise ValueError(f"{host!r} is not a host name, for example chat.example.org")
+    return hosts
+
+
+def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if not ORIGIN.fullmatch(origin):
+            raise ValueError(f"{origin!r} is not an origin, for example https://example.org")
+    return origins
+
+
+def _check_networks(networks: tuple[str, ...]) -> tuple[str, ...]:
+    for network in networks:
+        try:
+            ip_network(network, strict=False)
+        except ValueError:
+            raise ValueError(
+                f"{network!r} is not an IP address or network, for example 10.0.0.0/8"
+            ) from None
+    return networks
+
+
+def _check_prefix(path: str) -> str:
+    path = path.removesuffix("/")
+    if path and not is_path_prefix(path):
+        raise ValueError(f"{path!r} is not a path prefix, for example /chat")
+    return path
+
+
+Names: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
+HostNames: TypeAlias = Annotated[Names, AfterValidator(_check_hosts)]
+Origins: TypeAlias = Annotated[Names, AfterValidator(_check_origins)]
+Networks: TypeAlias = Annotated[Names, AfterValidator(_check_networks)]
+PathPrefix: TypeAlias = Annotated[str, AfterValidator(_check_prefix)]
