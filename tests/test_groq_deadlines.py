@@ -176,7 +176,6 @@ async def test_the_read_deadline_of_a_response_does_not_apply_to_the_next_reques
     async with RawGroq(respond).serve() as groq:
         api = await serve(groq_base_url=groq.url, groq_read_timeout_s=0.3, groq_max_retries=0)
         statuses = [(await send(api, kind))[0] for _ in range(2)]
-        assert groq.connections <= 2
 
     assert statuses == [200, 200]
 

@@ -153,7 +153,8 @@ async def test_a_waiting_request_that_is_cancelled_leaves_nothing_behind(
     serve: Serve, groq: MockGroq
 ) -> None:
     api = await serve(groq_max_retries=0)
-    limit_groq(groq, 1)
+    # The service notices a disconnect within a second.
+    limit_groq(groq, 3)
     await assert_error(await chat(api), 429, "rate_limited")
     groq.options.fail = None
     turn = await api.post(

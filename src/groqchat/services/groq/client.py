@@ -40,6 +40,7 @@ from groqchat.services.groq.errors import (
     completion_error,
     connection_error,
     parse_retry_after,
+    read_error,
     status_error,
     strip_tracebacks,
 )
@@ -158,21 +159,18 @@ class GroqClient(AsyncGroq):
                 text = parser.feed(data or b"\n")
                 if text:
                     yield text
-                if parser.error is not None:
-                    raise parser.error
-                if not data:
+                if parser.error is not None or not data:
                     break
-        except TimeoutError as error:
-            # After a finish reason, only `[DONE]` is missing: the answer is complete.
-            if parser.finish_reason is None:
-                raise CompletionTimeout(f"no data for {self._read_timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise CompletionUnavailable(f"during the stream: {type(error).__name__}") from error
+            # After a finish reason, only `[DONE]` is missing: the answer is complete.
+            if parser.finish_reason is None or not isinstance(error, TimeoutError):
+                raise read_error(error) from strip_tracebacks(error)
         finally:
             if parser.is_done:
                 self.release(response)
             else:
                 response.close()
+        parser.raise_error()
         if parser.finish_reason is None:
             raise CompletionUnavailable("the stream ended before the answer was complete")
 
@@ -287,6 +285,7 @@ class GroqClient(AsyncGroq):
         async with self._session.request(
             method, URL(url), data=body, timeout=self._socket_timeouts, allow_redirects=False
         ) as response:
+            limit_pauses(response, self._read_timeout_s)
             content = await read_limited(response.content)
         return BufferedResponse(
             status=response.status, headers=response.raw_headers, content=content

@@ -88,6 +88,18 @@ class StreamParser:
         """The tool calls, assembled from their deltas."""
         return [self._calls[index] for index in sorted(self._calls)]
 
+    def raise_error(self) -> None:
+        """Raise the error that ended the stream, if there is one.
+
+        The parser then no longer refers to it: the frames in its traceback refer to the parser.
+        """
+        error, self.error = self.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+
     def feed(self, chunk: bytes) -> str:
         """Return the text in the received bytes, up to an error."""
         text = ""

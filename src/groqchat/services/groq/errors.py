@@ -224,6 +224,13 @@ def connection_error(method: str, url: str, error: Exception) -> groq.APIError:
     return groq.APIConnectionError(request=request)
 
 
+def read_error(error: Exception) -> CompletionError:
+    """Return the CompletionError for a response that breaks off or pauses for too long."""
+    if isinstance(error, TimeoutError):
+        return CompletionTimeout("a pause of the response exceeded GROQ_READ_TIMEOUT_S")
+    return CompletionUnavailable(f"during the response: {type(error).__name__}")
+
+
 def strip_tracebacks(error: BaseException) -> BaseException:
     """Remove the tracebacks of an error and of its causes, and return it.
 
