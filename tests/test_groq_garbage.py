@@ -2,16 +2,17 @@
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 from pydantic import SecretStr
 
-from groqchat.errors import CompletionError
+from groqchat.errors import CompletionError, CompletionUnavailable
 from groqchat.services.groq.client import GroqClient, open_groq_client
 from groqchat.services.groq.completions import Prompt, StreamParser
 from groqchat.settings import Settings
 from tests.support.raw_groq import STREAM_HEAD, RawGroq, Respond, chunked, event, whole
+from tests.support.turn_service import events_of, open_service, request, run_to_end
 
 REPEATS = 20
 # A closed connection of asyncio is a cycle of a few small objects on each side.
@@ -110,3 +111,18 @@ async def test_a_failed_request_leaves_no_cycle(send: Send, respond: Respond) ->
             finally:
                 gc.enable()
     assert found / REPEATS < MAX_OBJECTS
+
+
+@pytest.mark.parametrize("texts", [("Hel", "lo"), ()])
+async def test_a_failed_stream_keeps_no_frames_alive(
+    texts: Sequence[str],
+) -> None:
+    """The frames in a traceback refer to the turn, with all events of the answer."""
+    async with open_service() as service:
+        service.groq.texts = texts
+        service.groq.error = CompletionUnavailable("down")
+        turn = await run_to_end(service, request(stream=True))
+
+    assert events_of(turn)[-1][0] == "error"
+    assert (turn.error is None) is (not texts)
+    assert turn.error is None or turn.error.__traceback__ is None

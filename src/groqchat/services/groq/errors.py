@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import TypeVar
 
 import aiohttp
 import groq
@@ -20,6 +21,8 @@ from groqchat.errors import (
     UnknownModel,
 )
 from groqchat.services.groq.aiohttp_internals import BufferedResponse
+
+E = TypeVar("E", bound=BaseException)
 
 ORGANISATION = re.compile(r"\borg_[A-Za-z0-9]+")
 ORGANISATION_BYTES = re.compile(ORGANISATION.pattern.encode())
@@ -231,7 +234,7 @@ def read_error(error: Exception) -> CompletionError:
     return CompletionUnavailable(f"during the response: {type(error).__name__}")
 
 
-def strip_tracebacks(error: BaseException) -> BaseException:
+def strip_tracebacks(error: E) -> E:
     """Remove the tracebacks of an error and of its causes, and return it.
 
     Some frames of aiohttp reference the error that references them. Each failed request would

@@ -19,6 +19,7 @@ from groqchat.errors import (
 from groqchat.models import ChatRequest, ChatResponse, StartEvent
 from groqchat.services.groq.client import GroqClient
 from groqchat.services.groq.completions import Completion, Prompt, StreamParser
+from groqchat.services.groq.errors import strip_tracebacks
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.services.turns.context import BYTES_PER_TOKEN, build_prompt, context_limit
 from groqchat.services.turns.history_budget import HistoryBudget
@@ -263,11 +264,16 @@ class ChatService:
                     texts.append(text)
                     turn.add("delta", {"text": text})
         except CompletionError as error:
-            turn.error = error
+            # The frames of its traceback refer to the turn, which would be a cycle.
+            turn.error = strip_tracebacks(error)
         else:
             turn.error = turn.stop_error()
         if turn.error is not None and not texts:
-            raise turn.error
+            failure, turn.error = turn.error, None
+            try:
+                raise failure
+            finally:
+                del failure
         return Completion(
             text="".join(texts),
             model=parser.model,
