@@ -146,7 +146,6 @@ def _complete(page: bytes) -> CachedBody:
     headers = {
         "Content-Security-Policy": SECURITY_POLICY.format(scripts=scripts),
         "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
     }
     return CachedBody.of(page, "text/html; charset=utf-8", headers)
 

@@ -13,6 +13,9 @@ from groqchat.http.hosts import AllowedHosts
 from groqchat.http.origins import SEC_FETCH_SITE, AllowedOrigins
 from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
 
+CONTENT_TYPE_OPTIONS = "X-Content-Type-Options"
+NOSNIFF = "nosniff"
+
 log = logging.getLogger(__name__)
 
 
@@ -41,6 +44,8 @@ def errors(hosts: AllowedHosts, origins: AllowedOrigins) -> Middleware:
             log.exception("%s %s failed", request.method, request.path)
             response = to_api_error(error).response()
         response.headers[REQUEST_ID_HEADER] = request_id
+        # A browser must not run stored text as a script or show it as HTML.
+        response.headers[CONTENT_TYPE_OPTIONS] = NOSNIFF
         return response
 
     return errors
