@@ -9,7 +9,7 @@ from statistics import median
 
 from redis.asyncio import Redis
 
-from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.services.history_store import HistoryStore
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import Message, Role
@@ -26,13 +26,13 @@ WRITE_BATCH = 10_000
 @asynccontextmanager
 async def _empty_store(
     socket: Path, *, timeout_s: float
-) -> AsyncIterator[tuple[Redis, RedisChatService]]:
+) -> AsyncIterator[tuple[Redis, HistoryStore]]:
     async with (
         Redis(unix_socket_path=str(socket), protocol=2) as client,
         CommandBatcher(client, timeout_s=timeout_s) as batcher,
     ):
         await client.flushall(asynchronous=False)
-        yield client, RedisChatService(client, batcher, ttl_s=TTL_S, timeout_s=timeout_s)
+        yield client, HistoryStore(client, batcher, ttl_s=TTL_S, timeout_s=timeout_s)
 
 
 def _message(number: int, chars: int) -> Message:
@@ -47,7 +47,7 @@ async def bytes_per_message(socket: Path, chars: int) -> float:
         before = (await client.info("memory"))["used_memory_dataset"]
         for session in range(MEMORY_SESSIONS):
             for number in range(MEMORY_MESSAGES_PER_SESSION):
-                await store.save_message(f"user-{session:06}", _message(number, chars))
+                await store.save_messages(f"user-{session:06}", _message(number, chars))
         after = (await client.info("memory"))["used_memory_dataset"]
     return float(after - before) / (MEMORY_SESSIONS * MEMORY_MESSAGES_PER_SESSION)
 
@@ -57,11 +57,9 @@ async def history_page_ms(socket: Path, length: int) -> float:
     async with _empty_store(socket, timeout_s=30) as (_, store):
         messages = [_message(number, 90) for number in range(length)]
         for start in range(0, length, WRITE_BATCH):
-            await store.save_message("long", *messages[start : start + WRITE_BATCH])
+            await store.save_messages("long", *messages[start : start + WRITE_BATCH])
         middle = messages[length // 2].id
-        return await _median_ms(
-            lambda: store.get_session_history("long", limit=PAGE, before=middle)
-        )
+        return await _median_ms(lambda: store.get_history_page("long", limit=PAGE, before=middle))
 
 
 async def sessions_page_ms(socket: Path, count: int) -> float:
@@ -81,7 +79,7 @@ async def sessions_page_ms(socket: Path, count: int) -> float:
                     pipe.zadd(f"chat:session:{session_id}", {b"x": 1})
                 await pipe.execute()
         middle = f"s{count // 2:07}"
-        return await _median_ms(lambda: store.get_all_sessions(limit=PAGE, after=middle))
+        return await _median_ms(lambda: store.get_sessions_page(limit=PAGE, after=middle))
 
 
 async def _median_ms(read: Callable[[], Awaitable[object]]) -> float:

@@ -15,7 +15,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from benchmarks import harness
 from benchmarks.peers.floor import RawRedis
 from groqchat.runtime.gc_tuning import apply_thresholds
-from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.services.history_store import HistoryStore
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import Message, encode_member
@@ -38,10 +38,10 @@ Save = Callable[[str, Message], Awaitable[object]]
 
 
 async def save_with_store(client: Redis, count: int) -> float:
-    """Save with RedisChatService."""
+    """Save with HistoryStore."""
     async with CommandBatcher(client, timeout_s=10) as batcher:
-        store = RedisChatService(client, batcher, ttl_s=TTL_S, timeout_s=10)
-        return await _messages_per_second(store.save_message, count)
+        store = HistoryStore(client, batcher, ttl_s=TTL_S, timeout_s=10)
+        return await _messages_per_second(store.save_messages, count)
 
 
 async def save_with_pool(client: Redis, count: int) -> float:

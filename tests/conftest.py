@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from groqchat.runtime.server import create_runner
-from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.services.history_store import HistoryStore
 from groqchat.settings import Settings
 from tests.support.groq import MockGroq
 from tests.support.redis_servers import RedisServer, server_binaries
@@ -83,7 +83,7 @@ async def any_redis(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-def store(any_redis: Redis) -> RedisChatService:
+def store(any_redis: Redis) -> HistoryStore:
     """The history store on `any_redis`."""
     return new_store(any_redis)
 

@@ -90,7 +90,7 @@ async def test_the_token_budget_limits_how_much_of_a_long_context_is_read(
     service: Service, length: int, count: int
 ) -> None:
     long = [Message(id=new_message_id(), role="user", content="x" * length) for _ in range(60)]
-    await service.history.save_message("s", *long)
+    await service.history.save_messages("s", *long)
     service.batcher.calls = 0
     await service.chat.answer(request(context=1000))
     (prompt,) = service.groq.prompts

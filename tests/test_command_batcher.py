@@ -11,7 +11,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from groqchat.errors import HistoryFailed, HistoryUnavailable
-from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.services.history_store import HistoryStore
 from groqchat.settings import Settings
 from groqchat.storage import command_batcher
 from groqchat.storage.command_batcher import CommandBatcher
@@ -38,7 +38,7 @@ async def test_every_write_of_a_burst_is_stored(redis_url: str) -> None:
 
 
 async def test_a_cancelled_caller_does_not_affect_other_callers(
-    store: RedisChatService,
+    store: HistoryStore,
 ) -> None:
     cancelled = asyncio.create_task(save_messages(store, 1))
     other = asyncio.create_task(save_messages(store, 1))
@@ -46,12 +46,12 @@ async def test_a_cancelled_caller_does_not_affect_other_callers(
     cancelled.cancel()
 
     saved = await other
-    assert saved[0] in (await store.get_session_history("s")).messages
+    assert saved[0] in (await store.get_history_page("s")).messages
     assert cancelled.cancelled() or await asyncio.wait([cancelled]) is not None
 
 
 async def test_a_key_of_the_wrong_type_fails_only_for_its_own_caller(
-    store: RedisChatService, any_redis: Redis
+    store: HistoryStore, any_redis: Redis
 ) -> None:
     await any_redis.set("chat:session:broken", "not a sorted set")
     results = await asyncio.gather(
@@ -116,7 +116,7 @@ async def test_two_flushes_share_a_long_queue(
 
 
 async def test_calls_over_the_queue_limit_are_rejected_immediately(
-    store: RedisChatService, monkeypatch: pytest.MonkeyPatch
+    store: HistoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command_batcher, "MAX_WAITING_CALLS", 3)
     results = await asyncio.gather(

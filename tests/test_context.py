@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 from redis.asyncio import Redis
 
-from groqchat.services.redis_chat_service import FIRST_CONTEXT, RedisChatService
+from groqchat.services.history_store import FIRST_CONTEXT, HistoryStore
 from groqchat.services.turns.context import fit_to_budget
 from groqchat.storage.messages import PromptMessage, Role, decode_context
 from tests.support.store import new_message
@@ -15,46 +15,46 @@ def conversation(*texts: str, role: Role = "user") -> list[PromptMessage]:
     return [{"role": role, "content": text} for text in texts]
 
 
-async def save_conversation(store: RedisChatService, count: int) -> list[PromptMessage]:
+async def save_conversation(store: HistoryStore, count: int) -> list[PromptMessage]:
     """Save messages and return them as prompt messages."""
     messages = [new_message(f"message {number}") for number in range(count)]
-    await store.save_message("s", *messages)
+    await store.save_messages("s", *messages)
     return conversation(*(each.content for each in messages))
 
 
-async def test_a_repeated_save_does_not_return_its_own_message(store: RedisChatService) -> None:
-    await store.save_message("s", new_message("before"))
+async def test_a_repeated_save_does_not_return_its_own_message(store: HistoryStore) -> None:
+    await store.save_messages("s", new_message("before"))
     user_message = new_message("Hello")
     for _ in range(2):
-        earlier = await store.save_message("s", user_message, context=10)
+        earlier = await store.save_messages("s", user_message, context=10)
         assert earlier == conversation("before")
 
 
 @pytest.mark.parametrize("context", [1, FIRST_CONTEXT, FIRST_CONTEXT + 1, 120, 200])
 async def test_a_save_returns_the_requested_number_of_earlier_messages(
-    store: RedisChatService, context: int
+    store: HistoryStore, context: int
 ) -> None:
     saved = await save_conversation(store, 150)
-    assert await store.save_message("s", new_message("new"), context=context) == saved[-context:]
+    assert await store.save_messages("s", new_message("new"), context=context) == saved[-context:]
 
 
-async def test_the_byte_limit_ends_the_read_of_a_long_context(store: RedisChatService) -> None:
+async def test_the_byte_limit_ends_the_read_of_a_long_context(store: HistoryStore) -> None:
     saved = await save_conversation(store, 1000)
-    earlier = await store.save_message("s", new_message("new"), context=1000, context_bytes=700)
+    earlier = await store.save_messages("s", new_message("new"), context=1000, context_bytes=700)
     assert FIRST_CONTEXT < len(earlier) < 200
     assert earlier == saved[-len(earlier) :]
-    earlier = await store.save_message("t", new_message("new"), context=1000, context_bytes=1)
+    earlier = await store.save_messages("t", new_message("new"), context=1000, context_bytes=1)
     assert earlier == []
-    earlier = await store.save_message("s", new_message("new"), context=1000, context_bytes=1)
+    earlier = await store.save_messages("s", new_message("new"), context=1000, context_bytes=1)
     assert len(earlier) == FIRST_CONTEXT
 
 
 async def test_a_long_context_includes_members_of_other_programs(
-    store: RedisChatService, any_redis: Redis
+    store: HistoryStore, any_redis: Redis
 ) -> None:
     members = {f'{{"role":"user","content":"{number}"}}': number / 100 for number in range(120)}
     await any_redis.zadd("chat:session:s", members)
-    earlier = await store.save_message("s", new_message("new"), context=110)
+    earlier = await store.save_messages("s", new_message("new"), context=110)
     assert earlier == conversation(*(str(number) for number in range(10, 120)))
 
 

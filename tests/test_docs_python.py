@@ -20,8 +20,8 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestClient, TestServer
 from redis.asyncio import Redis
 
+from groqchat import RedisChatService
 from groqchat.errors import HistoryUnavailable
-from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.settings import Settings
 from tests.support.browser import BadNetwork
 from tests.support.groq import MockGroq
@@ -31,7 +31,8 @@ PAGE = (Path(__file__).parent.parent / "docs" / "python.md").read_text(encoding=
 SERVICE_URL = "http://localhost:5000"
 HISTORY_MODULE = "# chat_history.py\n"
 APP_MODULE = "# app.py\n"
-METHODS = {
+# The methods of the specification.
+SEED_METHODS = {
     "save_message",
     "get_session_history",
     "clear_session",
@@ -39,6 +40,13 @@ METHODS = {
     "get_all_sessions",
     "get_session_info",
     "is_connected",
+}
+METHODS = SEED_METHODS | {
+    "save_messages",
+    "get_history_page",
+    "get_sessions_page",
+    "iter_history",
+    "iter_sessions",
 }
 # The lifetimes of the sessions on the page, in seconds.
 TTLS = (86400, 3600)
@@ -143,7 +151,7 @@ def test_every_example_has_a_test() -> None:
 
 
 def test_the_page_explains_and_uses_every_method() -> None:
-    public = {name for name in vars(RedisChatService) if not name.startswith("_")}
+    public = {name for name in dir(RedisChatService) if not name.startswith("_")}
     assert METHODS - public == set()
     assert set(re.findall(r"^\| `(\w+)\(.*?\)` \|", PAGE, flags=re.MULTILINE)) == METHODS
     code = "".join(each.code for each in EXAMPLES)

@@ -10,7 +10,7 @@ from fakeredis import FakeAsyncRedis, FakeServer
 from redis.asyncio import Redis
 
 from groqchat.errors import HistoryUnavailable
-from groqchat.services.redis_chat_service import FIRST_CONTEXT, RedisChatService
+from groqchat.services.history_store import FIRST_CONTEXT, HistoryStore
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.messages import Message
 from tests.support.recording_batcher import RecordingBatcher
@@ -59,16 +59,16 @@ async def test_every_operation_ends_within_its_deadline_if_redis_does_not_reply(
     silent_redis: Redis,
 ) -> None:
     async with CommandBatcher(silent_redis, timeout_s=1) as batcher:
-        store = RedisChatService(silent_redis, batcher, ttl_s=TTL_S, timeout_s=0.05)
+        store = HistoryStore(silent_redis, batcher, ttl_s=TTL_S, timeout_s=0.05)
         started = time.monotonic()
         is_connected, *errors = await asyncio.gather(
             store.is_connected(),
             store.drop_incomplete_answer("s", new_message("Hello")),
-            store.get_session_history("s"),
+            store.get_history_page("s"),
             store.clear_session("s"),
             store.get_session_size("s"),
             store.get_session_info("s"),
-            store.get_all_sessions(),
+            store.get_sessions_page(),
             return_exceptions=True,
         )
         assert time.monotonic() - started < 0.9
@@ -79,9 +79,9 @@ async def test_every_operation_ends_within_its_deadline_if_redis_does_not_reply(
 async def test_a_removal_ends_within_its_deadline_if_the_index_does_not_reply(
     silent_redis: Redis, batcher: RecordingBatcher
 ) -> None:
-    store = RedisChatService(silent_redis, batcher, ttl_s=TTL_S, timeout_s=0.05)
+    store = HistoryStore(silent_redis, batcher, ttl_s=TTL_S, timeout_s=0.05)
     message = new_message("Hello")
-    await store.save_message("s", message)
+    await store.save_messages("s", message)
     with pytest.raises(HistoryUnavailable):
         await asyncio.wait_for(store.remove_messages("s", [message]), 5)
     assert batcher.names[1:] == [["ZREM", "EXISTS"], ["ZREM"]]
@@ -90,16 +90,16 @@ async def test_a_removal_ends_within_its_deadline_if_the_index_does_not_reply(
 async def test_a_long_context_is_shortened_if_its_read_does_not_end_within_the_deadline(
     fake_redis: FakeAsyncRedis, batcher: RecordingBatcher
 ) -> None:
-    store = RedisChatService(fake_redis, batcher, ttl_s=TTL_S, timeout_s=0.05)
+    store = HistoryStore(fake_redis, batcher, ttl_s=TTL_S, timeout_s=0.05)
     earlier = numbered(FIRST_CONTEXT + 5)
-    await store.save_message("s", *earlier)
+    await store.save_messages("s", *earlier)
 
     async def hang_after_the_save(number: int) -> None:
         if number > 2:
             await asyncio.Event().wait()
 
     batcher.before = hang_after_the_save
-    context = await asyncio.wait_for(store.save_message("s", new_message("new"), context=500), 5)
+    context = await asyncio.wait_for(store.save_messages("s", new_message("new"), context=500), 5)
     latest = earlier[-FIRST_CONTEXT:]
     assert [message["content"] for message in context] == [message.content for message in latest]
     assert await fake_redis.zcard(KEY) == FIRST_CONTEXT + 6

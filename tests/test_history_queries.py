@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
 
-from groqchat.services.redis_chat_service import (
+from groqchat.services.history_store import (
     HistoryPage,
-    RedisChatService,
+    HistoryStore,
     SessionInfo,
 )
 from groqchat.storage import keys
@@ -36,13 +36,13 @@ async def batcher(fake_redis: FakeAsyncRedis) -> RecordingBatcher:
 
 
 @pytest.fixture
-async def history(fake_redis: FakeAsyncRedis, batcher: RecordingBatcher) -> RedisChatService:
+async def history(fake_redis: FakeAsyncRedis, batcher: RecordingBatcher) -> HistoryStore:
     """A history store on `fake_redis`."""
-    return RedisChatService(fake_redis, batcher, ttl_s=TTL_S, timeout_s=5)
+    return HistoryStore(fake_redis, batcher, ttl_s=TTL_S, timeout_s=5)
 
 
-async def stored(history: RedisChatService) -> list[Message]:
-    return (await history.get_session_history("s")).messages
+async def stored(history: HistoryStore) -> list[Message]:
+    return (await history.get_history_page("s")).messages
 
 
 def new_answer(content: str, **fields: str) -> Message:
@@ -54,10 +54,10 @@ def numbered(count: int) -> list[Message]:
 
 
 async def test_the_remaining_messages_stay_in_the_session_and_the_index(
-    history: RedisChatService, batcher: RecordingBatcher, fake_redis: FakeAsyncRedis
+    history: HistoryStore, batcher: RecordingBatcher, fake_redis: FakeAsyncRedis
 ) -> None:
     first, second, third = numbered(3)
-    await history.save_message("s", first, second, third)
+    await history.save_messages("s", first, second, third)
     batcher.transactions.clear()
     await history.remove_messages("s", [first, third])
     assert batcher.names == [["ZREM", "EXISTS"]]
@@ -66,21 +66,21 @@ async def test_the_remaining_messages_stay_in_the_session_and_the_index(
 
 
 async def test_a_session_without_messages_leaves_the_index(
-    history: RedisChatService, fake_redis: FakeAsyncRedis
+    history: HistoryStore, fake_redis: FakeAsyncRedis
 ) -> None:
     messages = numbered(2)
-    await history.save_message("s", *messages)
-    await history.save_message("other", *messages)
+    await history.save_messages("s", *messages)
+    await history.save_messages("other", *messages)
     await history.remove_messages("s", messages)
     assert await fake_redis.zrange(INDEX, 0, -1) == [b"other"]
     assert sorted(await fake_redis.keys()) == [b"chat:session:other", INDEX.encode()]
 
 
 async def test_a_session_that_is_created_again_meanwhile_is_listed(
-    history: RedisChatService, batcher: RecordingBatcher, fake_redis: FakeAsyncRedis
+    history: HistoryStore, batcher: RecordingBatcher, fake_redis: FakeAsyncRedis
 ) -> None:
     old = new_message("old")
-    await history.save_message("s", old)
+    await history.save_messages("s", old)
 
     async def create_again(number: int) -> None:
         if number == 3:
@@ -101,7 +101,7 @@ async def test_a_session_that_is_created_again_meanwhile_is_listed(
     ],
 )
 async def test_only_an_incomplete_answer_right_after_the_user_message_is_dropped(
-    history: RedisChatService,
+    history: HistoryStore,
     role: Any,
     status: str | None,
     is_removed: bool,  # noqa: FBT001 - a parameter of the test
@@ -111,31 +111,31 @@ async def test_only_an_incomplete_answer_right_after_the_user_message_is_dropped
     fields = {} if status is None else {"status": status}
     following = new_message("Hi", role, finish_reason="length", **fields)
     later = new_answer("later", status=INCOMPLETE)
-    await history.save_message("s", before, user_message, following, later)
+    await history.save_messages("s", before, user_message, following, later)
     await history.drop_incomplete_answer("s", user_message)
     rest = [] if is_removed else [following]
     assert await stored(history) == [before, user_message, *rest, later]
 
 
 async def test_a_corrupt_member_after_the_user_message_stays(
-    history: RedisChatService, fake_redis: FakeAsyncRedis
+    history: HistoryStore, fake_redis: FakeAsyncRedis
 ) -> None:
     user_message = new_message("Hello")
-    await history.save_message("s", user_message)
+    await history.save_messages("s", user_message)
     await fake_redis.zadd(KEY, {"corrupt": user_message.score + 1})
     await history.drop_incomplete_answer("s", user_message)
     assert await history.get_session_size("s") == 2
 
 
 async def test_without_a_following_message_nothing_is_dropped(
-    history: RedisChatService, batcher: RecordingBatcher
+    history: HistoryStore, batcher: RecordingBatcher
 ) -> None:
     await history.drop_incomplete_answer("s", new_message("Hello"))
     assert batcher.names == [["ZRANGE"]]
 
 
 async def test_clearing_a_session_deletes_its_messages_in_one_transaction(
-    history: RedisChatService, batcher: RecordingBatcher
+    history: HistoryStore, batcher: RecordingBatcher
 ) -> None:
     await history.clear_session("s")
     names = ("ZRANGE", keys.session_keys_key("s"), 0, -1)
@@ -147,18 +147,18 @@ async def test_clearing_a_session_deletes_its_messages_in_one_transaction(
     ]
 
 
-async def read_page(history: RedisChatService, **options: Any) -> tuple[list[str], bool]:
-    page = await history.get_session_history("s", **options)
+async def read_page(history: HistoryStore, **options: Any) -> tuple[list[str], bool]:
+    page = await history.get_history_page("s", **options)
     ids = [message.id for message in page.messages]
     assert (page.first_id, page.last_id) == (ids[0], ids[-1]) if ids else (None, None)
     assert page.message_count == 6
     return [message.content for message in page.messages], page.has_more
 
 
-async def test_pages_start_after_and_end_before_a_message(history: RedisChatService) -> None:
+async def test_pages_start_after_and_end_before_a_message(history: HistoryStore) -> None:
     messages = numbered(6)
     ids = [message.id for message in messages]
-    await history.save_message("s", *messages)
+    await history.save_messages("s", *messages)
     names = [message.content for message in messages]
     assert await read_page(history) == (names, False)
     assert await read_page(history, limit=6) == (names, False)
@@ -186,14 +186,14 @@ async def test_pages_start_after_and_end_before_a_message(history: RedisChatServ
     ],
 )
 async def test_a_page_between_two_messages_contains_only_those_between(
-    history: RedisChatService,
+    history: HistoryStore,
     limit: int,
     end: int,
     expected: list[int],
     has_more: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
     messages = numbered(6)
-    await history.save_message("s", *messages)
+    await history.save_messages("s", *messages)
     contents, more = await read_page(
         history, limit=limit, after=messages[1].id, before=messages[end].id
     )
@@ -201,12 +201,12 @@ async def test_a_page_between_two_messages_contains_only_those_between(
 
 
 async def test_a_page_of_corrupt_members_has_their_ids(
-    history: RedisChatService,
+    history: HistoryStore,
     fake_redis: FakeAsyncRedis,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     await fake_redis.zadd(KEY, {"corrupt": 1, "broken": 2.5})
-    page = await history.get_session_history("s")
+    page = await history.get_history_page("s")
     assert page == HistoryPage(
         messages=[],
         message_count=2,
@@ -221,29 +221,29 @@ async def test_a_page_of_corrupt_members_has_their_ids(
 
 
 async def test_corrupt_members_are_not_part_of_a_page_and_are_counted_in_the_log(
-    history: RedisChatService, fake_redis: FakeAsyncRedis, caplog: pytest.LogCaptureFixture
+    history: HistoryStore, fake_redis: FakeAsyncRedis, caplog: pytest.LogCaptureFixture
 ) -> None:
     messages = numbered(2)
-    await history.save_message("s", *messages)
+    await history.save_messages("s", *messages)
     await fake_redis.zadd(KEY, {"corrupt": 1, "broken": 2, "damaged": 3})
-    page = await history.get_session_history("s")
+    page = await history.get_history_page("s")
     assert (page.messages, page.message_count) == (messages, 5)
     assert (page.first_id, page.last_id) == (messages[0].id, messages[1].id)
     assert caplog.messages == ["skipped 3 corrupt member(s) of session s"]
 
 
-async def test_the_size_is_the_number_of_members(history: RedisChatService) -> None:
-    await history.save_message("s", *numbered(3))
+async def test_the_size_is_the_number_of_members(history: HistoryStore) -> None:
+    await history.save_messages("s", *numbered(3))
     assert await history.get_session_size("s") == 3
 
 
-async def test_sessions_are_listed_in_pages(history: RedisChatService) -> None:
+async def test_sessions_are_listed_in_pages(history: HistoryStore) -> None:
     names = ["a", "b", "c", "d"]
     for name in names:
-        await history.save_message(name, new_message("Hello"))
+        await history.save_messages(name, new_message("Hello"))
 
     async def page(**options: Any) -> list[str]:
-        return (await history.get_all_sessions(**options)).sessions
+        return (await history.get_sessions_page(**options)).sessions
 
     assert await page() == names[::-1]
     assert await page(oldest_first=True) == names
@@ -254,10 +254,10 @@ async def test_sessions_are_listed_in_pages(history: RedisChatService) -> None:
 
 
 async def test_the_info_of_a_session_contains_its_times_and_its_expiry(
-    history: RedisChatService, fake_redis: FakeAsyncRedis
+    history: HistoryStore, fake_redis: FakeAsyncRedis
 ) -> None:
     first, _, last = messages = numbered(3)
-    await history.save_message("s", *messages)
+    await history.save_messages("s", *messages)
     await fake_redis.pexpire(KEY, 501_400)
     before_s = datetime.fromisoformat(new_message("now").timestamp).timestamp()
     info = await history.get_session_info("s")
@@ -276,7 +276,7 @@ async def test_the_info_of_a_session_contains_its_times_and_its_expiry(
 
 
 async def test_a_session_without_a_ttl_never_expires(
-    history: RedisChatService, fake_redis: FakeAsyncRedis
+    history: HistoryStore, fake_redis: FakeAsyncRedis
 ) -> None:
     await fake_redis.zadd(KEY, {'{"role":"user","content":"Hello"}': 1})
     assert await history.get_session_info("s") == SessionInfo(
@@ -289,13 +289,13 @@ async def test_a_session_without_a_ttl_never_expires(
     )
 
 
-async def test_an_unknown_session_has_no_info(history: RedisChatService) -> None:
+async def test_an_unknown_session_has_no_info(history: HistoryStore) -> None:
     assert await history.get_session_info("s") is None
 
 
 @pytest.mark.parametrize("error", [ConnectionError("down"), ValueError("a bug"), None])
 async def test_the_store_is_connected_if_redis_answers(
-    history: RedisChatService,
+    history: HistoryStore,
     fake_redis: FakeAsyncRedis,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception | None,

@@ -8,9 +8,9 @@ from fakeredis import FakeAsyncRedis, FakeServer
 from redis.asyncio import Redis
 
 from groqchat.errors import HistoryFailed, HistoryUnavailable, SessionCleared
-from groqchat.services.redis_chat_service import (
+from groqchat.services.history_store import (
     FIRST_CONTEXT,
-    RedisChatService,
+    HistoryStore,
 )
 from groqchat.storage.keys import Command
 from groqchat.storage.messages import Message, PromptMessage, encode_member
@@ -36,13 +36,13 @@ async def batcher(fake_redis: FakeAsyncRedis) -> RecordingBatcher:
 
 
 @pytest.fixture
-async def history(fake_redis: FakeAsyncRedis, batcher: RecordingBatcher) -> RedisChatService:
+async def history(fake_redis: FakeAsyncRedis, batcher: RecordingBatcher) -> HistoryStore:
     """A history store on `fake_redis`."""
-    return RedisChatService(fake_redis, batcher, ttl_s=TTL_S, timeout_s=5)
+    return HistoryStore(fake_redis, batcher, ttl_s=TTL_S, timeout_s=5)
 
 
-async def stored(history: RedisChatService) -> list[Message]:
-    return (await history.get_session_history("s")).messages
+async def stored(history: HistoryStore) -> list[Message]:
+    return (await history.get_history_page("s")).messages
 
 
 def prompt(*messages: Message) -> list[PromptMessage]:
@@ -58,10 +58,10 @@ def numbered(count: int) -> list[Message]:
 
 
 async def test_a_save_without_context_sends_one_transaction_without_a_read(
-    history: RedisChatService, batcher: RecordingBatcher
+    history: HistoryStore, batcher: RecordingBatcher
 ) -> None:
     first, second = numbered(2)
-    assert await history.save_message("s", first, second) == []
+    assert await history.save_messages("s", first, second) == []
     ((write, expire, index),) = batcher.transactions
     assert write == (
         "ZADD",
@@ -76,9 +76,9 @@ async def test_a_save_without_context_sends_one_transaction_without_a_read(
 
 
 async def test_a_save_renews_the_ttl_and_the_entry_in_the_index(
-    history: RedisChatService, fake_redis: FakeAsyncRedis
+    history: HistoryStore, fake_redis: FakeAsyncRedis
 ) -> None:
-    await history.save_message("s", new_message("Hello"))
+    await history.save_messages("s", new_message("Hello"))
     ttl_s = await fake_redis.ttl(KEY)
     now_s = (await fake_redis.time())[0]
     expires_at_s = await fake_redis.zscore(INDEX, "s") or 0
@@ -88,100 +88,100 @@ async def test_a_save_renews_the_ttl_and_the_entry_in_the_index(
 
 @pytest.mark.parametrize("context", [1, FIRST_CONTEXT - 1, FIRST_CONTEXT])
 async def test_a_short_context_needs_one_round_trip(
-    history: RedisChatService, batcher: RecordingBatcher, context: int
+    history: HistoryStore, batcher: RecordingBatcher, context: int
 ) -> None:
     saved = numbered(FIRST_CONTEXT + 5)
-    await history.save_message("s", *saved)
+    await history.save_messages("s", *saved)
     batcher.transactions.clear()
     new = new_message("new")
-    assert await history.save_message("s", new, context=context) == prompt(*saved[-context:])
+    assert await history.save_messages("s", new, context=context) == prompt(*saved[-context:])
     assert batcher.names == [["ZRANGE", "ZADD", "EXPIRE", "ZADD"]]
     assert batcher.transactions[0][0] == ("ZRANGE", KEY, -context, -1)
 
 
 async def test_a_long_context_of_a_short_session_needs_one_round_trip(
-    history: RedisChatService, batcher: RecordingBatcher
+    history: HistoryStore, batcher: RecordingBatcher
 ) -> None:
     saved = numbered(FIRST_CONTEXT - 1)
-    await history.save_message("s", *saved)
+    await history.save_messages("s", *saved)
     batcher.transactions.clear()
-    earlier = await history.save_message("s", new_message("new"), context=500)
+    earlier = await history.save_messages("s", new_message("new"), context=500)
     assert earlier == prompt(*saved)
     assert batcher.names == [["ZRANGE", "ZADD", "EXPIRE", "ZADD"]]
     assert batcher.transactions[0][0] == ("ZRANGE", KEY, -FIRST_CONTEXT, -1)
 
 
-async def test_a_long_context_is_read_exactly(history: RedisChatService) -> None:
+async def test_a_long_context_is_read_exactly(history: HistoryStore) -> None:
     saved = numbered(FIRST_CONTEXT + 40)
-    await history.save_message("s", *saved)
+    await history.save_messages("s", *saved)
     for context in (FIRST_CONTEXT + 1, FIRST_CONTEXT + 30):
         session_id = f"s{context}"
-        await history.save_message(session_id, *saved)
-        earlier = await history.save_message(session_id, new_message("new"), context=context)
+        await history.save_messages(session_id, *saved)
+        earlier = await history.save_messages(session_id, new_message("new"), context=context)
         assert earlier == prompt(*saved[-context:])
 
 
 async def test_a_context_within_the_byte_limit_needs_no_further_read(
-    history: RedisChatService, batcher: RecordingBatcher
+    history: HistoryStore, batcher: RecordingBatcher
 ) -> None:
     saved = [new_message("x" * 10) for _ in range(FIRST_CONTEXT + 5)]
-    await history.save_message("s", *saved)
+    await history.save_messages("s", *saved)
     for limit, transactions in ((10 * FIRST_CONTEXT, 1), (10 * FIRST_CONTEXT + 1, 3)):
         batcher.transactions.clear()
         new = new_message("x" * 10)
-        await history.save_message("s", new, context=500, context_bytes=limit)
+        await history.save_messages("s", new, context=500, context_bytes=limit)
         assert len(batcher.transactions) == transactions
 
 
-async def test_the_byte_limit_counts_the_messages_of_both_reads(history: RedisChatService) -> None:
+async def test_the_byte_limit_counts_the_messages_of_both_reads(history: HistoryStore) -> None:
     saved = [new_message(f"{number:0100}") for number in range(200)]
-    await history.save_message("s", *saved)
+    await history.save_messages("s", *saved)
     # The first 50 messages have 5,000 bytes; the next 20 of the second read exceed the limit.
-    earlier = await history.save_message(
+    earlier = await history.save_messages(
         "s", new_message("new"), context=500, context_bytes=50 * 100 + 20 * 100
     )
     assert earlier == prompt(*saved[-70:])
 
 
 async def test_a_context_is_short_if_the_session_changes_during_the_read(
-    history: RedisChatService, batcher: RecordingBatcher, fake_redis: FakeAsyncRedis
+    history: HistoryStore, batcher: RecordingBatcher, fake_redis: FakeAsyncRedis
 ) -> None:
     saved = numbered(FIRST_CONTEXT + 5)
-    await history.save_message("s", *saved)
+    await history.save_messages("s", *saved)
 
     async def delete_after_the_first_read(number: int) -> None:
         if number == 3:
             await fake_redis.delete(KEY)
 
     batcher.before = delete_after_the_first_read
-    earlier = await history.save_message("s", new_message("new"), context=500)
+    earlier = await history.save_messages("s", new_message("new"), context=500)
     assert earlier == prompt(*saved[5:])
 
 
 async def test_corrupt_members_are_not_part_of_a_long_context(
-    history: RedisChatService, fake_redis: FakeAsyncRedis
+    history: HistoryStore, fake_redis: FakeAsyncRedis
 ) -> None:
     await fake_redis.zadd(KEY, {"corrupt": 1, '{"role":"user","content":"old"}': 2})
     saved = numbered(FIRST_CONTEXT)
-    await history.save_message("s", *saved)
-    earlier = await history.save_message("s", new_message("new"), context=500)
+    await history.save_messages("s", *saved)
+    earlier = await history.save_messages("s", new_message("new"), context=500)
     assert earlier == [{"role": "user", "content": "old"}, *prompt(*saved)]
 
 
-async def test_a_repeated_save_returns_only_earlier_messages(history: RedisChatService) -> None:
+async def test_a_repeated_save_returns_only_earlier_messages(history: HistoryStore) -> None:
     before, user_message, later = numbered(3)
     for each in (before, user_message, later):
-        await history.save_message("s", each)
-    assert await history.save_message("s", user_message, context=10) == prompt(before)
+        await history.save_messages("s", each)
+    assert await history.save_messages("s", user_message, context=10) == prompt(before)
 
 
 async def test_an_answer_is_stored_after_its_user_message(
-    history: RedisChatService, batcher: RecordingBatcher
+    history: HistoryStore, batcher: RecordingBatcher
 ) -> None:
     user_message, answer = new_message("Hello"), new_answer("Hi")
-    await history.save_message("s", user_message)
+    await history.save_messages("s", user_message)
     batcher.transactions.clear()
-    assert await history.save_message("s", answer, user_message=user_message) == []
+    assert await history.save_messages("s", answer, user_message=user_message) == []
     assert batcher.names == [["ZCOUNT", "ZADD", "EXPIRE", "ZADD"]]
     score = user_message.score_text
     assert batcher.transactions[0][0] == ("ZCOUNT", KEY, score, score)
@@ -189,20 +189,20 @@ async def test_an_answer_is_stored_after_its_user_message(
 
 
 async def test_an_answer_whose_user_message_was_deleted_is_removed_again(
-    history: RedisChatService, fake_redis: FakeAsyncRedis
+    history: HistoryStore, fake_redis: FakeAsyncRedis
 ) -> None:
     user_message, answer = new_message("Hello"), new_answer("Hi")
     with pytest.raises(SessionCleared) as error:
-        await history.save_message("s", answer, user_message=user_message)
+        await history.save_messages("s", answer, user_message=user_message)
     assert error.value.detail == "session s was deleted during the turn"
     assert await fake_redis.keys() == []
 
 
-async def test_with_a_context_the_user_message_is_not_checked(history: RedisChatService) -> None:
+async def test_with_a_context_the_user_message_is_not_checked(history: HistoryStore) -> None:
     before, new = numbered(2)
-    await history.save_message("s", before)
+    await history.save_messages("s", before)
     deleted = new_message("deleted")
-    earlier = await history.save_message("s", new, context=5, user_message=deleted)
+    earlier = await history.save_messages("s", new, context=5, user_message=deleted)
     assert earlier == prompt(before)
     assert await stored(history) == [before, new]
 
@@ -221,7 +221,7 @@ class FailingBatcher(RecordingBatcher):
 
 
 async def test_a_confirmed_save_is_not_repeated(
-    history: RedisChatService, batcher: RecordingBatcher, caplog: pytest.LogCaptureFixture
+    history: HistoryStore, batcher: RecordingBatcher, caplog: pytest.LogCaptureFixture
 ) -> None:
     messages = numbered(2)
     assert await history.try_save("s", *messages) is True
@@ -246,7 +246,7 @@ async def test_an_unavailable_redis_gets_a_second_attempt(
     attempts: int,
 ) -> None:
     batcher = FailingBatcher(fake_redis, *errors)
-    history = RedisChatService(fake_redis, batcher, ttl_s=TTL_S, timeout_s=5)
+    history = HistoryStore(fake_redis, batcher, ttl_s=TTL_S, timeout_s=5)
     message = new_message("Hello")
     assert await history.try_save("s", message) is is_saved
     assert len(batcher.transactions) == attempts
@@ -255,14 +255,14 @@ async def test_an_unavailable_redis_gets_a_second_attempt(
 
 
 async def test_the_answer_to_a_deleted_message_is_not_saved(
-    history: RedisChatService, fake_redis: FakeAsyncRedis
+    history: HistoryStore, fake_redis: FakeAsyncRedis
 ) -> None:
     answer = new_answer("Hi")
     assert await history.try_save("s", answer, user_message=new_message("Hello")) is False
     assert await fake_redis.keys() == []
 
 
-async def test_messages_contain_their_model(history: RedisChatService) -> None:
+async def test_messages_contain_their_model(history: HistoryStore) -> None:
     message = new_message("Hello")
-    await history.save_message("s", message)
+    await history.save_messages("s", message)
     assert [(each.id, each.model) for each in await stored(history)] == [(message.id, MODEL)]

@@ -67,7 +67,7 @@ async def test_the_first_request_runs_the_turn_and_the_others_follow_it(
     assert expected == b"".join(turn.events)
     assert await read(same_worker.events) == await read(other_worker.events) == expected
     assert (len(worker.groq.prompts), len(other.groq.prompts)) == (1, 0)
-    messages = (await worker.history.get_session_history("s")).messages
+    messages = (await worker.history.get_history_page("s")).messages
     assert [message.content for message in messages] == ["Hello", "Hi"]
     assert messages[0].id == turn.id
 

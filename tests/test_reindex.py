@@ -6,7 +6,7 @@ import time
 import pytest
 from redis.asyncio import Redis
 
-from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.services.history_store import HistoryStore
 from groqchat.storage import reindex as reindex_module
 from groqchat.storage.reindex import Progress, reindex
 
@@ -22,33 +22,33 @@ async def total(redis: Redis) -> Progress:
 
 
 async def test_existing_sessions_are_listed_by_expiry_time(
-    store: RedisChatService, any_redis: Redis
+    store: HistoryStore, any_redis: Redis
 ) -> None:
     for name, ttl_s in (("old", 100), ("new", 300), ("middle", 200)):
         await any_redis.zadd(f"chat:session:{name}", {MEMBER: 1.7e9})
         await any_redis.expire(f"chat:session:{name}", ttl_s)
 
     assert await total(any_redis) == Progress(listed=3, unaddressable=0)
-    assert (await store.get_all_sessions()).sessions == ["new", "middle", "old"]
+    assert (await store.get_sessions_page()).sessions == ["new", "middle", "old"]
     score = await any_redis.zscore("chat:sessions", "middle")
     assert score == pytest.approx(time.time() + 200, abs=5)
 
 
 async def test_a_session_without_a_ttl_is_listed_and_stays_without_a_ttl(
-    store: RedisChatService, any_redis: Redis
+    store: HistoryStore, any_redis: Redis
 ) -> None:
     await any_redis.zadd("chat:session:persistent", {MEMBER: 1.7e9})
     await any_redis.zadd("chat:session:persistent-2", {MEMBER: 1.7e9})
     await total(any_redis)
 
-    first = await store.get_all_sessions(limit=1)
-    second = await store.get_all_sessions(limit=1, after=first.cursor)
+    first = await store.get_sessions_page(limit=1)
+    second = await store.get_sessions_page(limit=1, after=first.cursor)
     assert first.sessions + second.sessions == ["persistent-2", "persistent"]
     assert await any_redis.ttl("chat:session:persistent") == -1
 
 
 async def test_keys_that_are_not_sessions_are_skipped(
-    store: RedisChatService, any_redis: Redis
+    store: HistoryStore, any_redis: Redis
 ) -> None:
     await any_redis.set("chat:session:text", "not a sorted set")
     await any_redis.set("other", "key")
@@ -57,7 +57,7 @@ async def test_keys_that_are_not_sessions_are_skipped(
     await any_redis.zadd("chat:session:good", {MEMBER: 1.7e9})
 
     assert await total(any_redis) == Progress(listed=1, unaddressable=2)
-    assert (await store.get_all_sessions()).sessions == ["good"]
+    assert (await store.get_sessions_page()).sessions == ["good"]
 
 
 async def test_sessions_are_read_in_batches_of_limited_size(

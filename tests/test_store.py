@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from groqchat.errors import HistoryUnavailable, SessionCleared
-from groqchat.services.redis_chat_service import HistoryPage, RedisChatService, SessionInfo
+from groqchat.services.history_store import HistoryPage, HistoryStore, SessionInfo
 from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import Message
 from tests.support.store import MODEL, TTL_S, new_message, new_store, save_messages
@@ -16,7 +16,7 @@ from tests.support.store import MODEL, TTL_S, new_message, new_store, save_messa
 KEY = "chat:session:s"
 
 
-async def test_messages_are_returned_complete_and_in_order(store: RedisChatService) -> None:
+async def test_messages_are_returned_complete_and_in_order(store: HistoryStore) -> None:
     user_message = new_message("What is Python?")
     answer = Message(
         id=new_message_id(),
@@ -26,10 +26,10 @@ async def test_messages_are_returned_complete_and_in_order(store: RedisChatServi
         tokens=12,
         finish_reason="length",
     )
-    await store.save_message("s", user_message)
-    await store.save_message("s", answer)
+    await store.save_messages("s", user_message)
+    await store.save_messages("s", answer)
 
-    assert await store.get_session_history("s") == HistoryPage(
+    assert await store.get_history_page("s") == HistoryPage(
         messages=[user_message, answer],
         message_count=2,
         last_message_time=answer.timestamp,
@@ -41,32 +41,32 @@ async def test_messages_are_returned_complete_and_in_order(store: RedisChatServi
 
 
 async def test_equal_messages_are_separate_and_a_repeated_save_is_stored_once(
-    store: RedisChatService,
+    store: HistoryStore,
 ) -> None:
     first, second = new_message("equal"), new_message("equal")
     for each in (first, second, first, second):
-        await store.save_message("s", each)
+        await store.save_messages("s", each)
 
-    assert (await store.get_session_history("s")).messages == [first, second]
+    assert (await store.get_history_page("s")).messages == [first, second]
 
 
-async def test_a_save_returns_the_earlier_messages(store: RedisChatService) -> None:
+async def test_a_save_returns_the_earlier_messages(store: HistoryStore) -> None:
     earlier = await save_messages(store, 5)
 
-    assert await store.save_message("s", new_message("new"), context=3) == [
+    assert await store.save_messages("s", new_message("new"), context=3) == [
         {"role": each.role, "content": each.content} for each in earlier[2:]
     ]
-    assert await store.save_message("fresh", new_message("new"), context=3) == []
+    assert await store.save_messages("fresh", new_message("new"), context=3) == []
 
 
 async def test_members_are_compact_json_with_their_time_as_score(
-    store: RedisChatService, any_redis: Redis
+    store: HistoryStore, any_redis: Redis
 ) -> None:
     user_message = new_message("What is Python?")
     answer = Message(
         id=new_message_id(), role="assistant", content="A language.", model="m", tokens=3
     )
-    await store.save_message("s", user_message, answer)
+    await store.save_messages("s", user_message, answer)
 
     assert await any_redis.zrange(KEY, 0, -1, withscores=True) == [
         (
@@ -82,7 +82,7 @@ async def test_members_are_compact_json_with_their_time_as_score(
 
 
 async def test_every_write_renews_the_ttl_of_the_session(
-    store: RedisChatService, any_redis: Redis
+    store: HistoryStore, any_redis: Redis
 ) -> None:
     await save_messages(store, 1)
     await any_redis.expire(KEY, 10)
@@ -98,7 +98,7 @@ async def test_the_ttl_is_set_in_the_transaction_that_writes_the_message(
 ) -> None:
     store = new_store(redis)
     async with redis.monitor() as monitor:
-        await store.save_message("s", new_message("Hello"), context=2)
+        await store.save_messages("s", new_message("Hello"), context=2)
         names: list[str] = []
         while "EXEC" not in names:
             names.append((await monitor.next_command())["command"].split(" ")[0])
@@ -107,7 +107,7 @@ async def test_the_ttl_is_set_in_the_transaction_that_writes_the_message(
 
 
 async def test_members_in_the_format_of_the_specification_are_read(
-    store: RedisChatService, any_redis: Redis
+    store: HistoryStore, any_redis: Redis
 ) -> None:
     members = [
         {
@@ -121,8 +121,8 @@ async def test_members_in_the_format_of_the_specification_are_read(
     for offset, member in enumerate(members):
         await any_redis.zadd(KEY, {json.dumps(member): 1705314645.123456 + offset})
     new = new_message("And Rust?")
-    context = await store.save_message("s", new, context=10)
-    page = await store.get_session_history("s")
+    context = await store.save_messages("s", new, context=10)
+    page = await store.get_history_page("s")
     earlier = page.messages[:2]
 
     assert context == [
@@ -134,14 +134,14 @@ async def test_members_in_the_format_of_the_specification_are_read(
         ("assistant", "A language.", MODEL, "2024-01-15T10:30:46.123456+00:00"),
     ]
     assert page.messages == [*earlier, new]
-    assert (await store.get_session_history("s", after=earlier[0].id)).messages == [
+    assert (await store.get_history_page("s", after=earlier[0].id)).messages == [
         earlier[1],
         new,
     ]
 
 
-async def test_an_unknown_session_is_empty(store: RedisChatService) -> None:
-    assert await store.get_session_history("unknown") == HistoryPage(
+async def test_an_unknown_session_is_empty(store: HistoryStore) -> None:
+    assert await store.get_history_page("unknown") == HistoryPage(
         messages=[],
         message_count=0,
         last_message_time=None,
@@ -155,7 +155,7 @@ async def test_an_unknown_session_is_empty(store: RedisChatService) -> None:
 
 
 async def test_clearing_a_session_deletes_all_its_keys(
-    store: RedisChatService, any_redis: Redis
+    store: HistoryStore, any_redis: Redis
 ) -> None:
     await save_messages(store, 3)
     await store.clear_session("s")
@@ -164,7 +164,7 @@ async def test_clearing_a_session_deletes_all_its_keys(
 
 
 async def test_session_info_contains_count_times_and_expiry(
-    store: RedisChatService, any_redis: Redis
+    store: HistoryStore, any_redis: Redis
 ) -> None:
     first, *_, last = await save_messages(store, 3)
     info = await store.get_session_info("s")
@@ -187,27 +187,27 @@ async def test_session_info_contains_count_times_and_expiry(
     assert (persistent.expires_at, persistent.ttl_seconds) == (None, None)
 
 
-async def test_concurrent_saves_are_all_stored(store: RedisChatService) -> None:
+async def test_concurrent_saves_are_all_stored(store: HistoryStore) -> None:
     messages = [new_message(f"m{number}") for number in range(90)]
-    await asyncio.gather(*(store.save_message("s", each) for each in messages))
+    await asyncio.gather(*(store.save_messages("s", each) for each in messages))
 
-    assert (await store.get_session_history("s")).messages == messages
+    assert (await store.get_history_page("s")).messages == messages
 
 
 async def test_an_answer_is_not_stored_if_its_user_message_was_deleted(
-    store: RedisChatService, any_redis: Redis
+    store: HistoryStore, any_redis: Redis
 ) -> None:
     user_message, answer = new_message("Hello"), new_message("Hi", "assistant")
-    await store.save_message("s", user_message)
+    await store.save_messages("s", user_message)
     await store.clear_session("s")
     with pytest.raises(SessionCleared):
-        await store.save_message("s", answer, user_message=user_message)
+        await store.save_messages("s", answer, user_message=user_message)
     assert await any_redis.keys("*") == [b"chat:stops"]
 
     [new] = await save_messages(store, 1)
     with pytest.raises(SessionCleared):
-        await store.save_message("s", answer, user_message=user_message)
-    assert (await store.get_session_history("s")).messages == [new]
+        await store.save_messages("s", answer, user_message=user_message)
+    assert (await store.get_history_page("s")).messages == [new]
 
 
 async def test_without_a_server_the_store_is_not_connected_and_saves_fail() -> None:
@@ -215,8 +215,8 @@ async def test_without_a_server_the_store_is_not_connected_and_saves_fail() -> N
         store = new_store(client, timeout_s=1)
         assert await store.is_connected() is False
         with pytest.raises(HistoryUnavailable):
-            await store.save_message("s", new_message("Hello"))
+            await store.save_messages("s", new_message("Hello"))
 
 
-async def test_a_store_with_a_server_is_connected(store: RedisChatService) -> None:
+async def test_a_store_with_a_server_is_connected(store: HistoryStore) -> None:
     assert await store.is_connected() is True

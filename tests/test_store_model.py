@@ -64,7 +64,7 @@ class StoreMachine(RuleBasedStateMachine):
             for text in texts
         ]
         expected_messages = self.sessions.setdefault(session, [])
-        earlier = self.loop.run(self.store.save_message(session, *messages, context=context))
+        earlier = self.loop.run(self.store.save_messages(session, *messages, context=context))
         assert earlier == [
             {"role": each.role, "content": each.content}
             for each in (expected_messages[-context:] if context else [])
@@ -77,7 +77,7 @@ class StoreMachine(RuleBasedStateMachine):
     def save_again(self, data: st.DataObject) -> None:
         session = data.draw(st.sampled_from(sorted(self.sessions)))
         message = data.draw(st.sampled_from(self.sessions[session]))
-        self.loop.run(self.store.save_message(session, message))
+        self.loop.run(self.store.save_messages(session, message))
         self._touch(session)
 
     @rule(session=SESSIONS)
@@ -94,7 +94,7 @@ class StoreMachine(RuleBasedStateMachine):
     def read_first_or_last_page(self, session: str, limit: int, oldest_first: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
         expected_messages = self.sessions.get(session, [])
         page = self.loop.run(
-            self.store.get_session_history(session, limit=limit, oldest_first=oldest_first)
+            self.store.get_history_page(session, limit=limit, oldest_first=oldest_first)
         )
         assert page.messages == (
             expected_messages[:limit] if oldest_first else expected_messages[-limit:]
@@ -113,7 +113,7 @@ class StoreMachine(RuleBasedStateMachine):
         index = data.draw(st.integers(0, len(expected_messages) - 1))
         message_id = expected_messages[index].id
         page = self.loop.run(
-            self.store.get_session_history(
+            self.store.get_history_page(
                 session,
                 limit=limit,
                 after=message_id if forward else None,
@@ -131,7 +131,7 @@ class StoreMachine(RuleBasedStateMachine):
         cursor: str | None = None
         while True:
             page = self.loop.run(
-                self.store.get_all_sessions(limit=limit, after=cursor, oldest_first=oldest_first)
+                self.store.get_sessions_page(limit=limit, after=cursor, oldest_first=oldest_first)
             )
             listed += page.sessions
             cursor = page.cursor

@@ -14,7 +14,7 @@ from groqchat.models import ChatRequest
 from groqchat.offline.options import MockGroqOptions
 from groqchat.offline.server import serve_mock_groq
 from groqchat.services.groq.client import open_groq_client
-from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.services.history_store import HistoryStore
 from groqchat.services.turns.chat import ChatService
 from groqchat.services.turns.limiter import TurnLimiter
 from groqchat.services.turns.registry import TurnRegistry
@@ -137,7 +137,7 @@ class OwnChatService:
         self.groq_client = open_groq_client(self.settings, base_url)
         groq = await self.groq_client.__aenter__()
         batcher = CommandBatcher(self.redis, timeout_s=5)
-        self.history = RedisChatService(self.redis, batcher, ttl_s=100, timeout_s=5)
+        self.history = HistoryStore(self.redis, batcher, ttl_s=100, timeout_s=5)
         self.limiter = TurnLimiter(self.settings.max_concurrent_turns)
         self.turns = TurnRegistry(EventLog(batcher), error_event_data)
         return ChatService(

@@ -22,7 +22,7 @@ from groqchat.runtime.logs import configure_logging
 from groqchat.runtime.server import listen_error, new_event_loop, serve, stop_signal
 from groqchat.runtime.workers import CONFIGURATION_STATUS, serve_workers
 from groqchat.services.groq.client import open_groq_client
-from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.services.history_store import HistoryStore
 from groqchat.settings import Settings
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.connection import attach_redis
@@ -143,10 +143,10 @@ async def _check_redis(settings: Settings) -> str:
         async with redis_errors(settings.redis_timeout_s):
             await redis.ping()
         async with CommandBatcher(redis, timeout_s=settings.redis_timeout_s) as batcher:
-            history = RedisChatService(
+            history = HistoryStore(
                 redis, batcher, ttl_s=settings.chat_history_ttl, timeout_s=settings.redis_timeout_s
             )
-            page = await history.get_all_sessions(limit=1)
+            page = await history.get_sessions_page(limit=1)
     return f"ok at {settings.redis_address}, {page.total_sessions} session(s)"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from dotenv import dotenv_values
 from pydantic import ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from groqchat.errors import ConfigurationError
 from groqchat.settings import Settings
@@ -36,10 +37,30 @@ FOREIGN_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
 NAME = re.compile(r"[A-Z0-9_]{1,64}")
 
 
+class _GivenSettings(Settings):
+    """Settings that come only from arguments."""
+
+    @classmethod
+    def settings_customise_sources(  # type: ignore[override] # the sources are passed by name
+        cls, *_: type[BaseSettings], **sources: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the arguments as the only source."""
+        return (sources["init_settings"],)
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings; one ConfigurationError lists every invalid value."""
+    return _validated(Settings, overrides)
+
+
+def given_settings(**values: Any) -> Settings:
+    """Return settings with these values; neither the environment nor `.env` is read."""
+    return _validated(_GivenSettings, values)
+
+
+def _validated(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     try:
-        return Settings(**overrides)
+        return kind(**values)
     except ValidationError as error:
         problems = [
             ": ".join([*(str(part).upper() for part in problem["loc"]), message_of(problem)])

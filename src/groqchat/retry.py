@@ -11,6 +11,12 @@ from typing import Any, Self
 
 # More doublings than any cap needs; prevents an overflow.
 MAX_DOUBLINGS = 32
+# Redis confirms a write within a few milliseconds. A turn that has waited less than this so far
+# needs no limit of its own for its next operation: the deadline of the operation is enough.
+NO_WAIT_S = 0.02
+# A turn that has used up its budget still waits this time for its answer to be saved: Redis may be
+# available again.
+MIN_SAVE_WAIT_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +101,35 @@ class RetryBudget:
             return False
         self._tokens -= 1
         return True
+
+
+class WaitBudget:
+    """The time that one turn may wait for Redis; `with budget:` measures one operation."""
+
+    __slots__ = ("_began", "_limit_s", "_waited_s")
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._waited_s = 0.0
+        self._began = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._waited_s += time.monotonic() - self._began
+
+    @property
+    def left_s(self) -> float | None:
+        """The time for the next operation in seconds, None if it needs no limit of its own."""
+        if self._waited_s < NO_WAIT_S:
+            return None
+        return max(self._limit_s - self._waited_s, MIN_SAVE_WAIT_S)
 
 
 class Deadlines:

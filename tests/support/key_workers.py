@@ -15,7 +15,7 @@ from groqchat.errors import (
 from groqchat.models import ChatRequest
 from groqchat.services.groq.client import GroqClient
 from groqchat.services.groq.completions import Completion, Prompt, StreamParser
-from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.services.history_store import HistoryStore
 from groqchat.services.turns.chat import ChatService
 from groqchat.services.turns.idempotency import IdempotencyKeys
 from groqchat.services.turns.limiter import TurnLimiter
@@ -77,7 +77,7 @@ class Worker:
     def __init__(self, redis: Redis) -> None:
         self.groq = ScriptedGroq()
         self.batcher = RecordingBatcher(redis)
-        self.history = RedisChatService(redis, self.batcher, ttl_s=1000, timeout_s=5)
+        self.history = HistoryStore(redis, self.batcher, ttl_s=1000, timeout_s=5)
         self.limiter = TurnLimiter(2)
         self.turns = TurnRegistry(EventLog(self.batcher), lambda error: {"error": str(error)})
         self.chat = ChatService(

@@ -2,7 +2,7 @@
 
 from redis.asyncio import Redis
 
-from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.services.history_store import HistoryStore
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import Message, Role
@@ -11,10 +11,10 @@ TTL_S = 86400
 MODEL = "openai/gpt-oss-20b"
 
 
-def new_store(redis: Redis, *, ttl_s: int = TTL_S, timeout_s: float = 5) -> RedisChatService:
+def new_store(redis: Redis, *, ttl_s: int = TTL_S, timeout_s: float = 5) -> HistoryStore:
     """Return a store with its own command batcher, which needs no close: tests await every call."""
     batcher = CommandBatcher(redis, timeout_s=timeout_s)
-    return RedisChatService(redis, batcher, ttl_s=ttl_s, timeout_s=timeout_s)
+    return HistoryStore(redis, batcher, ttl_s=ttl_s, timeout_s=timeout_s)
 
 
 def new_message(content: str, role: Role = "user", **fields: str) -> Message:
@@ -22,10 +22,8 @@ def new_message(content: str, role: Role = "user", **fields: str) -> Message:
     return Message(id=new_message_id(), role=role, content=content, model=MODEL, **fields)  # type: ignore[arg-type] # only text fields are passed
 
 
-async def save_messages(
-    store: RedisChatService, count: int, session_id: str = "s"
-) -> list[Message]:
+async def save_messages(store: HistoryStore, count: int, session_id: str = "s") -> list[Message]:
     """Save new user messages in a session and return them."""
     messages = [new_message(f"m{number}") for number in range(count)]
-    await store.save_message(session_id, *messages)
+    await store.save_messages(session_id, *messages)
     return messages

@@ -18,7 +18,7 @@ from groqchat.errors import (
 from groqchat.models import ChatRequest
 from groqchat.services.groq.client import GroqClient
 from groqchat.services.groq.completions import Completion, Prompt, StreamParser
-from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.services.history_store import HistoryStore
 from groqchat.services.turns.chat import ChatService
 from groqchat.services.turns.limiter import TurnLimiter
 from groqchat.services.turns.registry import TurnRegistry
@@ -102,12 +102,12 @@ class Service:
     chat: ChatService
     groq: ScriptedGroq
     batcher: FlakyBatcher
-    history: RedisChatService
+    history: HistoryStore
     turns: TurnRegistry
     limiter: TurnLimiter
 
     async def stored(self, session_id: str = "s") -> list[Message]:
-        return (await self.history.get_session_history(session_id)).messages
+        return (await self.history.get_history_page(session_id)).messages
 
     async def contents(self, session_id: str = "s") -> list[str]:
         return [message.content for message in await self.stored(session_id)]
@@ -152,7 +152,7 @@ async def open_service() -> AsyncIterator[Service]:
     """A chat service on an empty database of fakeredis, with room for two turns."""
     async with FakeAsyncRedis(server=FakeServer()) as redis:
         batcher = FlakyBatcher(redis, timeout_s=5)
-        history = RedisChatService(redis, batcher, ttl_s=1000, timeout_s=5)
+        history = HistoryStore(redis, batcher, ttl_s=1000, timeout_s=5)
         groq, limiter = ScriptedGroq(), TurnLimiter(2)
         turns = TurnRegistry(EventLog(batcher), encode_error)
         chat = ChatService(

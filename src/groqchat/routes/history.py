@@ -25,7 +25,7 @@ async def get_history(
     _request: web.Request, services: Services, path: SessionPath, query: HistoryQuery
 ) -> HistoryResponse:
     """Return a page of a session's messages; the page of an unknown session is empty."""
-    page = await services.history.get_session_history(
+    page = await services.history.get_history_page(
         path.session_id,
         limit=query.limit,
         after=query.after,

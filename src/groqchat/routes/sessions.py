@@ -19,7 +19,7 @@ async def list_sessions(
     _request: web.Request, services: Services, query: SessionsQuery
 ) -> SessionsResponse:
     """Return a page of the live sessions, ordered by last activity."""
-    page = await services.history.get_all_sessions(
+    page = await services.history.get_sessions_page(
         limit=query.limit,
         after=query.after,
         before=query.before,

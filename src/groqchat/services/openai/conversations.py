@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from groqchat.errors import InvalidField, StorageError
 from groqchat.fields import MAX_PAGE
+from groqchat.retry import WaitBudget
+from groqchat.services.history_store import HistoryStore
 from groqchat.services.openai.messages import (
     INSTRUCTION_ROLES,
     OpenAIMessage,
@@ -17,8 +19,6 @@ from groqchat.services.openai.messages import (
     to_openai,
     trim_to_budget,
 )
-from groqchat.services.redis_chat_service import RedisChatService
-from groqchat.services.turns.history_budget import HistoryBudget
 from groqchat.settings import Settings
 from groqchat.storage.messages import INCOMPLETE, ROLES, Message
 
@@ -38,7 +38,7 @@ class Conversation:
 
     session_id: str
     messages: list[OpenAIMessage]
-    budget: HistoryBudget
+    budget: WaitBudget
     new: Sequence[Message] = ()
     last_message: Message | None = None
 
@@ -46,7 +46,7 @@ class Conversation:
 class Conversations:
     """Adds a session's earlier messages to a request and stores the new messages."""
 
-    def __init__(self, history: RedisChatService, settings: Settings) -> None:
+    def __init__(self, history: HistoryStore, settings: Settings) -> None:
         self._history = history
         self._settings = settings
 
@@ -58,7 +58,7 @@ class Conversations:
         request = _validated(messages)
         instructions = [message for message in request if message["role"] in INSTRUCTION_ROLES]
         sent = [message for message in request if message["role"] not in INSTRUCTION_ROLES]
-        budget = HistoryBudget(self._settings.redis_timeout_s)
+        budget = WaitBudget(self._settings.redis_timeout_s)
         try:
             with budget:
                 earlier = await self._load_history(session_id, sent)
@@ -72,7 +72,7 @@ class Conversations:
         try:
             if new:
                 with budget:
-                    await self._history.save_message(session_id, *new, max_wait_s=budget.left_s)
+                    await self._history.save_messages(session_id, *new, max_wait_s=budget.left_s)
         except StorageError as error:
             log.warning("answering messages that are not stored: %s", error)
             return Conversation(session_id=session_id, messages=conversation, budget=budget)
@@ -122,12 +122,12 @@ class Conversations:
         count = max(self._settings.chat_context_messages, len(sent) + 1)
         if sent and sent[0]["role"] == "tool":
             count = max(count, MAX_TOOL_CALL_DISTANCE)
-        page = await self._history.get_session_history(session_id, limit=min(count, MAX_PAGE))
+        page = await self._history.get_history_page(session_id, limit=min(count, MAX_PAGE))
         if page.has_more and is_transcript(sent):
             overlap = find_overlap(_all_to_openai(page.messages), sent)
             if not overlap.known:
                 # The transcript may start earlier in the session and diverge from it.
-                page = await self._history.get_session_history(session_id, limit=MAX_PAGE)
+                page = await self._history.get_history_page(session_id, limit=MAX_PAGE)
         earlier = page.messages
         if earlier and earlier[-1].status == INCOMPLETE:
             before = _all_to_openai(earlier[:-1])

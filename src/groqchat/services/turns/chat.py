@@ -17,12 +17,12 @@ from groqchat.errors import (
     StorageError,
 )
 from groqchat.models import ChatRequest, ChatResponse, StartEvent
+from groqchat.retry import WaitBudget
 from groqchat.services.groq.client import GroqClient
 from groqchat.services.groq.completions import Completion, Prompt, StreamParser
 from groqchat.services.groq.errors import strip_tracebacks
-from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.services.history_store import HistoryStore
 from groqchat.services.turns.context import BYTES_PER_TOKEN, build_prompt, context_limit
-from groqchat.services.turns.history_budget import HistoryBudget
 from groqchat.services.turns.limiter import TurnLimiter
 from groqchat.services.turns.registry import TurnRegistry
 from groqchat.services.turns.turn import Turn
@@ -47,7 +47,7 @@ class _TurnState:
 
     session_id: str
     user_message: Message
-    budget: HistoryBudget
+    budget: WaitBudget
     is_retry: bool = False
     is_stored: bool = False
 
@@ -63,7 +63,7 @@ class ChatService:
     def __init__(
         self,
         *,
-        history: RedisChatService,
+        history: HistoryStore,
         groq: GroqClient,
         turns: TurnRegistry,
         limiter: TurnLimiter,
@@ -113,7 +113,7 @@ class ChatService:
         self._groq.check_model(request.model)
         return _TurnState(
             session_id=session_id or request.session_id or str(uuid.uuid4()),
-            budget=HistoryBudget(self._settings.redis_timeout_s),
+            budget=WaitBudget(self._settings.redis_timeout_s),
             is_retry=turn_id is not None,
             user_message=Message(
                 id=turn_id or new_message_id(),
@@ -201,7 +201,7 @@ class ChatService:
         """Store the user message and return the earlier messages; none if Redis fails."""
         try:
             with state.budget:
-                earlier = await self._history.save_message(
+                earlier = await self._history.save_messages(
                     state.session_id,
                     state.user_message,
                     context=context_limit(request, self._settings),

@@ -1,0 +1,341 @@
+"""The history store: one sorted set of messages for each session."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from groqchat.errors import HistoryUnavailable, SessionCleared, StorageError
+from groqchat.fields import MAX_PAGE
+from groqchat.retry import Backoff, RetryPolicy
+from groqchat.storage import keys
+from groqchat.storage.command_batcher import CommandBatcher
+from groqchat.storage.errors import confirmed, redis_errors
+from groqchat.storage.history_reader import MAX_PAGE_BYTES, HistoryReader
+from groqchat.storage.keys import Command
+from groqchat.storage.message_ids import iso_time, new_message_id
+from groqchat.storage.messages import (
+    INCOMPLETE,
+    Message,
+    PromptMessage,
+    decode_context,
+    decode_member,
+    encode_member,
+    member_id,
+    member_micros,
+    scored_members,
+    warn_about_corrupt_members,
+)
+from groqchat.storage.pagination import count_before
+from groqchat.storage.session_index import SessionIndex, SessionPage
+
+# The messages that a turn reads together with its first write. Even the longest messages add up
+# to only a few MB; a whole context could be a hundred times as large.
+FIRST_CONTEXT = 50
+# An answer, which Groq has charged for, gets a second attempt if time is left. It follows at once,
+# because the batcher has waited between its own attempts.
+SAVE_RETRIES = RetryPolicy(attempts=2, backoff=Backoff(base_s=0.0, cap_s=0.0))
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryPage:
+    """Messages in time order; count and last time describe the whole session."""
+
+    messages: list[Message]
+    message_count: int
+    last_message_time: str | None
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionInfo:
+    """Counts and times of a session; times in ISO 8601, None if the session never expires."""
+
+    session_id: str
+    message_count: int
+    first_message_time: str
+    last_message_time: str
+    expires_at: str | None
+    ttl_seconds: int | None
+
+
+class HistoryStore:
+    """The async history store. The caller opens and closes the client and the batcher.
+
+    Methods raise HistoryUnavailable if Redis cannot be reached or rejects work for now, and
+    HistoryFailed if a session's key contains another type. Every operation ends within `timeout_s`.
+    """
+
+    def __init__(
+        self, redis: Redis, batcher: CommandBatcher, *, ttl_s: int, timeout_s: float
+    ) -> None:
+        self._redis = redis
+        self._batcher = batcher
+        self._ttl_s = ttl_s
+        self._timeout_s = timeout_s
+        self._index = SessionIndex(redis)
+
+    async def save_messages(
+        self,
+        session_id: str,
+        *messages: Message,
+        context: int = 0,
+        context_bytes: int | None = None,
+        user_message: Message | None = None,
+        max_wait_s: float | None = None,
+    ) -> list[PromptMessage]:
+        """Store messages in one round trip and renew the session's TTL.
+
+        Returns role and content of up to `context` earlier messages. Messages before the latest
+        FIRST_CONTEXT are read in further round trips, until `context_bytes` are read. A failed
+        save may be repeated, because saving a message twice stores it once.
+
+        With `max_wait_s`, waits at most this time for Redis to confirm the write, which may still
+        succeed later. With `user_message` and without `context`, removes the messages again and
+        raises SessionCleared if that message was deleted.
+        """
+        key = keys.session_key(session_id)
+        commands: list[Command] = []
+        if context:
+            commands.append(("ZRANGE", key, -min(context, FIRST_CONTEXT), -1))
+        elif user_message:
+            score = user_message.score_text
+            commands.append(("ZCOUNT", key, score, score))
+        members = [encode_member(message) for message in messages]
+        commands.append(_zadd(key, messages, members))
+        commands += keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time())
+        began = time.monotonic()
+        call = self._batcher.transact(commands)
+        replies = await (call if max_wait_s is None else confirmed(call, max_wait_s))
+        if user_message and not context and not replies[0]:
+            await self.remove_messages(session_id, messages)
+            raise SessionCleared(f"session {session_id} was deleted during the turn")
+        if not context:
+            return []
+        before = replies[0]
+        # If a save is repeated, the session may contain its messages already.
+        if members[0] in before:
+            before = before[: before.index(members[0])]
+        earlier = decode_context(before, session_id=session_id)
+        if len(replies[0]) == FIRST_CONTEXT < context:
+            size = MAX_PAGE_BYTES if context_bytes is None else context_bytes
+            size -= sum(len(message["content"]) for message in earlier)
+            end = began + self._timeout_s
+            older = await self._older(key, replies[0][0], context - FIRST_CONTEXT, size, end)
+            return [*older, *earlier]
+        return earlier
+
+    async def try_save(
+        self,
+        session_id: str,
+        *messages: Message,
+        user_message: Message | None = None,
+        max_wait_s: float | None = None,
+    ) -> bool:
+        """Store messages, with a second attempt, and return whether Redis confirmed the write.
+
+        Both attempts together wait at most `max_wait_s`, by default the deadline of one operation.
+        """
+        end = time.monotonic() + (self._timeout_s if max_wait_s is None else max_wait_s)
+        attempt = 0
+        while True:
+            try:
+                await self.save_messages(
+                    session_id, *messages, user_message=user_message, max_wait_s=max_wait_s
+                )
+            except StorageError as error:
+                log.warning("could not save messages of session %s: %s", session_id, error)
+                max_wait_s = end - time.monotonic()
+                is_final = not isinstance(error, HistoryUnavailable) or max_wait_s <= 0
+                if is_final or not await SAVE_RETRIES.wait(attempt):
+                    return False
+            else:
+                return True
+            attempt += 1
+
+    async def remove_messages(self, session_id: str, messages: Sequence[Message]) -> None:
+        """Remove messages; a session without messages is removed from the index."""
+        key = keys.session_key(session_id)
+        members = map(encode_member, messages)
+        _, exists = await self._batcher.transact([("ZREM", key, *members), ("EXISTS", key)])
+        if not exists:
+            await self._batcher.transact(keys.remove_from_index(session_id))
+            # A concurrent write may have created the session again: then it must be listed.
+            async with redis_errors(self._timeout_s):
+                await self._index.add_existing([session_id])
+
+    async def drop_incomplete_answer(self, session_id: str, user_message: Message) -> None:
+        """Remove the answer that follows a user message, if it is incomplete."""
+        key = keys.session_key(session_id)
+        start = f"({user_message.score_text}"
+        next_member = ("ZRANGE", key, start, "+inf", "BYSCORE", "LIMIT", 0, 1, "WITHSCORES")
+        async with redis_errors(self._timeout_s):
+            (reply,) = await self._batcher.transact([next_member])
+            for member in scored_members(reply):
+                answer = decode_member(*member)
+                if answer and answer.role == "assistant" and answer.status == INCOMPLETE:
+                    await self._batcher.transact([("ZREM", key, member[0])])
+
+    async def get_history_page(
+        self,
+        session_id: str,
+        *,
+        limit: int = MAX_PAGE,
+        after: str | None = None,
+        before: str | None = None,
+        oldest_first: bool = False,
+    ) -> HistoryPage:
+        """Return a page of a session's messages, always in time order.
+
+        The page contains up to `limit` messages after one message id, before another, or between
+        them; with neither id the newest messages, or the oldest with `oldest_first`. The page of
+        an unknown session is empty.
+        """
+        forward = after is not None or (oldest_first and before is None)
+        key = keys.session_key(session_id)
+        reader = HistoryReader(self._batcher.transact, key, forward=forward)
+        async with redis_errors(self._timeout_s):
+            entries = await reader.read(after or before, limit=limit)
+        if not forward:
+            entries.reverse()
+        elif before is not None:
+            members = [member for member, _ in entries]
+            end = count_before([*members, *reader.next], before)
+            reader.has_more = reader.has_more and end > len(entries)
+            entries = entries[:end]
+        messages = [message for _, message in entries if message is not None]
+        if len(messages) < len(entries):
+            warn_about_corrupt_members(len(entries) - len(messages), session_id)
+        ids = [message.id for message in messages] or [member_id(member) for member, _ in entries]
+        return HistoryPage(
+            messages=messages,
+            message_count=reader.count,
+            last_message_time=iso_time(member_micros(reader.last[0])) if reader.last else None,
+            has_more=reader.has_more,
+            first_id=ids[0] if ids else None,
+            last_id=ids[-1] if ids else None,
+        )
+
+    async def clear_session(self, session_id: str) -> None:
+        """Delete a session: messages, events of its turns and answers of its Idempotency-Keys.
+
+        Has no effect on an unknown session.
+        """
+        async with redis_errors(self._timeout_s):
+            *_, names = await self._batcher.transact(
+                [
+                    *keys.delete_session(session_id),
+                    ("ZRANGE", keys.session_keys_key(session_id), 0, -1),
+                ]
+            )
+            # Before the events are deleted: a worker that misses them must find the reason.
+            await self._announce_deletion(session_id, names)
+            if names:
+                await self._batcher.transact(keys.unlink_from_session(session_id, names))
+
+    async def _announce_deletion(self, session_id: str, names: Sequence[bytes]) -> None:
+        """Tell the workers that run turns of a session that it was deleted."""
+        # The clock of the worker of a turn may be ahead of the clock of this worker.
+        last_turn = max(filter(None, map(keys.turn_id_of, names)), default="")
+        request = keys.request_to_workers(
+            session=session_id, last_turn=max(last_turn, new_message_id())
+        )
+        try:
+            await self._batcher.transact(request)
+        except StorageError as error:
+            # A full Redis rejects this write, but not the deletion.
+            log.warning("running turns do not notice a deletion: %s", error)
+
+    async def get_session_size(self, session_id: str) -> int:
+        """Return the number of messages in a session."""
+        async with redis_errors(self._timeout_s):
+            (count,) = await self._batcher.transact([("ZCARD", keys.session_key(session_id))])
+        return int(count)
+
+    async def get_sessions_page(
+        self,
+        *,
+        limit: int = MAX_PAGE,
+        after: str | None = None,
+        before: str | None = None,
+        oldest_first: bool = False,
+    ) -> SessionPage:
+        """Return a page of the live sessions, by default the latest activity first.
+
+        `after` and `before` accept a session id or the cursor of an earlier page.
+        """
+        async with redis_errors(self._timeout_s):
+            return await self._index.page(
+                limit=limit, after=after, before=before, oldest_first=oldest_first
+            )
+
+    async def get_session_info(self, session_id: str) -> SessionInfo | None:
+        """Return counts and times of a session, or None if it does not exist."""
+        key = keys.session_key(session_id)
+        commands: list[Command] = [
+            ("ZCARD", key),
+            ("ZRANGE", key, 0, 0, "WITHSCORES"),
+            ("ZRANGE", key, -1, -1, "WITHSCORES"),
+            ("PTTL", key),
+        ]
+        async with redis_errors(self._timeout_s):
+            count, first, last, pttl_ms = await self._batcher.transact(commands)
+        if not count:
+            return None
+        never_expires = pttl_ms < 0
+        expires_micros = time.time_ns() // 1000 + pttl_ms * 1000
+        return SessionInfo(
+            session_id=session_id,
+            message_count=count,
+            first_message_time=iso_time(member_micros(scored_members(first)[0])),
+            last_message_time=iso_time(member_micros(scored_members(last)[0])),
+            expires_at=None if never_expires else iso_time(expires_micros),
+            ttl_seconds=None if never_expires else round(pttl_ms / 1000),
+        )
+
+    async def is_connected(self) -> bool:
+        """Return whether Redis answers within the deadline."""
+        try:
+            async with redis_errors(self._timeout_s):
+                return bool(await self._redis.ping())
+        except Exception:  # noqa: BLE001 - every failure means: not connected
+            return False
+
+    async def _older(
+        self, key: str, member: bytes, count: int, size: int, end: float
+    ) -> list[PromptMessage]:
+        """Return up to `count` messages before a member, about `size` bytes, read until `end`.
+
+        Returns none if Redis fails: the caller has stored its message and has the later context.
+        """
+        if size <= 0:
+            return []
+        try:
+            async with redis_errors(end - time.monotonic()):
+                (score,) = await self._batcher.transact([("ZSCORE", key, member)])
+                if score is None:
+                    return []
+                reader = HistoryReader(self._batcher.transact, key, forward=False)
+                entries = await reader.read((member, float(score)), limit=count, max_bytes=size)
+        except StorageError as error:
+            log.warning("answering without the older messages: %s", error)
+            return []
+        return [
+            {"role": message.role, "content": message.content}
+            for _, message in reversed(entries)
+            if message is not None
+        ]
+
+
+def _zadd(key: str, messages: Sequence[Message], members: Sequence[bytes]) -> Command:
+    """Return the command that adds encoded messages to a session."""
+    scored: list[str | bytes] = []
+    for message, member in zip(messages, members, strict=True):
+        scored += (message.score_text, member)
+    return ("ZADD", key, *scored)

@@ -1,0 +1,146 @@
+"""The history as a library: the calls of the specification, on a connection of its own."""
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+from redis.asyncio import Redis
+
+import groqchat
+from groqchat import Message, RedisChatService
+from groqchat.errors import ConfigurationError, HistoryFailed, HistoryUnavailable
+from groqchat.services import redis_chat_service
+from groqchat.services.history_store import SessionInfo
+from groqchat.storage import keys
+
+MODEL = "openai/gpt-oss-20b"
+
+
+@pytest.fixture
+async def history(redis_url: str) -> AsyncIterator[RedisChatService]:
+    """A history on an empty database of a real server."""
+    async with RedisChatService.from_url(redis_url, ttl_s=1000) as history:
+        yield history
+
+
+def parts(message: Message) -> tuple[str, str, str | None]:
+    return message.role, message.content, message.model
+
+
+async def test_the_seven_calls_of_the_specification(
+    history: RedisChatService, redis: Redis
+) -> None:
+    assert await history.is_connected() is True
+    assert await history.get_session_history("user-123-abc") == []
+    question = await history.save_message("user-123-abc", "user", "What is Python?", MODEL)
+    answer = await history.save_message("user-123-abc", "assistant", "A language.", MODEL)
+
+    messages = await history.get_session_history("user-123-abc")
+    assert [message.id for message in messages] == [question.id, answer.id]
+    assert [parts(message) for message in messages] == [
+        ("user", "What is Python?", MODEL),
+        ("assistant", "A language.", MODEL),
+    ]
+    assert [message.timestamp for message in messages] == [question.timestamp, answer.timestamp]
+    assert await history.get_session_size("user-123-abc") == 2
+    assert await history.get_all_sessions() == ["user-123-abc"]
+    info = await history.get_session_info("user-123-abc")
+    assert info is not None
+    assert replace(info, expires_at=None) == SessionInfo(
+        session_id="user-123-abc",
+        message_count=2,
+        first_message_time=question.timestamp,
+        last_message_time=answer.timestamp,
+        expires_at=None,
+        ttl_seconds=1000,
+    )
+    assert 995 <= await redis.ttl(keys.session_key("user-123-abc")) <= 1000
+
+    await history.clear_session("user-123-abc")
+    assert await history.get_session_history("user-123-abc") == []
+    assert await history.get_all_sessions() == []
+    assert await history.get_session_info("user-123-abc") is None
+
+
+async def test_lists_are_complete_beyond_one_page(history: RedisChatService) -> None:
+    messages = [
+        Message(id=f"{number:017x}", role="user", content=f"{number}") for number in range(2500)
+    ]
+    await history.save_messages("s", *messages)
+    assert [message.content for message in await history.get_session_history("s")] == [
+        f"{number}" for number in range(2500)
+    ]
+    for number in range(1200):
+        await history.save_messages(f"s{number}", messages[0])
+    sessions = await history.get_all_sessions()
+    assert sorted(sessions) == sorted(["s", *(f"s{number}" for number in range(1200))])
+
+
+async def test_a_list_beyond_the_limit_is_an_error_that_names_the_iterator(
+    history: RedisChatService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_chat_service, "MAX_LISTED", 2)
+    for number in range(3):
+        await history.save_message(f"s{number % 3}", "user", "x")
+        await history.save_message("s0", "user", "y")
+    with pytest.raises(HistoryFailed, match="use iter_history"):
+        await history.get_session_history("s0")
+    with pytest.raises(HistoryFailed, match="use iter_sessions"):
+        await history.get_all_sessions()
+    assert len([each async for each in history.iter_history("s0")]) == 4
+    assert len([each async for each in history.iter_sessions()]) == 3
+
+
+async def test_an_unknown_role_is_rejected(history: RedisChatService) -> None:
+    with pytest.raises(ValueError, match="role must be one of system, user, assistant, tool"):
+        await history.save_message("s", "human", "Hello")
+    assert await history.get_session_size("s") == 0
+
+
+async def test_the_environment_does_not_change_a_history_that_is_opened_by_url(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_TIMEOUT_S", "not a number")
+    monkeypatch.setenv("REDIS_URL", "redis://localhost:1")
+    async with RedisChatService.from_url(redis_url) as history:
+        await history.save_message("s", "user", "Hello")
+        info = await history.get_session_info("s")
+        assert info is not None
+        assert info.ttl_seconds == 86400
+
+
+async def test_an_unreachable_server_is_reported_by_the_first_call() -> None:
+    async with RedisChatService.from_url("redis://localhost:1", timeout_s=0.2) as history:
+        assert await history.is_connected() is False
+        with pytest.raises(HistoryUnavailable):
+            await history.save_message("s", "user", "Hello")
+
+
+@pytest.mark.parametrize(("url", "ttl_s"), [("http://localhost", 10), ("redis://localhost", 0)])
+async def test_an_invalid_argument_is_a_configuration_error(url: str, ttl_s: int) -> None:
+    with pytest.raises(ConfigurationError):
+        async with RedisChatService.from_url(url, ttl_s=ttl_s):
+            pass
+
+
+async def test_a_history_in_memory_needs_no_server() -> None:
+    async with RedisChatService.from_url("memory:") as history:
+        await history.save_message("s", "user", "Hello")
+        assert await history.get_session_size("s") == 1
+
+
+def test_importing_the_package_imports_no_library() -> None:
+    program = (
+        "import sys, groqchat; "
+        "loaded = {'redis', 'pydantic', 'aiohttp', 'groq'} & set(sys.modules); "
+        "assert not loaded, loaded; groqchat.RedisChatService"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+
+
+def test_the_package_has_no_other_attributes() -> None:
+    assert set(groqchat.__all__) == {"Message", "RedisChatService", "__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        groqchat.Nothing  # noqa: B018 - reading the attribute raises
