@@ -34,7 +34,7 @@ async def next_tick() -> None:
 
 def test_a_new_turn_is_unshared_public_and_running() -> None:
     turn = new_turn()
-    assert (turn.id, turn.session_id, turn.events) == (TURN_ID, "s", [])
+    assert (turn.id, turn.session_id, list(turn.events)) == (TURN_ID, "s", [])
     assert (turn.is_shared, turn.is_private, turn.is_over, turn.has_outcome) == (False,) * 4
     assert (turn.error, turn.stop_reason) == (None, None)
 
@@ -43,7 +43,7 @@ def test_events_are_encoded_and_numbered_from_1() -> None:
     turn = new_turn()
     turn.add("start", b'{"turn_id":"x"}')
     turn.add("delta", {"text": "H\u00e9"})
-    assert turn.events == [
+    assert list(turn.events) == [
         b'id: 1\nevent: start\ndata: {"turn_id":"x"}\n\n',
         'id: 2\nevent: delta\ndata: {"text":"H\u00e9"}\n\n'.encode(),
     ]
@@ -67,8 +67,8 @@ async def test_encoded_events_of_another_server_are_added_unchanged() -> None:
     turn.add_raw(b"")
     turn.add_raw(b"data: 2\n\n")
     turn.end()
-    assert turn.events == [b"data: 1\n\n", b"data: 2\n\n"]
-    assert await follower == turn.events
+    assert list(turn.events) == [b"data: 1\n\n", b"data: 2\n\n"]
+    assert await follower == list(turn.events)
 
 
 async def test_a_follower_receives_earlier_events_at_once_and_later_ones_as_they_arrive() -> None:
@@ -118,7 +118,7 @@ async def test_a_disconnected_follower_does_not_affect_the_others() -> None:
     await next_tick()
     add_events(turn, 40)
     turn.end()
-    assert await remaining == turn.events
+    assert await remaining == list(turn.events)
     assert disconnected.cancelled()
 
 

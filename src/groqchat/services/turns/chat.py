@@ -250,7 +250,6 @@ class ChatService:
         After the first text, an error is not raised but set as the turn's `error`.
         """
         parser = StreamParser(prompt.model)
-        texts: list[str] = []
         size = 0
         try:
             async with (
@@ -261,21 +260,20 @@ class ChatService:
                     size += len(text)
                     if size > MAX_ANSWER_CHARS:
                         raise CompletionUnavailable(f"more than {MAX_ANSWER_CHARS} characters")
-                    texts.append(text)
-                    turn.add("delta", {"text": text})
+                    turn.add_text(text)
         except CompletionError as error:
             # The frames of its traceback refer to the turn, which would be a cycle.
             turn.error = strip_tracebacks(error)
         else:
             turn.error = turn.stop_error()
-        if turn.error is not None and not texts:
+        if turn.error is not None and not size:
             failure, turn.error = turn.error, None
             try:
                 raise failure
             finally:
                 del failure
         return Completion(
-            text="".join(texts),
+            text=turn.events.text,
             model=parser.model,
             tokens=parser.tokens,
             finish_reason=_finish_reason(turn, parser),

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import orjson
 
 from groqchat.errors import CompletionTimeout, GroqChatError, ShuttingDown
+from groqchat.services.turns.events import TurnEvents
 from groqchat.sse import MAX_WRITE_BYTES, encode_event, event_number, parse_event
 from groqchat.storage import keys
 
@@ -51,7 +52,7 @@ class Turn:
         self.session_id = session_id
         self.is_shared = is_shared
         self.is_private = is_private
-        self.events: list[bytes] = []
+        self.events = TurnEvents()
         self.is_over = False
         # Whether the final event, `done` or `error`, was added.
         self.has_outcome = False
@@ -64,13 +65,18 @@ class Turn:
         """Add an event and wake the followers; `data` is encoded as JSON unless it is bytes."""
         self.has_outcome = name in {"done", "error"}
         json = data if isinstance(data, bytes) else orjson.dumps(data)
-        self.events.append(encode_event(json, name=name, number=len(self.events) + 1))
+        self.events.add(encode_event(json, name=name, number=len(self.events) + 1))
+        self._wake()
+
+    def add_text(self, text: str) -> None:
+        """Add a `delta` event and wake the followers."""
+        self.events.add_text(text)
         self._wake()
 
     def add_raw(self, data: bytes) -> None:
         """Add bytes from Groq, which are forwarded unchanged."""
         if data:
-            self.events.append(data)
+            self.events.add(data)
             self._wake()
 
     def end(self) -> None:
@@ -103,15 +109,7 @@ class Turn:
 
         Returns them and the number of the last one. At least one event must follow.
         """
-        found = self.events[after : after + 1]
-        size = len(found[0])
-        # By index, because iterating from the start would become slower with each event.
-        for index in range(after + 1, len(self.events)):
-            size += len(self.events[index])
-            if size > MAX_WRITE_BYTES:
-                break
-            found.append(self.events[index])
-        return (found[0] if len(found) == 1 else b"".join(found)), after + len(found)
+        return self.events.joined(after, MAX_WRITE_BYTES)
 
     async def final_event(self) -> bytes:
         """Wait for the end of the turn and return its last event."""
