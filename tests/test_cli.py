@@ -120,25 +120,6 @@ def test_an_invalid_mock_option_in_the_url_is_an_error_without_a_traceback(direc
     assert "Traceback" not in result.stderr
 
 
-def test_the_access_log_does_not_contain_messages(directory: Path) -> None:
-    with Service(
-        directory, REDIS_URL="memory:", GROQ_BASE_URL="offline:", ACCESS_LOG="true"
-    ) as service:
-        url = f"{service.url}/api/groq-chat/simple-chat"
-        requests.post(url, params={"message": "my-secret"}, timeout=30)
-        found = service.wait_for(r"aiohttp.access \[[0-9a-f]{32}\] (\{.*\})")
-        assert "my-secret" not in service.log
-    line = json.loads(found[1])
-    assert line.pop("ms") > 0
-    assert line.pop("bytes") > 100
-    assert line == {
-        "remote": "127.0.0.1",
-        "method": "POST",
-        "path": "/api/groq-chat/simple-chat",
-        "status": 200,
-    }
-
-
 def test_a_sampled_access_log_contains_every_server_error(directory: Path) -> None:
     with Service(
         directory,
@@ -149,8 +130,7 @@ def test_a_sampled_access_log_contains_every_server_error(directory: Path) -> No
     ) as service:
         requests.get(f"{service.url}/api/groq-chat/sessions", timeout=30)
         requests.post(f"{service.url}/api/groq-chat/chat", json={"message": "Hello"}, timeout=30)
-        found = service.wait_for(r"aiohttp.access \[[0-9a-f]{32}\] (\{.*\})")
-    assert json.loads(found[1])["status"] == 503
+        service.wait_for(r"aiohttp.access \[[0-9a-f]{32}\] .* /api/groq-chat/chat 503 ")
     assert service.log.count("aiohttp.access") == 1
 
 

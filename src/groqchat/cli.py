@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import logging
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from groqchat.errors import ConfigurationError, GroqChatError
 from groqchat.offline.options import MockGroqOptions, parse_options
 from groqchat.offline.server import serve_mock_groq
 from groqchat.runtime.gc_tuning import tuned_gc
-from groqchat.runtime.logs import configure_logging
+from groqchat.runtime.logs import configure_logging, report_failure
 from groqchat.runtime.server import listen_error, new_event_loop, serve, stop_signal
 from groqchat.runtime.workers import CONFIGURATION_STATUS, serve_workers
 from groqchat.services.groq.client import open_groq_client
@@ -28,6 +27,7 @@ from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.connection import attach_redis
 from groqchat.storage.errors import redis_errors
 from groqchat.storage.reindex import SCAN_BATCH, reindex
+from groqchat.urls import masked_url
 
 OFFLINE_PORT = 5001
 SERVE_OPTIONS = {
@@ -48,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(options.command(options)) or 0
     except ConfigurationError as error:
-        print(f"groqchat: {error}", file=sys.stderr)
+        report_failure(str(error))
         if getattr(options, "worker", False):
             return CONFIGURATION_STATUS
     except GroqChatError as error:
-        print(f"groqchat: {error.message} ({error.detail})", file=sys.stderr)
+        report_failure(f"{error.message} ({error.detail})")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 1
@@ -92,7 +92,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     """Return the settings for a command; its options override the environment."""
     given = {name: getattr(options, name, None) for name in SERVE_OPTIONS}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     # The supervisor has already logged these warnings.
     if not getattr(options, "worker", False):
         for warning in ineffective_variables():
@@ -124,7 +124,9 @@ def _print_settings(settings: Settings) -> None:
     configured = load_settings()
     for name in Settings.model_fields:
         value = getattr(settings, name)
-        shown = settings.masked_redis_url if name == "redis_url" else _shown(value)
+        shown = _shown(value)
+        if name == "redis_url" and settings.redis_url is not None:
+            shown = masked_url(settings.redis_url.get_secret_value())
         source = origin.get(name) if value == getattr(configured, name) else "--local"
         print(f"{name.upper()}={shown}" + (f"  # {source}" if source else ""))
 

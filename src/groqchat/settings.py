@@ -9,18 +9,17 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from groqchat.address_types import HostNames, Names, Networks, Origins, PathPrefix
 from groqchat.openai_paths import OPENAI_PREFIX
-from groqchat.urls import check_redis_url, masked_url, redis_address, split_url
+from groqchat.urls import (
+    SERVICE_LINK_HINT,
+    check_redis_url,
+    redis_address,
+    split_url,
+)
 
 # If one of these is set, `--local` does not replace the Redis server.
 REDIS_ADDRESS_FIELDS = {"redis_url", "redis_host", "redis_port", "redis_db", "redis_password"}
 LOCAL_REDIS_URL = "embedded:.data/redis"
 OFFLINE_SCHEME = "offline:"
-# Docker and Kubernetes set REDIS_PORT=tcp://10.0.0.1:6379 for a service that is named `redis`.
-SERVICE_LINK_HINT = (
-    "must be a port, not an address, which Kubernetes sets for a service named redis; set "
-    "REDIS_PORT to the port, or `enableServiceLinks: false` in the pod"
-)
-
 # More processes than any machine of today has CPUs.
 MAX_WORKERS = 256
 
@@ -230,7 +229,7 @@ class Settings(BaseSettings):
         description="Origins whose pages may call the API, separated by commas. `*`: any origin.",
     )
     access_log: bool = Field(
-        default=False, description="Log one line of JSON for each request. This reduces throughput."
+        default=False, description="Log one line for each request. This reduces throughput."
     )
     access_log_sample_rate: float = Field(
         1.0,
@@ -238,6 +237,9 @@ class Settings(BaseSettings):
         le=1,
         description="Fraction of the requests that ACCESS_LOG logs, chosen at random. "
         "Responses with status 5xx are always logged.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Format of the log: `text`, or `json` for one object in each line."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Minimum level of log lines: DEBUG, INFO, WARNING or ERROR."
@@ -274,10 +276,16 @@ class Settings(BaseSettings):
         # The logging module accepts this shorter name too.
         return {"WARN": "WARNING"}.get(level.strip().upper(), level.strip().upper())
 
+    @field_validator("log_format", mode="before")
+    @classmethod
+    def _format_in_lower_case(cls, style: object) -> object:
+        return style.strip().lower() if isinstance(style, str) else style
+
     @field_validator("redis_port", mode="before")
     @classmethod
     def _port_is_no_service_link(cls, port: object) -> object:
         if isinstance(port, str) and "://" in port:
+            # Docker and Kubernetes set such a value for a service that is named `redis`.
             raise ValueError(SERVICE_LINK_HINT)
         return port
 
@@ -310,11 +318,6 @@ class Settings(BaseSettings):
         if self.redis_url is None:
             return f"{self.redis_host}:{self.redis_port}"
         return redis_address(self.redis_url.get_secret_value())
-
-    @property
-    def masked_redis_url(self) -> str:
-        """REDIS_URL without credentials; empty if it is not set."""
-        return "" if self.redis_url is None else masked_url(self.redis_url.get_secret_value())
 
     def with_local_defaults(self) -> Self:
         """Use the embedded server and the mock Groq server if Redis or Groq is not configured."""

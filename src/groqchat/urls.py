@@ -10,6 +10,10 @@ REDIS_URL_OPTION = re.compile(
     "db|username|password|ssl_(ca_certs|ca_path|certfile|keyfile|keyfile_password|cert_reqs|"
     "check_hostname|min_version|ciphers)"
 )
+SERVICE_LINK_HINT = (
+    "must be a port, not an address, which Kubernetes sets for a service named redis; set "
+    "REDIS_PORT to the port, or `enableServiceLinks: false` in the pod"
+)
 MASK = "**********"
 # The options of a Redis URL whose values are secret.
 SECRET_OPTIONS = {"username", "password", "ssl_keyfile_password"}

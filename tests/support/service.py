@@ -83,6 +83,11 @@ class Service:
             assert data, f"{pattern!r} is not in the log:\n{self.log}"
             self.log += data.decode()
 
+    def read_to_end(self) -> None:
+        """Read the rest of the log of a process that has ended."""
+        assert self._process.stderr is not None
+        self.log += self._process.stderr.read().decode()
+
     def terminate(self) -> int:
         """Send SIGTERM and return the exit status."""
         self.signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The access log: one line of JSON for each request, without the query.
+"""The access log: one entry for each request, without the query.
 
 The query may contain a message.
 """
@@ -6,13 +6,14 @@ The query may contain a message.
 import random
 from http import HTTPStatus
 
-import orjson
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
 from groqchat.http.proxies import Proxies
 
 MS_PER_S = 1000
+# The attribute of a log record with the fields of an entry.
+ACCESS_FIELDS = "access_fields"
 
 
 class AccessLogger(AbstractAccessLogger):
@@ -27,15 +28,20 @@ class AccessLogger(AbstractAccessLogger):
         failed = response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         if not failed and random.random() >= self.sample_rate:  # noqa: S311 - no secret
             return
-        line = {
+        fields = {
             "remote": self.proxies.client_address(request),
             "method": request.method,
-            "path": request.path.encode(errors="replace").decode(),
+            # Percent-encoded: it cannot contain a line break.
+            "path": request.rel_url.raw_path,
             "status": response.status,
             "bytes": response.body_length,
             "ms": round(time * MS_PER_S, 1),
         }
-        self.logger.info("%s", orjson.dumps(line).decode())
+        self.logger.info(
+            "%(remote)s %(method)s %(path)s %(status)d %(bytes)d bytes %(ms).1f ms",
+            fields,
+            extra={ACCESS_FIELDS: fields},
+        )
 
 
 def access_logger(sample_rate: float, proxies: Proxies) -> type[AccessLogger]:
