@@ -189,6 +189,22 @@ async def test_the_log_contains_the_cause_without_prompt_or_key(
     assert "gsk_test" not in caplog.text
 
 
+async def test_the_log_contains_the_id_that_groq_gave_to_the_request(
+    serve: Serve, groq: MockGroq, caplog: pytest.LogCaptureFixture
+) -> None:
+    groq.options.fail = "500"
+    groq.response_headers = {"X-Request-ID": "req_01mock"}
+    api = await serve(groq_max_retries=0)
+    await assert_error(await chat(api), 502, "completion_unavailable")
+    assert (
+        "InternalServerError 500: internal_server_error (Groq's request req_01mock)" in caplog.text
+    )
+
+    groq.response_headers = {"X-Request-ID": "req " + "x" * 99}
+    await assert_error(await chat(api), 502, "completion_unavailable")
+    assert "xxx" not in caplog.text
+
+
 async def test_a_response_header_that_is_not_ascii_is_accepted(
     serve: Serve, groq: MockGroq
 ) -> None:

@@ -114,7 +114,9 @@ class RequestTemplate:
             raise RuntimeError("the session is closed")
         self._connector = session.connector
         self._read_timeout_s = read_timeout_s
-        self._limits = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
+        self._limits = aiohttp.ClientTimeout(
+            total=None, connect=connect_timeout_s, sock_connect=connect_timeout_s
+        )
         # Supplies the headers and the address that aiohttp itself would use.
         self._request = aiohttp.ClientRequest(
             method,

@@ -111,11 +111,10 @@ class GroqClient(AsyncGroq):
         # aiohttp's public API writes requests for a proxy differently.
         self._uses_templates = not uses_proxy and not missing_internals()
         self._connect_timeout_s = connect_timeout_s
+        # `connect` includes name resolution, TLS and the reply of a proxy. Each turn has a
+        # connection, so it never includes a wait for a free one.
         self._socket_timeouts = aiohttp.ClientTimeout(
-            total=None,
-            # Includes the reply of a proxy. No request waits for a free connection.
-            connect=connect_timeout_s if uses_proxy else None,
-            sock_connect=connect_timeout_s,
+            total=None, connect=connect_timeout_s, sock_connect=connect_timeout_s
         )
 
     def check_model(self, model: str | None) -> None:

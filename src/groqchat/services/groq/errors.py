@@ -26,6 +26,7 @@ E = TypeVar("E", bound=BaseException)
 
 ORGANISATION = re.compile(r"\borg_[A-Za-z0-9]+")
 ORGANISATION_BYTES = re.compile(ORGANISATION.pattern.encode())
+REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 CODE = re.compile(r"[a-z0-9_]{1,64}")
 # Groq's messages have one or two sentences. Longer ones may quote the user or the model.
 MAX_MESSAGE_CHARS = 500
@@ -107,7 +108,7 @@ def completion_error(error: groq.GroqError) -> CompletionError:
     text = _text(error)
     shown = text if issubclass(kind, SHOWN_ERRORS) else None
     return kind(
-        f"{type(error).__name__} {status or ''}: {code or _cause(error)}",
+        f"{type(error).__name__} {status or ''}: {code or _cause(error)}{_request_id(error)}",
         message=shown,
         param="model" if kind is UnknownModel else None,
         retry_after_s=retry_after_s(error),
@@ -174,6 +175,13 @@ def parse_retry_after(value: str | None) -> float | None:
 def redact(content: bytes) -> bytes:
     """Return a response body of Groq without the name of the organisation that owns the key."""
     return ORGANISATION_BYTES.sub(b"org_***", content)
+
+
+def _request_id(error: groq.GroqError) -> str:
+    """Return the id that Groq gave to the request, for a question to Groq's support."""
+    headers = error.response.headers if isinstance(error, groq.APIStatusError) else {}
+    found = headers.get("x-request-id", "")
+    return f" (Groq's request {found})" if REQUEST_ID.fullmatch(found) else ""
 
 
 def _cause(error: groq.GroqError) -> str:
