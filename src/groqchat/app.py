@@ -135,7 +135,12 @@ async def _open_services(app: web.Application) -> AsyncIterator[None]:
 async def _drain(app: web.Application) -> None:
     """Wait for turns and their followers before the connections of clients are closed."""
     services = app[SERVICES]
-    await services.limiter.drain(services.settings.shutdown_grace_s, services.turns.shut_down)
+
+    def end_streams() -> None:
+        services.turns.shut_down()
+        services.openai.shut_down()
+
+    await services.limiter.drain(services.settings.shutdown_grace_s, end_streams)
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from groqchat.services.openai.models import (
     OpenAIErrorResponse,
     OpenAIHeaders,
 )
+from groqchat.services.openai.responses import ProxyResponse
 
 routes = web.RouteTableDef()
 
@@ -39,27 +40,28 @@ async def complete(
     """Forward a chat completion to Groq, within a session if `X-Session-Id` names one."""
     # The raw body is forwarded, with every field that the model does not declare.
     raw_body = await request.read()
-    reply = await services.openai.complete(raw_body, body, headers.session_id)
-    turn = reply.turn
-    if turn is None:
-        return web.Response(
-            body=reply.body,
-            status=reply.status,
-            headers=dict(reply.headers),
-            content_type=JSON,
-        )
+    if not body.stream:
+        with services.limiter:
+            reply = await services.openai.complete(raw_body, body, headers.session_id)
+        return _whole(reply)
+    with services.limiter.following():
+        reply = await services.openai.complete(raw_body, body, headers.session_id)
+        if reply.events is None:
+            return _whole(reply)
+        try:
+            return await services.event_streams.send(request, reply.events, headers=reply.headers)
+        finally:
+            reply.close()
 
-    def on_disconnect() -> None:
-        # Without a session, the rest of the answer would be lost.
-        if headers.session_id is None:
-            turn.stop("disconnected")
 
-    return await services.event_streams.send(
-        request, turn.follow(), on_disconnect=on_disconnect, headers=reply.headers
+def _whole(reply: ProxyResponse) -> web.Response:
+    return web.Response(
+        body=reply.body, status=reply.status, headers=dict(reply.headers), content_type=JSON
     )
 
 
 @endpoint(routes, "GET", MODELS_PATH, docs=RouteDocs(errors=ERRORS))
 async def list_models(_request: web.Request, services: Services) -> ModelListResponse:
     """List the available models in OpenAI's format."""
-    return ModelListResponse(data=await services.catalog.models())
+    with services.limiter:
+        return ModelListResponse(data=await services.catalog.models())

@@ -3,21 +3,21 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 
 import orjson
 from aiohttp import ClientResponse
 
 from groqchat import sse
-from groqchat.errors import CompletionUnavailable, GroqChatError, RateLimited
+from groqchat.errors import CompletionUnavailable, GroqChatError, RateLimited, ShuttingDown
 from groqchat.services.groq.client import GroqClient
-from groqchat.services.groq.completions import MAX_LINE_BYTES, StreamParser
-from groqchat.services.groq.errors import redact
+from groqchat.services.groq.completions import StreamParser
 from groqchat.services.openai.conversations import Conversation, Conversations
 from groqchat.services.openai.messages import answer_message
 from groqchat.services.openai.models import ChatCompletionRequest
+from groqchat.services.openai.relay import GroqEvents, Relay
 from groqchat.services.openai.responses import (
     ProxyResponse,
     chunks,
@@ -59,22 +59,30 @@ class OpenAIProxy:
         self._turns = turns
         self._limiter = limiter
         self._settings = settings
+        self._relays: set[Relay] = set()
 
     async def complete(
         self, body: bytes, request: ChatCompletionRequest, session_id: str | None
     ) -> ProxyResponse:
-        """Return Groq's answer, or its error for this request; raise CompletionError otherwise."""
+        """Return Groq's answer, or its error for this request; raise CompletionError otherwise.
+
+        The caller has a slot of the limiter, until the response is sent.
+        """
         self._groq.check_model(request.model or "")
-        with self._limiter:
-            conversation = None
-            if session_id is not None:
-                # `json` does not change numbers, not even beyond 64 bits.
-                fields = json.loads(body)
-                conversation = await self._conversations.begin(
-                    session_id, fields.get("messages"), request.model
-                )
-                body = json.dumps({**fields, "messages": conversation.messages}).encode()
-            return await self._forward(body, request, conversation)
+        conversation = None
+        if session_id is not None:
+            # `json` does not change numbers, not even beyond 64 bits.
+            fields = json.loads(body)
+            conversation = await self._conversations.begin(
+                session_id, fields.get("messages"), request.model
+            )
+            body = json.dumps({**fields, "messages": conversation.messages}).encode()
+        return await self._forward(body, request, conversation)
+
+    def shut_down(self) -> None:
+        """End the streams that have no turn with an error, because the service stops."""
+        for relay in self._relays:
+            relay.fail(ShuttingDown())
 
     async def _forward(
         self, body: bytes, request: ChatCompletionRequest, conversation: Conversation | None
@@ -88,6 +96,8 @@ class OpenAIProxy:
             except RateLimited as error:
                 return rate_limited(error)
             if starts_stream(response, is_streamed=is_streamed):
+                if conversation is None:
+                    return self._relay(response, deadline.left_s)
                 return self._stream(response, conversation, request.model, deadline.left_s)
             async with response:
                 content = b"".join([chunk async for chunk in chunks(response)])
@@ -112,82 +122,87 @@ class OpenAIProxy:
             await self._conversations.rollback(conversation)
         return reply
 
+    def _relay(self, response: ClientResponse, timeout_s: float) -> ProxyResponse:
+        """Return a stream that is read only as fast as its client receives it."""
+        relay = Relay(response, timeout_s=timeout_s)
+        self._relays.add(relay)
+        return ProxyResponse(
+            status=response.status,
+            headers=forwarded_headers(response),
+            events=relay,
+            close=partial(self._close_relay, relay),
+        )
+
+    def _close_relay(self, relay: Relay) -> None:
+        self._relays.discard(relay)
+        relay.close()
+        self._release(relay)
+
+    def _release(self, events: GroqEvents) -> None:
+        """Return the connection of a complete stream; close it if the stream was cut short."""
+        if events.is_done:
+            self._groq.release(events.response)
+        else:
+            events.response.close()
+
     def _stream(
         self,
         response: ClientResponse,
-        conversation: Conversation | None,
+        conversation: Conversation,
         model: str | None,
         timeout_s: float,
     ) -> ProxyResponse:
         """Forward a stream in a task of its own, which continues if the client disconnects."""
         headers = forwarded_headers(response)
-        if conversation is not None:
-            headers[SAVED_HEADER] = str(conversation.last_message is not None).lower()
-        session_id = conversation.session_id if conversation else ""
-        turn = Turn(new_message_id(), session_id, is_private=True)
+        headers[SAVED_HEADER] = str(conversation.last_message is not None).lower()
+        turn = Turn(new_message_id(), conversation.session_id, is_private=True)
         parser = StreamParser(model or self._settings.groq_default_model)
         task = asyncio.create_task(
-            self._forward_stream(response, turn, parser, conversation, timeout_s)
+            self._forward_stream(GroqEvents(response), turn, parser, conversation, timeout_s)
         )
         # A done callback also runs if the task is cancelled before its first step.
         task.add_done_callback(lambda _: turn.end())
         self._limiter.add(task)
         self._turns.add(turn)
-        return ProxyResponse(status=response.status, headers=headers, turn=turn)
+        return ProxyResponse(status=response.status, headers=headers, events=turn.follow())
 
     async def _forward_stream(
         self,
-        response: ClientResponse,
+        stream: GroqEvents,
         turn: Turn,
         parser: StreamParser,
-        conversation: Conversation | None,
+        conversation: Conversation,
         timeout_s: float,
     ) -> None:
         texts: list[str] = []
         last = b""
         try:
-            async with response, turn.stoppable(timeout_s):
-                async for events in _complete_events(response):
-                    if conversation is not None:
-                        texts.append(parser.feed(events))
+            async with turn.stoppable(timeout_s):
+                async for events in stream:
+                    texts.append(parser.feed(events))
                     if parser.is_done:
                         # Sent after the answer is stored, so that the client finds it there.
                         last += events
                     else:
                         turn.add_raw(events)
             turn.error = turn.stop_error()
-            if conversation is not None and not (turn.stop_reason or parser.finish_reason):
+            if not (turn.stop_reason or parser.finish_reason):
                 turn.error = CompletionUnavailable("the stream ended before the answer")
         except GroqChatError as error:
             turn.error = error
         except Exception as error:
             log.exception("forwarding a stream failed")
             turn.error = CompletionUnavailable(type(error).__name__)
+        finally:
+            self._release(stream)
         try:
-            if conversation is not None:
-                await self._conversations.end(conversation, _streamed_answer(turn, parser, texts))
+            await self._conversations.end(conversation, _streamed_answer(turn, parser, texts))
         finally:
             if turn.error is not None:
                 data = orjson.dumps(self._turns.encode_error(turn.error))
                 last += sse.encode_event(data, name="error")
             turn.add_raw(last)
             turn.end()
-
-
-async def _complete_events(response: ClientResponse) -> AsyncIterator[bytes]:
-    """Yield complete events only, so that a ping or an error never splits one."""
-    buffer = sse.EventBuffer()
-    async for chunk in chunks(response):
-        if events := buffer.feed(chunk):
-            yield _redact_errors(events)
-        if buffer.pending_bytes > MAX_LINE_BYTES:
-            raise CompletionUnavailable(f"an event exceeds {MAX_LINE_BYTES} bytes")
-    if rest := buffer.flush():
-        yield _redact_errors(rest)
-
-
-def _redact_errors(events: bytes) -> bytes:
-    return redact(events) if b'"error"' in events and b"org_" in events else events
 
 
 def _streamed_answer(turn: Turn, parser: StreamParser, texts: list[str]) -> Message:

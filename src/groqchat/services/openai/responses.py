@@ -1,7 +1,7 @@
 """Responses of Groq: which of them the client receives, and the errors for all others."""
 
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -15,7 +15,6 @@ from groqchat.services.groq.completions import parse_json, valid_tokens
 from groqchat.services.groq.errors import RETRYABLE_STATUS, completion_error, redact, status_error
 from groqchat.services.groq.rate_limits import rate_limit_body
 from groqchat.services.openai.messages import answer_message
-from groqchat.services.turns.turn import Turn
 from groqchat.storage.messages import Message
 
 # Groq's headers that clients act on.
@@ -26,12 +25,16 @@ MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyResponse:
-    """The response for the client: a JSON body, or a turn to follow."""
+    """The response for the client: a JSON body, or the events of a stream.
+
+    `close` is called when the client has received its response, or has disconnected.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes = b""
-    turn: Turn | None = None
+    events: AsyncIterator[bytes] | None = None
+    close: Callable[[], object] = lambda: None
 
 
 def starts_stream(response: ClientResponse, *, is_streamed: bool) -> bool:

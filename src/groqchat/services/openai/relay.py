@@ -1,0 +1,104 @@
+"""Streams of Groq, read in complete events, and the relay that needs no task of its own."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from typing import Self
+
+from aiohttp import ClientError, ClientResponse
+
+from groqchat import sse
+from groqchat.errors import CompletionTimeout, CompletionUnavailable, GroqChatError
+from groqchat.services.groq.completions import MAX_LINE_BYTES
+from groqchat.services.groq.errors import redact, strip_tracebacks
+from groqchat.services.openai.responses import MAX_RESPONSE_BYTES
+
+DONE = b"[DONE]"
+# An answer can contain `[DONE]` too, but not at the start of a line.
+DONE_LINE = re.compile(rb"(?:^|\n)data: ?\[DONE\]")
+ERROR_FIELD = b'"error"'
+
+
+class GroqEvents(AsyncIterator[bytes]):
+    """The events of a streamed response, up to `[DONE]`.
+
+    Each item consists of complete events, so a ping or an error never splits one. Nothing is read
+    before the caller asks for it: if the caller is slow, aiohttp stops reading from Groq.
+    """
+
+    def __init__(self, response: ClientResponse) -> None:
+        self.response = response
+        self.is_done = False
+        self._has_error = False
+        self._buffer = sse.EventBuffer()
+        self._size = 0
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Return the next events; raise CompletionError if the stream breaks off."""
+        while not self.is_done:
+            chunk = await self._read()
+            events = self._buffer.feed(chunk) if chunk else self._buffer.flush()
+            if self._buffer.pending_bytes > MAX_LINE_BYTES:
+                raise CompletionUnavailable(f"an event exceeds {MAX_LINE_BYTES} bytes")
+            if events:
+                return self._inspect(events)
+            if not chunk:
+                self._check_end()
+                break
+        raise StopAsyncIteration
+
+    def fail(self, error: GroqChatError) -> None:
+        """Let the next read raise an error, and a read that waits at once."""
+        self.response.content.set_exception(error)
+
+    async def _read(self) -> bytes:
+        try:
+            chunk = await self.response.content.readany()
+        except TimeoutError as error:
+            raise CompletionTimeout("no data during the answer") from strip_tracebacks(error)
+        except (ClientError, OSError) as error:
+            reason = f"during the answer: {type(error).__name__}"
+            raise CompletionUnavailable(reason) from strip_tracebacks(error)
+        self._size += len(chunk)
+        if self._size > MAX_RESPONSE_BYTES:
+            raise CompletionUnavailable(f"more than {MAX_RESPONSE_BYTES} bytes")
+        return chunk
+
+    def _inspect(self, events: bytes) -> bytes:
+        """Note the end of the answer; return the events without the name of the organisation."""
+        if DONE in events and DONE_LINE.search(events):
+            self.is_done = True
+        if ERROR_FIELD in events:
+            self._has_error = True
+            return redact(events)
+        return events
+
+    def _check_end(self) -> None:
+        """Raise CompletionError if a relay must not end here."""
+
+
+class Relay(GroqEvents):
+    """A stream that the task of a request sends to its client.
+
+    Nothing of it is stored, so it ends with its client.
+    """
+
+    def __init__(self, response: ClientResponse, *, timeout_s: float) -> None:
+        super().__init__(response)
+        error = CompletionTimeout(f"not complete within {timeout_s:g} s")
+        self._timer = asyncio.get_running_loop().call_later(timeout_s, self.fail, error)
+
+    def close(self) -> None:
+        """Stop the timer. The owner of the relay releases the response."""
+        self._timer.cancel()
+        error = self.response.content.exception()
+        if error is not None:
+            # It refers to the response, which refers to it.
+            strip_tracebacks(error)
+
+    def _check_end(self) -> None:
+        if not self._has_error:
+            raise CompletionUnavailable("the stream ended before the answer")
