@@ -187,10 +187,14 @@ class HealthResponse(ResponseModel):
 
 
 class ReadyResponse(ResponseModel):
-    """The service can answer messages; `checks` contains the state of each dependency."""
+    """The service can answer messages; `checks` contains the state of each dependency.
+
+    `groq_checked_at` is the time of the last request for Groq's list of models.
+    """
 
     status: Literal["ok"] = "ok"
     checks: dict[str, str]
+    groq_checked_at: str | None
 
 
 class SessionPath(RequestModel):

@@ -9,6 +9,7 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from groqchat.offline import groq_format
 from groqchat.offline.options import MockGroqOptions
 from groqchat.offline.server import create_mock_groq_app
 
@@ -29,6 +30,7 @@ class MockGroq:
     url: str = ""
     before_response: Callable[[], Awaitable[None]] | None = None
     models_released: asyncio.Event | None = None
+    rejected_key: str | None = None
 
     def hold_models(self) -> asyncio.Event:
         """Do not answer requests for the list of models until the returned event is set."""
@@ -73,7 +75,9 @@ class MockGroq:
             self.headers.append(dict(request.headers))
             if self.before_response is not None:
                 await self.before_response()
-        elif self.models_released is not None:
+        if self.rejected_key and request.headers["Authorization"].endswith(self.rejected_key):
+            return web.json_response(groq_format.error(401), status=401)
+        if request.method == "GET" and self.models_released is not None:
             await self.models_released.wait()
         response = await handler(request)
         response.headers.update(self.response_headers)

@@ -8,8 +8,11 @@ from groqchat.http.endpoint import JSON, RouteDocs, endpoint
 from groqchat.http.errors import to_api_error
 from groqchat.http.state import Services
 from groqchat.models import HealthResponse, ReadyResponse
+from groqchat.storage.write_probe import OK
 
 routes = web.RouteTableDef()
+
+NO_KEY = "no API key"
 
 
 @endpoint(routes, "GET", "/healthz")
@@ -20,14 +23,21 @@ async def healthz(_request: web.Request, _services: Services) -> HealthResponse:
 
 @endpoint(routes, "GET", "/readyz", docs=RouteDocs(errors=(NotReady,)))
 async def readyz(_request: web.Request, services: Services) -> ReadyResponse | web.Response:
-    """Report whether Redis answers and a model is configured."""
+    """Report whether Redis accepts writes and a model is configured.
+
+    The state of Groq is that of the last request for its list of models. Its failures do not make
+    the service unready: all replicas would become unready together.
+    """
+    is_configured = services.chat.is_configured
     checks = {
-        "redis": "ok" if await services.history.is_connected() else "unreachable",
-        "groq": "ok" if services.chat.is_configured else "no API key",
+        "redis": await services.history.write_state(),
+        "groq": services.catalog.groq_state if is_configured else NO_KEY,
     }
-    failed = [f"{name}: {state}" for name, state in checks.items() if state != "ok"]
+    failed = [f"redis: {checks['redis']}"] if checks["redis"] != OK else []
+    if not is_configured:
+        failed.append(f"groq: {NO_KEY}")
     if not failed:
-        return ReadyResponse(checks=checks)
+        return ReadyResponse(checks=checks, groq_checked_at=services.catalog.checked_at)
     error = to_api_error(NotReady(message="; ".join(failed)))
     body = {"status": "unavailable", "checks": checks, **error.body()}
     return web.Response(

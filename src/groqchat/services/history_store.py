@@ -30,6 +30,7 @@ from groqchat.storage.messages import (
 )
 from groqchat.storage.pagination import count_before
 from groqchat.storage.session_index import SessionIndex, SessionPage
+from groqchat.storage.write_probe import WriteProbe
 
 # The messages that a turn reads together with its first write. Even the longest messages add up
 # to only a few MB; a whole context could be a hundred times as large.
@@ -80,6 +81,7 @@ class HistoryStore:
         self._ttl_s = ttl_s
         self._timeout_s = timeout_s
         self._index = SessionIndex(redis)
+        self._write_probe = WriteProbe(batcher)
 
     async def save_messages(
         self,
@@ -298,6 +300,10 @@ class HistoryStore:
             expires_at=None if never_expires else iso_time(expires_micros),
             ttl_seconds=None if never_expires else round(pttl_ms / 1000),
         )
+
+    async def write_state(self) -> str:
+        """Return whether Redis accepts writes: `ok`, `unreachable` or `rejects writes: CODE`."""
+        return await self._write_probe.state()
 
     async def is_connected(self) -> bool:
         """Return whether Redis answers within the deadline."""

@@ -12,6 +12,7 @@ CLAIM_PREFIX = "chat:claim:"
 IDEMPOTENCY_PREFIX = "chat:idempotency:"
 REQUESTS_PREFIX = "chat:requests:"
 STOP_REQUESTS = "chat:stops"
+WRITE_PROBE = "chat:write-probe"
 
 # TTL of the events of a running turn. Followers notice the death of its worker by the end of the
 # lease, so it is short. The worker renews it twice a second: a pause of its event loop, for example
@@ -26,12 +27,19 @@ IDEMPOTENCY_TTL_S = 3600
 STOP_REQUESTS_TTL_S = 60
 # The most requests that a worker may have missed; each is a second old at most.
 MAX_STOP_REQUESTS = 1000
+# The readiness check writes this key again long before it expires, if it is used at all.
+WRITE_PROBE_TTL_S = 60
 # A session knows its keys for the time of the longest turn (the maximum of GROQ_TIMEOUT_S), and
 # then for the retention of its events.
 SESSION_KEYS_TTL_S = 3600 + IDEMPOTENCY_TTL_S
 
 # The score of a session whose key has no TTL because another program wrote it.
 NEVER_EXPIRES = float("inf")
+
+
+def write_probe() -> Command:
+    """Return a command that a server rejects if it rejects the writes of messages."""
+    return ("SET", WRITE_PROBE, "", "EX", WRITE_PROBE_TTL_S)
 
 
 def session_key(session_id: str) -> str:

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import groq
+
 from groqchat.background import background_task
 from groqchat.errors import CompletionError, CompletionTimeout, CompletionUnavailable, UnknownModel
 from groqchat.services.groq.client import GroqClient
@@ -23,14 +25,16 @@ MAX_AGE_S = 30.0
 # refresh continues, within the deadline of the first byte.
 LOOKUP_TIMEOUT_S = 5.0
 
+KEY_ERRORS = (groq.AuthenticationError, groq.PermissionDeniedError)
+
 log = logging.getLogger(__name__)
 
 
 class ModelCatalog:
     """The models that clients may use: those that Groq lists and GROQ_ALLOWED_MODELS allows."""
 
-    def __init__(self, groq: GroqClient, allowed: Sequence[str]) -> None:
-        self._groq = groq
+    def __init__(self, client: GroqClient, allowed: Sequence[str]) -> None:
+        self._groq = client
         self._allowed = frozenset(allowed)
         self._models: list[dict[str, Any]] | None = None
         self._names: frozenset[str] = frozenset()
@@ -38,6 +42,9 @@ class ModelCatalog:
         # The time of the last refresh, successful or not.
         self._last_attempt = -MAX_AGE_S
         self.refreshed_at: str | None = None
+        # The outcome and the time of the last request for the list.
+        self.groq_state = "not checked yet"
+        self.checked_at: str | None = None
 
     @property
     def cached(self) -> list[dict[str, Any]]:
@@ -110,8 +117,14 @@ class ModelCatalog:
     async def _refresh(self) -> None:
         try:
             reply = parse_json(await self._groq.list_models())
+            self.groq_state = "ok"
+        except CompletionError as error:
+            is_rejected = isinstance(error.__cause__, KEY_ERRORS)
+            self.groq_state = "rejects the API key" if is_rejected else f"failing: {error.code}"
+            raise
         finally:
             self._last_attempt = time.monotonic()
+            self.checked_at = iso_time(int(time.time() * MICROS_PER_S))
         data = reply.get("data") if isinstance(reply, dict) else None
         if not isinstance(data, list):
             raise CompletionUnavailable("Groq's response is not a list of models")
