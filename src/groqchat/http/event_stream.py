@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 import orjson
@@ -114,30 +114,42 @@ class EventStreams:
         return stream
 
     async def _inspect_all(self) -> float:
-        for stream in list(self._open):
-            await self._inspect(stream)
+        idle = [stream for stream in list(self._open) if self._inspect(stream)]
+        # Together, because each may have to wait.
+        await asyncio.gather(*map(_ping, idle))
         return INSPECTION_INTERVAL_S
 
-    async def _inspect(self, stream: _OpenStream) -> None:
-        """End a stream whose client disconnected or stopped reading; ping an idle stream."""
+    def _inspect(self, stream: _OpenStream) -> bool:
+        """End a stream whose client disconnected or stopped reading; return if it needs a ping."""
         is_idle = stream.writes == stream.seen_writes
         stream.idle_inspections = stream.idle_inspections + 1 if is_idle else 0
         stream.seen_writes = stream.writes
         idle_s = stream.idle_inspections * INSPECTION_INTERVAL_S
-        is_stalled = stream.is_writing and idle_s >= self._write_timeout_s
+        has_unread = stream.is_writing or stream.transport.get_write_buffer_size() > 0
+        is_stalled = has_unread and idle_s >= self._write_timeout_s
         if is_stalled:
             log.info("disconnecting a client that does not read its stream")
             stream.transport.abort()
         if is_stalled or stream.transport.is_closing():
             stream.is_disconnected = True
             stream.task.cancel()
-        elif not stream.is_writing and (
-            idle_s >= PING_INTERVAL_S or has_ended_sending(stream.request)
-        ):
-            stream.idle_inspections = 0
-            with suppress(ConnectionError, TimeoutError):
-                async with asyncio.timeout(INSPECTION_INTERVAL_S):
-                    await stream.response.write(sse.PING)
+            return False
+        # A ping would only wait behind what the client has not read.
+        if has_unread or not (idle_s >= PING_INTERVAL_S or has_ended_sending(stream.request)):
+            return False
+        stream.idle_inspections = 0
+        return True
+
+
+async def _ping(stream: _OpenStream) -> None:
+    try:
+        async with asyncio.timeout(INSPECTION_INTERVAL_S):
+            await stream.response.write(sse.PING)
+    except (ConnectionError, TimeoutError):
+        # The next inspection ends the stream.
+        pass
+    except Exception:
+        log.exception("a ping failed")
 
 
 async def _send_all(stream: _OpenStream, events: AsyncIterator[bytes]) -> None:
