@@ -1,13 +1,16 @@
 FROM python:3.12-slim AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
-RUN python -m venv /opt/groqchat
+RUN python -m venv /opt/groqchat && python -m venv /opt/build
 WORKDIR /build
-# Before the source: the source changes more often than the dependencies.
-COPY requirements.lock ./
-RUN /opt/groqchat/bin/pip install --requirement requirements.lock
+# Before the source: the source changes more often than the dependencies. Hashes make sure that
+# these are the files that `make lock` pinned.
+COPY requirements.lock requirements-build.lock ./
+RUN /opt/groqchat/bin/pip install --require-hashes --only-binary :all: --requirement requirements.lock \
+    && /opt/build/bin/pip install --require-hashes --only-binary :all: --requirement requirements-build.lock
 COPY LICENSE README.md pyproject.toml ./
 COPY src src
-RUN /opt/groqchat/bin/pip install --no-deps .
+RUN /opt/build/bin/python -m hatchling build --target wheel --directory dist \
+    && /opt/groqchat/bin/pip install --no-deps --no-index dist/*.whl
 
 FROM python:3.12-slim
 # A fixed user id: security policies can refer to it.

@@ -7,6 +7,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # distribution would share the command `groqchat` with `groqchat-server`.
 REMOVE_OLD_NAME := $(BIN)/python -m pip --disable-pip-version-check uninstall -qq --yes groqchat
 
+# The hashes of all files of each release: one lock serves every platform.
+COMPILE = $(VENV)-lock/bin/python -m piptools compile --quiet --upgrade --generate-hashes \
+	--strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+	--no-emit-trusted-host
+
 # The tests that talk to the service over HTTP, and those of the history store.
 HTTP_TESTS := $(addprefix tests/test_, $(addsuffix .py, bad_input chat_api completions conversations \
 	cors faults idempotency openai_endpoint openapi resume store streams turns))
@@ -36,11 +41,12 @@ fmt: $(VENV)/.dev ## Format the code and apply the fixes of the linter
 	$(BIN)/ruff check --fix --exit-zero
 	$(BIN)/ruff format
 
-lock: ## Pin the dependencies of the container image in requirements.lock
+lock: ## Pin the dependencies of the container image, with hashes
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip --disable-pip-version-check install --quiet .
-	$(VENV)-lock/bin/python -m pip freeze --exclude groqchat-server > requirements.lock
+	$(VENV)-lock/bin/python -m pip --disable-pip-version-check install --quiet pip-tools
+	$(COMPILE) --output-file requirements.lock pyproject.toml
+	$(COMPILE) --only-build-deps --build-deps-for wheel --output-file requirements-build.lock pyproject.toml
 	rm -rf $(VENV)-lock
 
 bench: $(VENV)/.bench ## Compare with the floor and the naive service, in about six minutes

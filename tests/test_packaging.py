@@ -39,7 +39,7 @@ def installed_by(text: str) -> Iterator[str]:
                 skip = True
             elif skip:
                 skip = False
-            elif not name.startswith(("-", ".")):
+            elif not name.startswith(("-", ".")) and "/" not in name:
                 yield name
 
 
