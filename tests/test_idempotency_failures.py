@@ -79,7 +79,6 @@ async def polls(worker: Worker, count: int) -> None:
 async def test_a_request_polls_while_another_worker_starts_the_turn(
     worker: Worker, other: Worker, fake_redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "NEW_TURN_S", 0)
     turn_id = await claim_for_a_dead_worker(worker, fake_redis)
     following = asyncio.create_task(other.outcome())
     await polls(other, 2)
@@ -90,10 +89,21 @@ async def test_a_request_polls_while_another_worker_starts_the_turn(
     assert len(other.groq.prompts) == 1
 
 
+async def test_a_request_runs_a_new_turn_soon_after_its_claim_is_released(
+    worker: Worker, other: Worker, fake_redis: FakeAsyncRedis
+) -> None:
+    turn_id = await claim_for_a_dead_worker(worker, fake_redis)
+    following = asyncio.create_task(other.outcome())
+    await polls(other, 1)
+    await fake_redis.delete(keys.claim_key(turn_id))
+    # Much sooner than a new turn of another worker is expected in Redis.
+    response = await asyncio.wait_for(following, registry.NEW_TURN_S / 2)
+    assert response["turn_id"] == turn_id
+
+
 async def test_a_turn_that_does_not_start_within_the_lease_is_lost(
     worker: Worker, fake_redis: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    monkeypatch.setattr(registry, "NEW_TURN_S", 0)
     turn_id = await claim_for_a_dead_worker(worker, fake_redis)
     following = asyncio.create_task(worker.keys.follow(KEY, request()))
     await polls(worker, 1)

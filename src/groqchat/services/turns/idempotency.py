@@ -18,6 +18,7 @@ from groqchat.errors import (
     TurnNotFound,
 )
 from groqchat.models import ChatRequest
+from groqchat.retry import Backoff
 from groqchat.services.turns.chat import ChatService
 from groqchat.services.turns.registry import TurnRegistry, last_events
 from groqchat.storage import keys
@@ -26,8 +27,8 @@ from groqchat.storage.event_log import is_final
 from groqchat.storage.message_ids import new_message_id
 
 # A worker that has claimed a turn writes the first event within a moment. If the worker dies, the
-# claim expires after the lease.
-CLAIM_POLL_S = 0.025
+# claim expires after the lease, and there is less to gain from frequent polls.
+CLAIM_BACKOFF = Backoff(base_s=0.025, cap_s=0.2)
 CLAIM_TIMEOUT_S = keys.TURN_LEASE_S + 5.0
 OUTCOME_ATTEMPTS = 2
 # Fields that change how the answer is delivered, not the answer.
@@ -72,18 +73,22 @@ class IdempotencyKeys:
         """
         record = await self._find_or_create(key, request)
         deadline = asyncio.get_running_loop().time() + CLAIM_TIMEOUT_S
+        polls = 0
         while True:
             self._chat.check()
             if await self._claim(record, key):
                 await self._start(record, request)
             try:
-                events = await self._turns.follow(record.turn_id, waits_for_text=waits_for_text)
+                events = await self._turns.follow(
+                    record.turn_id, waits_for_text=waits_for_text, waits_for_start=False
+                )
                 if events is not None:
                     return FollowedTurn(turn_id=record.turn_id, events=events)
             except TurnNotFound:
                 if asyncio.get_running_loop().time() > deadline:
                     raise TurnLost(f"turn {record.turn_id} did not start") from None
-            await asyncio.sleep(CLAIM_POLL_S)
+            await asyncio.sleep(CLAIM_BACKOFF.delay_s(polls))
+            polls += 1
 
     async def outcome(self, key: str, request: ChatRequest) -> bytes:
         """Return the final event of a key's turn; run the turn again if its worker dies."""

@@ -98,12 +98,18 @@ class TurnRegistry:
             local.turn.stop("shutdown")
 
     async def follow(
-        self, turn_id: str, after: int = 0, *, waits_for_text: bool = False
+        self,
+        turn_id: str,
+        after: int = 0,
+        *,
+        waits_for_text: bool = False,
+        waits_for_start: bool = True,
     ) -> AsyncIterator[bytes] | None:
         """Return an iterator over the events with a higher number than `after`.
 
         Returns None if the turn is over and has no such events. Raises TurnNotFound if the turn
-        does not exist or is private. With `waits_for_text`, waits as `Turn.wait_for_text`.
+        does not exist or is private. With `waits_for_text`, waits as `Turn.wait_for_text`; with
+        `waits_for_start`, waits for a new turn that is not in Redis yet.
         """
         local = self._local.get(turn_id)
         if local is not None and local.is_hidden:
@@ -113,7 +119,7 @@ class TurnRegistry:
             if waits_for_text:
                 await turn.wait_for_text()
             return None if turn.is_over and after >= len(turn.events) else turn.follow(after)
-        first = await self._read_existing(turn_id, after)
+        first = await self._read_existing(turn_id, after, NEW_TURN_S if waits_for_start else 0.0)
         if waits_for_text:
             first = await self._wait_for_text(turn_id, first)
         if first.is_over and not first.events:
@@ -156,11 +162,11 @@ class TurnRegistry:
         outcome = orjson.loads(sse.parse_event(last)[1])
         return "stopped" if outcome.get("finish_reason") == STOPPED else "finished"
 
-    async def _read_existing(self, turn_id: str, after: int) -> EventSlice:
-        """Read a turn's events; wait for a new turn that is not in Redis yet."""
+    async def _read_existing(self, turn_id: str, after: int, max_age_s: float) -> EventSlice:
+        """Read a turn's events; wait for a turn up to this age that is not in Redis yet."""
         found = await self._log.read(turn_id, after)
         age_s = time.time() - micros_of(turn_id) / MICROS_PER_S
-        while not found.exists and abs(age_s) < NEW_TURN_S:
+        while not found.exists and abs(age_s) < max_age_s:
             await asyncio.sleep(FOLLOW_BACKOFF.base_s)
             age_s += FOLLOW_BACKOFF.base_s
             found = await self._log.read(turn_id, after)
