@@ -149,19 +149,19 @@ async def test_a_message_of_a_limited_openai_session_stays_stored(
     assert [message["content"] for message in history["messages"]] == ["Hello"]
 
 
-async def test_a_waiting_request_that_is_cancelled_leaves_nothing_behind(
+async def test_a_turn_that_is_stopped_while_it_waits_is_not_sent(
     serve: Serve, groq: MockGroq
 ) -> None:
     api = await serve(groq_max_retries=0)
-    # The service notices a disconnect within a second.
     limit_groq(groq, 3)
     await assert_error(await chat(api), 429, "rate_limited")
     groq.options.fail = None
-    turn = await api.post(
-        f"{BASE}/chat", json={"message": "Hello", "stream": True, "on_disconnect": "cancel"}
-    )
-    await turn.content.readline()
-    turn.close()
+    turn = await chat(api, stream=True)
+    turn_id = (await turn.content.readuntil(b'"turn_id":"') + await turn.content.readuntil(b'"'))[
+        -18:-1
+    ].decode()
+    assert (await api.post(f"{BASE}/chat/{turn_id}/stop")).status == 200
+    assert "event: done" in await turn.text()
     assert (await chat(api)).status == 200
     assert len(groq.requests) == 2
 
