@@ -6,6 +6,7 @@ GroqChatError
 ├── CrossSiteRequest             a page of an origin that is not allowed sent the request
 ├── InvalidField                 a field of the request has an invalid value
 ├── SessionNotFound
+├── ModelNotFound                the path names a model that is not in the list of models
 ├── IdempotencyKeyReused         the key was used with a different request
 ├── TurnNotFound                 the turn does not exist, or its events have expired
 ├── TurnLost                     the worker of the turn died
@@ -85,6 +86,11 @@ class InvalidField(GroqChatError):
 class SessionNotFound(GroqChatError):
     code = "session_not_found"
     default_message = "The session does not exist."
+
+
+class ModelNotFound(GroqChatError):
+    code = "model_not_found"
+    default_message = "The model does not exist or is not available."
 
 
 class IdempotencyKeyReused(GroqChatError):

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +33,8 @@ AnyHandler = TypeVar("AnyHandler", bound=Handler)
 JSON = "application/json"
 # More parameters than any route has.
 MAX_QUERY_FIELDS = 100
+# The pattern of a path parameter of aiohttp, as in `{model:.+}`.
+PARAMETER_PATTERN = re.compile(r":[^}]+\}")
 PARAMETERS = frozenset({"path", "query", "headers", "body"})
 # The content encodings that aiohttp decodes.
 ENCODINGS = frozenset({"identity", "gzip", "deflate"})
@@ -132,7 +135,7 @@ def endpoint(
             raise TypeError(f"{handler.__name__}: unknown parameters {unknown}")
         declared = Endpoint(
             method=method,
-            path=path,
+            path=PARAMETER_PATTERN.sub("}", path),
             path_model=hints.get("path"),
             query_model=hints.get("query"),
             headers_model=hints.get("headers"),

@@ -21,6 +21,7 @@ STATUS: dict[type[errors.GroqChatError], int] = {
     errors.CrossSiteRequest: 403,
     errors.InvalidField: 422,
     errors.SessionNotFound: 404,
+    errors.ModelNotFound: 404,
     errors.IdempotencyKeyReused: 409,
     errors.SessionCleared: 409,
     errors.TurnNotFound: 404,

@@ -1,6 +1,7 @@
 """The middleware around every request: its id, and errors in the one error shape."""
 
 import logging
+from dataclasses import replace
 from http import HTTPStatus
 
 from aiohttp import hdrs, web
@@ -12,9 +13,17 @@ from groqchat.http.errors import RETRY_AFTER_STATUS, RequestError, to_api_error
 from groqchat.http.hosts import AllowedHosts
 from groqchat.http.origins import SEC_FETCH_SITE, AllowedOrigins
 from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
+from groqchat.openai_paths import COMPLETIONS_PATH, MODELS_PATH
 
 CONTENT_TYPE_OPTIONS = "X-Content-Type-Options"
 NOSNIFF = "nosniff"
+
+# The second one is the path of OpenAI's own API.
+OPENAI_PATHS = ("/openai", "/v1")
+OPENAI_NOT_FOUND = (
+    "This path does not exist. The OpenAI-compatible endpoints are "
+    f"POST {COMPLETIONS_PATH}, GET {MODELS_PATH} and GET {MODELS_PATH}/{{model}}."
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +46,7 @@ def errors(hosts: AllowedHosts, origins: AllowedOrigins) -> Middleware:
             if is_preflight(request) and origins.allows(headers.get(hdrs.ORIGIN, "")):
                 response = preflight_response(request)
             else:
-                response = _http_exception_response(error)
+                response = _http_exception_response(request, error)
         except (GroqChatError, RequestError) as error:
             response = _error_response(request, error)
         except Exception as error:
@@ -51,10 +60,13 @@ def errors(hosts: AllowedHosts, origins: AllowedOrigins) -> Middleware:
     return errors
 
 
-def _http_exception_response(error: web.HTTPException) -> web.StreamResponse:
+def _http_exception_response(request: web.Request, error: web.HTTPException) -> web.StreamResponse:
     if error.status < HTTPStatus.BAD_REQUEST:
         return error
-    response = to_api_error(error).response()
+    api_error = to_api_error(error)
+    if error.status == HTTPStatus.NOT_FOUND and request.path.startswith(OPENAI_PATHS):
+        api_error = replace(api_error, message=OPENAI_NOT_FOUND)
+    response = api_error.response()
     if hdrs.ALLOW in error.headers:
         response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
     return response

@@ -1,15 +1,17 @@
-"""POST /openai/v1/chat/completions and GET /openai/v1/models: the OpenAI-compatible endpoints."""
+"""The OpenAI-compatible endpoints: chat completions, and the list of models."""
 
 from aiohttp import web
 
-from groqchat.errors import CompletionError, Overloaded, ShuttingDown
+from groqchat.errors import CompletionError, ModelNotFound, Overloaded, ShuttingDown
 from groqchat.http.endpoint import JSON, RouteDocs, endpoint
 from groqchat.http.state import Services
-from groqchat.openai_paths import COMPLETIONS_PATH, MODELS_PATH
+from groqchat.openai_paths import COMPLETIONS_PATH, MODEL_PATH, MODELS_PATH
 from groqchat.services.openai.models import (
     ChatCompletionRequest,
     ChatCompletionResponse,
     ModelListResponse,
+    ModelPath,
+    ModelResponse,
     OpenAIErrorResponse,
     OpenAIHeaders,
 )
@@ -65,3 +67,12 @@ async def list_models(_request: web.Request, services: Services) -> ModelListRes
     """List the available models in OpenAI's format."""
     with services.limiter:
         return ModelListResponse(data=await services.catalog.models())
+
+
+@endpoint(routes, "GET", MODEL_PATH, docs=RouteDocs(errors=(*ERRORS, ModelNotFound)))
+async def retrieve_model(
+    _request: web.Request, services: Services, path: ModelPath
+) -> ModelResponse:
+    """Return a model in OpenAI's format."""
+    with services.limiter:
+        return ModelResponse.model_validate(await services.catalog.find(path.model))

@@ -10,7 +10,13 @@ from typing import Any
 import groq
 
 from groqchat.background import background_task
-from groqchat.errors import CompletionError, CompletionTimeout, CompletionUnavailable, UnknownModel
+from groqchat.errors import (
+    CompletionError,
+    CompletionTimeout,
+    CompletionUnavailable,
+    ModelNotFound,
+    UnknownModel,
+)
 from groqchat.services.groq.client import GroqClient
 from groqchat.services.groq.completions import parse_json
 from groqchat.storage.message_ids import MICROS_PER_S, iso_time
@@ -56,6 +62,20 @@ class ModelCatalog:
         if self._models is None:
             await self._look_up()
         return self.cached
+
+    async def find(self, name: str) -> dict[str, Any]:
+        """Return a model as Groq lists it; raise ModelNotFound, or CompletionError without a list.
+
+        If the list lacks the model and is older than MAX_AGE_S, it is refreshed first.
+        """
+        await self.models()
+        if name not in self._names:
+            with suppress(UnknownModel):
+                await self.check(name)
+        for model in self.cached:
+            if model["id"] == name:
+                return model
+        raise ModelNotFound(param="model")
 
     def may_exist(self, model: str | None) -> bool:
         """Return whether the list contains a model; true for every model if the list is empty."""

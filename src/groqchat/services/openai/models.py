@@ -78,6 +78,23 @@ class ModelListResponse(ResponseModel):
     data: list[dict[str, Any]]
 
 
+class ModelPath(BaseModel):
+    """The path of a model. Its id may contain slashes, also percent-encoded."""
+
+    model: str = Field(min_length=1)
+
+
+class ModelResponse(ResponseModel):
+    """A model in OpenAI's format, with the further fields that Groq describes."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: Any = "model"
+    created: Any = 0
+    owned_by: Any = ""
+
+
 class OpenAIErrorResponse(ResponseModel):
     """An error that Groq returned, or an error of the service, which has more fields."""
 
