@@ -98,6 +98,33 @@ def test_the_address_that_kubernetes_puts_into_redis_port_is_explained(
     )
 
 
+def test_redis_url_makes_the_address_in_redis_port_irrelevant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("REDIS_PORT", "tcp://10.0.0.1:6379")
+    monkeypatch.setenv("REDIS_URL", "redis://redis:6379/0")
+    assert load_settings().redis_address == "redis:6379"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"REDIS_HOST=\xff\n", ".env is not encoded in UTF-8"), (None, ".env cannot be read: ")],
+)
+def test_an_unreadable_env_file_is_a_configuration_error(
+    content: bytes | None, problem: str, dotenv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dotenv.write_bytes(content or b"")
+    if content is None:
+        # The tests may run as root, who may read every file.
+        def denied(*args: object, **options: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("builtins.open", denied)
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings()
+    assert str(raised.value).startswith(problem)
+
+
 def test_the_source_of_each_value_is_known(dotenv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (env_file(), sources()) == (None, {})
     dotenv.write_text("REDIS_PORT=7000\nREDIS_DB=3\nLOG_LEVEL=warn\nREDIS_HOST=\nother=1\n")

@@ -69,6 +69,8 @@ def _validated(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
         raise ConfigurationError("\n".join(problems)) from None
     except UnicodeDecodeError:
         raise ConfigurationError(".env is not encoded in UTF-8") from None
+    except OSError as error:
+        raise ConfigurationError(f".env cannot be read: {error.strerror}") from None
 
 
 def env_file() -> Path | None:

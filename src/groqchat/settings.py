@@ -281,6 +281,13 @@ class Settings(BaseSettings):
     def _format_in_lower_case(cls, style: object) -> object:
         return style.strip().lower() if isinstance(style, str) else style
 
+    @model_validator(mode="before")
+    @classmethod
+    def _redis_url_replaces_a_service_link(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values.get("redis_url") and "://" in str(values.get("redis_port")):
+            return {name: value for name, value in values.items() if name != "redis_port"}
+        return values
+
     @field_validator("redis_port", mode="before")
     @classmethod
     def _port_is_no_service_link(cls, port: object) -> object:
