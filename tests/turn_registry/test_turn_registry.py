@@ -76,6 +76,16 @@ async def test_an_unknown_turn_cannot_be_stopped(other: Worker) -> None:
     assert other.batcher.named("XADD") == []
 
 
+async def test_a_private_turn_is_not_found_without_a_read(worker: Worker) -> None:
+    turn = worker.start(is_private=True)
+    with pytest.raises(TurnNotFound):
+        await worker.registry.stop(turn.id)
+    with pytest.raises(TurnNotFound):
+        await worker.registry.follow(turn.id)
+    assert worker.batcher.commands == []
+    assert turn.stop_reason is None
+
+
 async def test_a_turn_that_fails_is_not_stopped_but_finished(worker: Worker) -> None:
     turn = worker.start()
     stopping = asyncio.create_task(worker.registry.stop(turn.id))
