@@ -156,3 +156,21 @@ async def test_an_end_leaves_no_reference_cycle() -> None:
         finally:
             gc.enable()
     assert len(found) <= 1
+
+
+async def test_an_answer_without_done_is_complete_after_a_short_wait(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("groqchat.services.groq.client.END_WAIT_S", 0.2)
+
+    async def respond(writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD + chunked(event("Hi")) + chunked(event(None, "stop")))
+        await asyncio.Event().wait()
+
+    async with RawGroq(respond).serve() as groq:
+        api = await serve(groq_base_url=groq.url)
+        async with asyncio.timeout(5):
+            text = await stream(api)
+
+    assert "event: done" in text
+    assert '"finish_reason":"stop"' in text

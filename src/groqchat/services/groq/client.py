@@ -48,7 +48,7 @@ from groqchat.services.groq.http_session import open_http_session
 from groqchat.services.groq.rate_limits import RateLimits
 from groqchat.services.groq.retries import MAX_RETRY_AFTER_S, GroqRetries
 from groqchat.services.groq.service_faults import ServiceFaults
-from groqchat.services.groq.stream_end import StreamEnds
+from groqchat.services.groq.stream_end import END_WAIT_S, StreamEnds
 from groqchat.settings import Settings
 
 # How long a request of the OpenAI-compatible endpoint waits for a rate limit. Its clients obey
@@ -125,8 +125,7 @@ class GroqClient(AsyncGroq):
     def service_fault(self, status: int, content: bytes) -> CompletionUnavailable | None:
         """Return and log the error for a response of Groq that only the operator can resolve.
 
-        None for a response that the client caused, or that is a failure of Groq. `forward` returns
-        such responses, so its caller checks them.
+        None for any other response. `forward` returns such responses, so its caller checks them.
         """
         return self._faults.check(status, content)
 
@@ -154,10 +153,12 @@ class GroqClient(AsyncGroq):
         try:
             while not parser.is_done:
                 data = await response.content.readany()
-                # At the end of the stream, a line feed completes an unfinished last line.
+                # At the end of the stream, a line feed completes the last line.
                 text = parser.feed(data or b"\n")
                 if text:
                     yield text
+                if parser.finish_reason is not None:
+                    limit_pauses(response, min(END_WAIT_S, self._read_timeout_s))
                 if parser.error is not None or not data:
                     break
         except (aiohttp.ClientError, OSError) as error:

@@ -4,6 +4,8 @@ import asyncio
 
 import aiohttp
 
+# How long a stream may pause between its finish reason and `[DONE]`. The answer is complete then.
+END_WAIT_S = 2.0
 # Usually only the last chunk of the chunked body is missing, and it arrives within milliseconds. A
 # server that needs longer than this, or sends more, costs more than a new connection.
 MAX_DRAIN_S = 1.0
