@@ -255,12 +255,14 @@ async def _parse_body(
         _check_content_type(request)
     body = await _read(request)
     try:
-        return model.model_validate_json(body, strict=True, context=limits)
+        parsed = model.model_validate_json(body, strict=True, context=limits)
     except ValidationError as error:
         # A parse error is always the only error.
         if error.error_count() == 1 and error.errors()[0]["type"] == "json_invalid":
             _reject_malformed(model, body, limits)
         raise RequestError(validation_error(error, model)) from None
+    _check_constants(body)
+    return parsed
 
 
 def _reject_malformed(model: type[BaseModel], body: bytes, limits: Mapping[str, int]) -> NoReturn:
@@ -276,6 +278,19 @@ def _reject_malformed(model: type[BaseModel], body: bytes, limits: Mapping[str, 
     except (ValueError, RecursionError):
         pass
     _reject(400, "malformed_json", "The body is not valid JSON.")
+
+
+def _check_constants(body: bytes) -> None:
+    """Reject NaN and Infinity, which pydantic accepts, but not Groq."""
+    if b"NaN" in body or b"Infinity" in body:
+        try:
+            json.loads(body, parse_constant=_reject_constant)
+        except ValueError:
+            _reject(400, "malformed_json", "The body is not valid JSON.")
+
+
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(name)
 
 
 def _reject(status: int, code: str, message: str, *, param: str | None = None) -> NoReturn:

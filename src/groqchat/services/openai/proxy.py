@@ -1,7 +1,6 @@
 """The OpenAI-compatible endpoint: forwards requests to Groq, within a session if one is named."""
 
 import asyncio
-import json
 import logging
 from dataclasses import replace
 from functools import partial
@@ -18,6 +17,7 @@ from groqchat.services.openai.conversations import Conversation, Conversations
 from groqchat.services.openai.messages import answer_message
 from groqchat.services.openai.models import ChatCompletionRequest
 from groqchat.services.openai.relay import GroqEvents, Relay
+from groqchat.services.openai.request_body import RequestBody
 from groqchat.services.openai.responses import (
     ProxyResponse,
     chunks,
@@ -71,12 +71,11 @@ class OpenAIProxy:
         self._groq.check_model(request.model or "")
         conversation = None
         if session_id is not None:
-            # `json` does not change numbers, not even beyond 64 bits.
-            fields = json.loads(body)
+            parsed = RequestBody(body)
             conversation = await self._conversations.begin(
-                session_id, fields.get("messages"), request.model
+                session_id, parsed.messages, request.model
             )
-            body = json.dumps({**fields, "messages": conversation.messages}).encode()
+            body = parsed.with_messages(conversation.messages)
         return await self._forward(body, request, conversation)
 
     def shut_down(self) -> None:

@@ -1,0 +1,84 @@
+"""The body of a request within a session: its messages are replaced, other bytes are not changed.
+
+Parsing and encoding the whole body again would change it: `1e999` would become `Infinity`, which
+is not JSON, and long numbers and repeated fields would lose parts.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from groqchat.errors import InvalidField
+from groqchat.services.openai.messages import OpenAIMessage
+
+WHITESPACE = re.compile(r"[ \t\n\r]*")
+MESSAGES = "messages"
+
+
+def _finite(number: str) -> float:
+    """Return a number of a message, which must fit into the history."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise InvalidField(message=f"{MESSAGES}: a number is too large", param=MESSAGES)
+    return value
+
+
+# Numbers outside of the messages need no conversion.
+SKIPPING = json.JSONDecoder(parse_int=str, parse_float=str)
+DECODING = json.JSONDecoder(parse_float=_finite)
+
+
+class RequestBody:
+    """A valid JSON object with a field `messages`, None if it has no such field."""
+
+    def __init__(self, body: bytes) -> None:
+        self._text = body.decode()
+        self.messages: Any = None
+        self._begin = self._end = 0
+        # The text of each message of the request, by the id of its object in `messages`.
+        self._texts: dict[int, str] = {}
+        self._find_messages()
+
+    def with_messages(self, messages: Sequence[OpenAIMessage]) -> bytes:
+        """Return the body with other messages; those of the request are not encoded again."""
+        texts = (self._texts.get(id(message)) or json.dumps(message) for message in messages)
+        return f"{self._text[: self._begin]}[{','.join(texts)}]{self._text[self._end :]}".encode()
+
+    def _find_messages(self) -> None:
+        index = self._skip(0, after="{")
+        while self._text[index] != "}":
+            name, index = SKIPPING.raw_decode(self._text, index)
+            index = self._skip(index, after=":")
+            if name == MESSAGES:
+                index = self._parse_messages(index)
+            else:
+                _, index = SKIPPING.raw_decode(self._text, index)
+            index = self._skip(index, after=",")
+
+    def _parse_messages(self, begin: int) -> int:
+        if self._end:
+            raise InvalidField(message=f"{MESSAGES}: must not be repeated", param=MESSAGES)
+        self._begin = begin
+        if self._text[begin] != "[":
+            self.messages, self._end = DECODING.raw_decode(self._text, begin)
+            return self._end
+        self.messages = []
+        index = self._skip(begin, after="[")
+        while self._text[index] != "]":
+            message, end = DECODING.raw_decode(self._text, index)
+            self.messages.append(message)
+            self._texts[id(message)] = self._text[index:end]
+            index = self._skip(end, after=",")
+        self._end = index + 1
+        return self._end
+
+    def _skip(self, index: int, *, after: str) -> int:
+        """Return the index after white space, and after a character if it follows."""
+        index = self._next(index)
+        return self._next(index + 1) if self._text.startswith(after, index) else index
+
+    def _next(self, index: int) -> int:
+        found = WHITESPACE.match(self._text, index)
+        return found.end() if found else index
