@@ -27,7 +27,7 @@ BODY_ERRORS = {
     413: ("body_too_large",),
     415: ("unsupported_media_type",),
 }
-QUERY_ERRORS = {400: ("malformed_query",)}
+QUERY_ERRORS = {400: ("malformed_query",), 414: ("uri_too_long",)}
 PATH_ERRORS = {404: ("not_found",)}
 # Before a request with an unsafe method.
 SITE_ERRORS = {403: (CrossSiteRequest.code,)}
