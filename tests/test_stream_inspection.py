@@ -1,9 +1,10 @@
 """The inspection of open streams: no stream delays or ends the inspection of the others."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
 
 from groqchat import sse
 from groqchat.http import event_stream
@@ -65,3 +66,18 @@ async def test_a_ping_that_fails_or_waits_does_not_affect_other_streams(
     assert first.pings > 0
     for response in (*streams, other):
         response.close()
+
+
+async def test_a_client_with_unread_bytes_gets_no_pings_and_is_disconnected_in_the_end(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    api = await serve(shutdown_grace_s=0.2, stream_write_timeout_s=1)
+    # As if the client had not read what is in the buffers of the connection.
+    transport = "asyncio.selector_events._SelectorSocketTransport"
+    monkeypatch.setattr(f"{transport}.get_write_buffer_size", lambda _: 1)
+    response = await api.post(f"{BASE}/chat", json=STREAM_REQUEST)
+    async with asyncio.timeout(4):
+        with suppress(ClientPayloadError):
+            assert sse.PING not in await response.read()
+    assert "disconnecting a client that does not read its stream" in caplog.messages
