@@ -115,5 +115,7 @@ def test_the_service_conforms_to_its_openapi_document(service: Service, tmp_path
     )
     assert result.returncode == 0, result.stdout
     document = requests.get(f"{service.url}/openapi.json", timeout=30).json()
-    total = sum(len(operations) for operations in document["paths"].values())
+    # schemathesis does not test the path of the document itself.
+    paths = {path: item for path, item in document["paths"].items() if path != "/openapi.json"}
+    total = sum(map(len, paths.values()))
     assert re.search(rf"Operations:\s+{total} selected / {total} total", result.stdout)
