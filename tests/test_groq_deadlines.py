@@ -146,13 +146,18 @@ async def test_a_body_that_pauses_is_ended_by_the_read_deadline(serve: Serve, ki
 
 
 @pytest.mark.parametrize("kind", PLAIN_KINDS)
-async def test_a_completion_that_is_not_streamed_may_take_its_whole_time_before_the_first_byte(
+async def test_a_completion_that_is_not_streamed_is_ended_by_the_first_byte_deadline(
     serve: Serve, kind: str
 ) -> None:
+    async with RawGroq(answer(whole(COMPLETION), after_s=30)).serve() as groq:
+        api = await serve(groq_base_url=groq.url, groq_first_byte_timeout_s=NEAR_S)
+        await assert_timeout(api, kind, deadline_s=NEAR_S)
+
+
+@pytest.mark.parametrize("kind", PLAIN_KINDS)
+async def test_the_read_deadline_does_not_apply_to_the_first_byte(serve: Serve, kind: str) -> None:
     async with RawGroq(answer(whole(COMPLETION), after_s=0.5)).serve() as groq:
-        api = await serve(
-            groq_base_url=groq.url, groq_first_byte_timeout_s=0.1, groq_read_timeout_s=0.1
-        )
+        api = await serve(groq_base_url=groq.url, groq_read_timeout_s=0.1)
         status, text = await send(api, kind)
 
     assert status == 200

@@ -31,7 +31,7 @@ async def stream(client: GroqClient) -> None:
 
 
 async def forward(client: GroqClient) -> None:
-    response = await client.forward(b"{}", model="m", is_streamed=True)
+    response = await client.forward(b"{}", model="m")
     response.close()
 
 

@@ -94,12 +94,13 @@ class Settings(BaseSettings):
         "included.",
     )
     groq_first_byte_timeout_s: float = Field(
-        # A stream begins within a second, unless Groq queues the request.
+        # A stream begins within a second, unless Groq queues the request. An answer that is not
+        # streamed begins when it is complete: 30,000 tokens at 500 tokens per second.
         60.0,
         gt=0,
         le=3600,
-        description="Timeout of the response headers of a streamed completion in seconds, retries "
-        "included.",
+        description="Timeout of the wait for the first byte of a completion in seconds, retries "
+        "included. Without streaming, Groq sends it when the answer is complete.",
     )
     groq_read_timeout_s: float = Field(
         # A model that calls tools of Groq can pause for half a minute.

@@ -130,11 +130,12 @@ class GroqClient(AsyncGroq):
         return self._faults.check(status, content)
 
     async def complete(self, prompt: Prompt) -> Completion:
-        """Return the model's answer within the deadline, or raise CompletionError."""
+        """Return the model's answer, or raise CompletionError."""
         body = prompt.body()
+        # Groq sends the first byte after the last token, so its deadline limits the whole.
         content = await self._request(
             lambda: self._send_buffered("POST", COMPLETIONS_PATH, body),
-            self._deadlines,
+            self._first_byte_deadlines,
             model=prompt.model,
         )
         return parse_completion(content, requested_model=prompt.model)
@@ -174,18 +175,17 @@ class GroqClient(AsyncGroq):
         if parser.finish_reason is None:
             raise CompletionUnavailable("the stream ended before the answer was complete")
 
-    async def forward(
-        self, body: bytes, *, model: str, is_streamed: bool
-    ) -> aiohttp.ClientResponse:
+    async def forward(self, body: bytes, *, model: str) -> aiohttp.ClientResponse:
         """Send a complete request body; return the response, whatever its status.
 
-        Only connection errors are retried. Raises RateLimited if Groq has limited the model before.
-        The caller closes the response, and applies `completion_deadline` to this call and to
-        reading the response together.
+        The headers must arrive within GROQ_FIRST_BYTE_TIMEOUT_S. Only connection errors are
+        retried. Raises RateLimited if Groq has limited the model before. The caller closes the
+        response, and applies `completion_deadline` to this call and to reading the response
+        together.
         """
         response = await self._request(
             lambda: self._post(body),
-            self._first_byte_deadlines if is_streamed else self._deadlines,
+            self._first_byte_deadlines,
             model=model,
             max_wait_s=MAX_FORWARD_WAIT_S,
         )

@@ -89,9 +89,7 @@ class OpenAIProxy:
         is_streamed = bool(request.stream)
         with self._groq.completion_deadline() as deadline:
             try:
-                response = await self._groq.forward(
-                    body, model=request.model or "", is_streamed=is_streamed
-                )
+                response = await self._groq.forward(body, model=request.model or "")
             except RateLimited as error:
                 return rate_limited(error)
             if starts_stream(response, is_streamed=is_streamed):
