@@ -137,7 +137,7 @@ class LostTurns:
     async def _lose(self, key: str, request: ChatRequest) -> FollowedTurn:
         self.follows += 1
         if self._endings:
-            await self._worker.keys._find_or_create(key, request)
+            await self._worker.keys._find_or_create(key, self._worker.keys._keyed(request))
             return FollowedTurn(turn_id="", events=self._end(self._endings.pop(0)))
         return await self._follow(key, request)
 

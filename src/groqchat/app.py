@@ -24,6 +24,7 @@ from groqchat.services.groq import aiohttp_internals
 from groqchat.services.groq.client import open_groq_client
 from groqchat.services.groq.model_catalog import ModelCatalog
 from groqchat.services.openai.conversations import Conversations
+from groqchat.services.openai.keyed import KeyedCompletions
 from groqchat.services.openai.proxy import OpenAIProxy
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.services.turns.chat import ChatService
@@ -90,11 +91,7 @@ async def _open_services(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     _warn_of_missing_internals()
     async with AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(open_redis(settings))
-        batcher = await stack.enter_async_context(
-            CommandBatcher(redis, timeout_s=settings.redis_timeout_s)
-        )
-        await _log_redis_state(settings, redis)
+        redis, batcher = await _open_redis(stack, settings)
         base_url = await stack.enter_async_context(groq_base_url_of(settings))
         groq = await stack.enter_async_context(open_groq_client(settings, base_url))
         registry = TurnRegistry(EventLog(batcher), error_event_data)
@@ -117,19 +114,35 @@ async def _open_services(app: web.Application) -> AsyncIterator[None]:
             limiter=limiter,
             settings=settings,
         )
+        idempotency = IdempotencyKeys(batcher=batcher, chat=chat, turns=registry)
         app[SERVICES] = Services(
             settings=settings,
             history=history_store,
             chat=chat,
             turns=registry,
-            idempotency=IdempotencyKeys(batcher=batcher, chat=chat, turns=registry),
+            idempotency=idempotency,
             catalog=catalog,
             openai=proxy,
+            keyed_completions=KeyedCompletions(
+                proxy=proxy,
+                keys=idempotency,
+                turns=registry,
+                limiter=limiter,
+                timeout_s=settings.groq_timeout_s,
+            ),
             limiter=limiter,
             event_streams=event_streams,
         )
         await stack.enter_async_context(prune_index(redis, settings.redis_timeout_s))
         yield
+
+
+async def _open_redis(stack: AsyncExitStack, settings: Settings) -> tuple[Redis, CommandBatcher]:
+    redis = await stack.enter_async_context(open_redis(settings))
+    batcher = CommandBatcher(redis, timeout_s=settings.redis_timeout_s)
+    await stack.enter_async_context(batcher)
+    await _log_redis_state(settings, redis)
+    return redis, batcher
 
 
 async def _drain(app: web.Application) -> None:

@@ -8,6 +8,7 @@ from groqchat.http.event_stream import EventStreams
 from groqchat.http.hosts import AllowedHosts
 from groqchat.http.origins import AllowedOrigins
 from groqchat.services.groq.model_catalog import ModelCatalog
+from groqchat.services.openai.keyed import KeyedCompletions
 from groqchat.services.openai.proxy import OpenAIProxy
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.services.turns.chat import ChatService
@@ -28,6 +29,7 @@ class Services:
     idempotency: IdempotencyKeys
     catalog: ModelCatalog
     openai: OpenAIProxy
+    keyed_completions: KeyedCompletions
     limiter: TurnLimiter
     event_streams: EventStreams
 

@@ -2,7 +2,15 @@
 
 from aiohttp import web
 
-from groqchat.errors import CompletionError, ModelNotFound, Overloaded, ShuttingDown
+from groqchat.errors import (
+    CompletionError,
+    IdempotencyKeyReused,
+    ModelNotFound,
+    Overloaded,
+    ShuttingDown,
+    StorageError,
+    TurnLost,
+)
 from groqchat.http.endpoint import JSON, RouteDocs, endpoint
 from groqchat.http.state import Services
 from groqchat.openai_paths import COMPLETIONS_PATH, MODEL_PATH, MODELS_PATH
@@ -27,7 +35,7 @@ ERRORS = (CompletionError, Overloaded, ShuttingDown)
     "POST",
     COMPLETIONS_PATH,
     docs=RouteDocs(
-        errors=ERRORS,
+        errors=(*ERRORS, IdempotencyKeyReused, StorageError, TurnLost),
         error_model=OpenAIErrorResponse,
         stream="Groq's chunks, forwarded unchanged.",
         forwards_upstream_errors=True,
@@ -42,12 +50,17 @@ async def complete(
     """Forward a chat completion to Groq, within a session if `X-Session-Id` names one."""
     # The raw body is forwarded, with every field that the model does not declare.
     raw_body = await request.read()
-    if not body.stream:
+    key = headers.idempotency_key
+    if not body.stream and key is None:
         with services.limiter:
             reply = await services.openai.complete(raw_body, body, headers.session_id)
         return _whole(reply)
     with services.limiter.following():
-        reply = await services.openai.complete(raw_body, body, headers.session_id)
+        if key is None:
+            reply = await services.openai.complete(raw_body, body, headers.session_id)
+        else:
+            complete = services.keyed_completions.complete
+            reply = await complete(key, raw_body, body, headers.session_id)
         if reply.events is None:
             return _whole(reply)
         try:

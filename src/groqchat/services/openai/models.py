@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from groqchat.fields import MODELS_PLACEHOLDER, SessionId
+from groqchat.fields import MODELS_PLACEHOLDER, IdempotencyKey, SessionId
 from groqchat.models import ResponseModel
 
 # Documents the request in OpenAPI. Groq validates it.
@@ -52,6 +52,12 @@ class OpenAIHeaders(BaseModel):
         alias="X-Session-Id",
         description="Adds the earlier messages of this session to the request, and stores the new "
         "messages and the answer.",
+    )
+    idempotency_key: IdempotencyKey | None = Field(
+        None,
+        alias="Idempotency-Key",
+        description="For one hour, every request with this key, the same body and the same session "
+        "returns the response to the first.",
     )
 
 

@@ -117,7 +117,7 @@ def is_final(status: int) -> bool:
 def forwarded_headers(response: ClientResponse) -> dict[str, str]:
     """Return the headers of a response that the client receives too."""
     return {
-        name: value
+        str(name): value
         for name, value in response.headers.items()
         if name.lower().startswith(FORWARDED_HEADERS)
     }

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 
 import orjson
@@ -33,6 +33,18 @@ CLAIM_TIMEOUT_S = keys.TURN_LEASE_S + 5.0
 OUTCOME_ATTEMPTS = 2
 # Fields that change how the answer is delivered, not the answer.
 UNFINGERPRINTED_FIELDS = {"stream", "on_disconnect"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyedRequest:
+    """A request with an Idempotency-Key: the fields of its fingerprint, and how its turn starts.
+
+    `start` receives the id of the turn and that of its session.
+    """
+
+    fields: str
+    session_id: str | None
+    start: Callable[[str, str], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,19 +77,20 @@ class IdempotencyKeys:
         self._turns = turns
 
     async def follow(
-        self, key: str, request: ChatRequest, *, waits_for_text: bool = False
+        self, key: str, request: ChatRequest | KeyedRequest, *, waits_for_text: bool = False
     ) -> FollowedTurn:
         """Follow a key's turn, and start it unless another request has claimed it.
 
         With `waits_for_text`, waits as `Turn.wait_for_text`.
         """
-        record = await self._find_or_create(key, request)
+        keyed = self._keyed(request)
+        record = await self._find_or_create(key, keyed)
         deadline = asyncio.get_running_loop().time() + CLAIM_TIMEOUT_S
         polls = 0
         while True:
             self._chat.check()
             if await self._claim(record, key):
-                await self._start(record, request)
+                await self._start(record, keyed)
             try:
                 events = await self._turns.follow(
                     record.turn_id, waits_for_text=waits_for_text, waits_for_start=False
@@ -90,7 +103,7 @@ class IdempotencyKeys:
             await asyncio.sleep(CLAIM_BACKOFF.delay_s(polls))
             polls += 1
 
-    async def outcome(self, key: str, request: ChatRequest) -> bytes:
+    async def outcome(self, key: str, request: ChatRequest | KeyedRequest) -> bytes:
         """Return the final event of a key's turn; run the turn again if its worker dies."""
         for _ in range(OUTCOME_ATTEMPTS - 1):
             try:
@@ -119,29 +132,42 @@ class IdempotencyKeys:
         if found and waiting <= 0:
             self._turns.stop_local(_Record(**orjson.loads(found)).turn_id, "disconnected")
 
-    async def _final_event(self, key: str, request: ChatRequest) -> bytes:
+    def _keyed(self, request: ChatRequest | KeyedRequest) -> KeyedRequest:
+        if isinstance(request, KeyedRequest):
+            return request
+
+        def start(turn_id: str, session_id: str) -> None:
+            self._chat.start(request, turn_id=turn_id, session_id=session_id)
+
+        return KeyedRequest(
+            # Without defaults: a new optional field must not change the fingerprint of old
+            # requests.
+            fields=request.model_dump_json(exclude=UNFINGERPRINTED_FIELDS, exclude_defaults=True),
+            session_id=request.session_id,
+            start=start,
+        )
+
+    async def _final_event(self, key: str, request: ChatRequest | KeyedRequest) -> bytes:
         followed = await self.follow(key, request)
         last = sse.last_event(await last_events(followed.events))
         if not is_final(last):
             raise TurnLost("the events ended without an outcome")
         return last
 
-    async def _start(self, record: _Record, request: ChatRequest) -> None:
+    async def _start(self, record: _Record, request: KeyedRequest) -> None:
         try:
-            self._chat.start(request, turn_id=record.turn_id, session_id=record.session_id)
+            request.start(record.turn_id, record.session_id)
         except GroqChatError:
             # The next request need not wait until the lease expires.
             await self._batcher.transact([("DEL", keys.claim_key(record.turn_id))])
             raise
 
-    async def _find_or_create(self, key: str, request: ChatRequest) -> _Record:
+    async def _find_or_create(self, key: str, request: KeyedRequest) -> _Record:
         """Return the record of a key; create it from this request if the key is new."""
-        # Without defaults: a new optional field must not change the fingerprint of old requests.
-        fields = request.model_dump_json(exclude=UNFINGERPRINTED_FIELDS, exclude_defaults=True)
         own = _Record(
             turn_id=new_message_id(),
             session_id=request.session_id or str(uuid.uuid4()),
-            fingerprint=hashlib.sha256(fields.encode()).hexdigest(),
+            fingerprint=hashlib.sha256(request.fields.encode()).hexdigest(),
         )
         digest = _digest(key)
         name, count = keys.idempotency_key(digest), keys.requests_key(digest)
