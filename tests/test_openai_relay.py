@@ -166,6 +166,55 @@ async def test_disconnected_and_stalled_readers_leave_no_garbage(
         await wait_until(lambda: are_released(before))
 
 
+def held_bytes() -> int:
+    """Return the size of the raw events of all turns."""
+    return sum(len(event) for turn in remaining(Turn) for event in turn.events._latest)
+
+
+@pytest.mark.parametrize("disconnects", [False, True])
+async def test_a_stream_within_a_session_stores_no_event_that_its_client_has_received(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, *, disconnects: bool
+) -> None:
+    monkeypatch.setattr(event_stream, "INSPECTION_INTERVAL_S", 0.02)
+    half, goes_on = asyncio.Event(), asyncio.Event()
+    pieces = 200
+
+    async def respond(writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD)
+        for number in range(pieces):
+            writer.write(PIECE)
+            await writer.drain()
+            if number == pieces // 2:
+                half.set()
+                await goes_on.wait()
+        await silent_after(writer)
+
+    async def silent_after(writer: asyncio.StreamWriter) -> None:
+        finished.set()
+        await writer.wait_closed()
+
+    finished = asyncio.Event()
+    async with RawGroq(respond).serve() as raw:
+        api = await serve(groq_base_url=raw.url)
+        response = await api.post(COMPLETIONS, json=BODY, headers={"X-Session-Id": "s"})
+        size = len(await response.content.readexactly(pieces // 2 * 16_000))
+        assert size < pieces * 16_000
+        await half.wait()
+        if disconnects:
+            response.close()
+        goes_on.set()
+        if not disconnects:
+            await response.content.readexactly((pieces // 2 - 2) * 16_000)
+        await finished.wait()
+
+        async def is_released() -> bool:
+            return held_bytes() < 10 * len(PIECE)
+
+        await wait_until(is_released)
+        assert len(remaining(Turn)) == 1
+        response.close()
+
+
 async def is_idle(api: ClientSession) -> bool:
     """Return whether the service, which has one slot, has no stream."""
     return (await api.get("/openai/v1/models")).status == 200

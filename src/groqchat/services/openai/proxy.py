@@ -161,7 +161,9 @@ class OpenAIProxy:
         task.add_done_callback(lambda _: turn.end())
         self._limiter.add(task)
         self._turns.add(turn)
-        return ProxyResponse(status=response.status, headers=headers, events=turn.follow())
+        return ProxyResponse(
+            status=response.status, headers=headers, events=turn.follow(), close=turn.abandon
+        )
 
     async def _forward_stream(
         self,

@@ -83,6 +83,13 @@ class TurnEvents(Sequence[bytes]):
         if len(self._texts) >= 2 * BLOCK_EVENTS and not self._has_other:
             self._compact()
 
+    def discard(self, count: int) -> None:
+        """Remove the first events from memory, but not the last one; nobody reads them again."""
+        removed = min(count - self._earlier, len(self._latest) - 1)
+        if removed > 0:
+            del self._latest[:removed]
+            self._earlier += removed
+
     def joined(self, after: int, max_bytes: int) -> tuple[bytes, int]:
         """Join the events after a number, up to `max_bytes`, but one event at least.
 

@@ -60,6 +60,7 @@ class Turn:
         self.stop_reason: StopReason | None = None
         self._waiting: list[asyncio.Future[None]] = []
         self._limit: asyncio.Timeout | None = None
+        self._is_abandoned = False
 
     def add(self, name: EventName, data: dict[str, Any] | bytes) -> None:
         """Add an event and wake the followers; `data` is encoded as JSON unless it is bytes."""
@@ -77,7 +78,14 @@ class Turn:
         """Add bytes from Groq, which are forwarded unchanged."""
         if data:
             self.events.add(data)
+            if self._is_abandoned:
+                self.events.discard(len(self.events))
             self._wake()
+
+    def abandon(self) -> None:
+        """Keep no events for the follower of a private turn, because it has disconnected."""
+        self._is_abandoned = True
+        self.events.discard(len(self.events))
 
     def end(self) -> None:
         """Mark the end of the events and wake the followers."""
@@ -91,6 +99,9 @@ class Turn:
             if after < len(self.events):
                 events, after = self.next_events(after)
                 yield events
+                if self.is_private:
+                    # There is no other follower.
+                    self.events.discard(after)
             elif self.is_over:
                 return
             else:
