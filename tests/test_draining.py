@@ -58,8 +58,6 @@ def test_no_request_is_cut(directory: Path, workers: str) -> None:
     with Service(
         directory, "--local", "--workers", workers, GROQ_BASE_URL="offline:?latency_ms=20"
     ) as service:
-        if workers == "2":
-            service.wait_for(r"answers at(.|\n)*answers at")
         outcomes = asyncio.run(run_clients(service))
         assert service.wait() == 0
     assert outcomes["cut"] == 0

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import requests
+from pydantic import SecretStr
 
 from groqchat.errors import ConfigurationError
 from groqchat.runtime import workers
-from groqchat.runtime.workers import reserved_port
+from groqchat.runtime.workers import decode_settings, encode_settings, reserved_port
+from groqchat.settings import Settings
 from tests.support.service import Service, run_groqchat
 from tests.test_cli import chat, contents
 
@@ -50,7 +52,6 @@ def wait_until(condition: object) -> None:
 
 def test_workers_share_one_port_and_one_embedded_server(directory: Path) -> None:
     with start(directory) as service:
-        service.wait_for(r"answers at(.|\n)*answers at")
         answers = [chat(service.url, f"message {number}")["message"] for number in range(10)]
         assert contents(service.url)[1::2] == answers
         assert len(workers_of(service.pid)) == 2
@@ -70,7 +71,6 @@ def test_the_port_is_free_immediately_after_the_exit(directory: Path) -> None:
 
 def test_a_second_service_cannot_use_the_port_of_the_workers(directory: Path) -> None:
     with start(directory) as service:
-        service.wait_for(r"answers at(.|\n)*answers at")
         port = service.url.rpartition(":")[2]
         second = run_groqchat(
             *("serve", "--workers", "2"),
@@ -126,10 +126,9 @@ def test_the_cpu_limit_of_a_container_limits_the_number_of_workers(
 
 def test_a_dead_worker_is_replaced(directory: Path) -> None:
     with start(directory) as service:
-        service.wait_for(r"answers at(.|\n)*answers at")
         first, second = workers_of(service.pid)
         os.kill(first, signal.SIGKILL)
-        service.wait_for(r"worker \d ended \(-9\)(.|\n)*answers at")
+        service.wait_for(r"worker \d ended \(-9\)(.|\n)*worker \d is ready")
         assert second in workers_of(service.pid)
         assert len(workers_of(service.pid)) == 2
         assert requests.get(f"{service.url}/readyz", timeout=30).status_code == 200
@@ -137,7 +136,6 @@ def test_a_dead_worker_is_replaced(directory: Path) -> None:
 
 def test_workers_end_when_their_supervisor_is_killed(directory: Path) -> None:
     with start(directory) as service:
-        service.wait_for(r"answers at(.|\n)*answers at")
         before = workers_of(service.pid)
         service.signal(signal.SIGKILL)
         service.wait()
@@ -151,3 +149,27 @@ def test_an_invalid_number_of_workers_is_rejected(directory: Path, count: str) -
     result = run_groqchat("serve", "--workers", count, cwd=directory)
     assert result.returncode == 1
     assert result.stderr.startswith("groqchat: WORKERS: must be ")
+
+
+def test_a_restarted_worker_has_the_settings_of_its_siblings(directory: Path) -> None:
+    (directory / ".env").write_text(
+        "CHAT_MAX_MESSAGE_CHARS=10\nGROQ_DEFAULT_MODEL=llama-3.1-8b-instant\n"
+    )
+    with start(directory) as service:
+        (directory / ".env").write_text("CHAT_MAX_MESSAGE_CHARS=20\nLOG_LEVEL=LOUD\n")
+        for pid in workers_of(service.pid):
+            os.kill(pid, signal.SIGKILL)
+        service.wait_for(r"ended(.|\n)*ended(.|\n)*is ready(.|\n)*is ready")
+        url = f"{service.url}/api/groq-chat/chat"
+        answers = [
+            requests.post(url, json={"message": "x" * size}, timeout=30) for size in (10, 11)
+        ]
+    assert [answer.status_code for answer in answers] == [200, 422]
+    assert answers[0].json()["model"] == "llama-3.1-8b-instant"
+
+
+def test_the_settings_of_a_worker_are_those_of_its_supervisor() -> None:
+    settings = Settings(
+        redis_password=SecretStr("secret"), cors_allowed_origins=("https://example.org",), port=0
+    )
+    assert decode_settings(encode_settings(settings)) == settings

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import logging
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from groqchat.offline.server import serve_mock_groq
 from groqchat.runtime.gc_tuning import tuned_gc
 from groqchat.runtime.logs import configure_logging, report_failure
 from groqchat.runtime.server import listen_error, new_event_loop, serve, stop_signal
-from groqchat.runtime.workers import CONFIGURATION_STATUS, serve_workers
+from groqchat.runtime.workers import CONFIGURATION_STATUS, decode_settings, serve_workers
 from groqchat.services.groq.client import open_groq_client
 from groqchat.services.history_store import HistoryStore
 from groqchat.settings import Settings
@@ -90,13 +91,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _settings(options: argparse.Namespace) -> Settings:
     """Return the settings for a command; its options override the environment."""
+    if getattr(options, "worker", False):
+        # Unbuffered: the worker waits for the end of its input later.
+        with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as pipe:
+            settings = decode_settings(pipe.readline())
+        configure_logging(settings.log_level, settings.log_format)
+        return settings
     given = {name: getattr(options, name, None) for name in SERVE_OPTIONS}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     configure_logging(settings.log_level, settings.log_format)
-    # The supervisor has already logged these warnings.
-    if not getattr(options, "worker", False):
-        for warning in ineffective_variables():
-            log.warning("%s", warning)
+    for warning in ineffective_variables():
+        log.warning("%s", warning)
     return settings.with_local_defaults() if options.local else settings
 
 

@@ -53,7 +53,7 @@ class Service:
         self.log = ""
 
     def __enter__(self) -> Self:
-        self.url = self.wait_for(r"answers at (http://\S+)/api/groq-chat").group(1)
+        self.url = self.wait_for(r"answers at (http://\S+), documentation").group(1)
         return self
 
     def __exit__(

@@ -10,7 +10,7 @@ import orjson
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
 
-from groqchat.http.errors import ApiError, RequestError, api_error_for_status
+from groqchat.http.errors import ApiError, RequestError, api_error_for_status, to_api_error
 from groqchat.http.request_id import NO_REQUEST_ID, REQUEST_ID_HEADER, new_request_id, request_id
 from groqchat.runtime.connections import (
     HEAD_TOO_LARGE,
@@ -167,17 +167,17 @@ class HttpConnection(web.RequestHandler):
         """
         if isinstance(exc, HttpProcessingError):
             new_request_id()
-            status = _status_of(exc, status)
+            error = api_error_for_status(_status_of(exc, status))
             log.info("malformed HTTP request rejected: %s", type(exc).__name__)
         else:
             if request_id.get() == NO_REQUEST_ID:
                 new_request_id()
+            error = to_api_error(exc if isinstance(exc, Exception) else RuntimeError())
             log.error("%s %s failed", request.method, request.path, exc_info=exc or True)
         if request.writer.output_size > 0:
             raise ConnectionError("the response has started already")
-        error = api_error_for_status(status)
         response = _LastResponse(
-            self, status=status, body=orjson.dumps(error.body()), headers=error.headers()
+            self, status=error.status, body=orjson.dumps(error.body()), headers=error.headers()
         )
         response.content_type = "application/json"
         response.headers[REQUEST_ID_HEADER] = request_id.get()

@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from groqchat import __version__
-from groqchat.app import BASE_PATH, create_app
+from groqchat.app import create_app
 from groqchat.errors import ConfigurationError
 from groqchat.http.access_log import access_logger
 from groqchat.http.proxies import PROXIES
@@ -22,6 +22,7 @@ from groqchat.runtime.file_limit import raise_file_limit
 from groqchat.runtime.gc_tuning import tuned_gc
 from groqchat.runtime.protocol import MAX_REQUEST_LINE_BYTES
 from groqchat.runtime.runner import Runner
+from groqchat.runtime.start_log import log_addresses
 from groqchat.settings import Settings
 
 # A few thousand clients may connect at the same moment.
@@ -89,7 +90,13 @@ async def serve(settings: Settings, *, as_worker: bool = False) -> None:
     log.info("groqchat %s is starting", __version__)
     try:
         if await _run_unless_stopped(runner.setup(), stop):
-            await _listen(runner, settings, reuse_port=as_worker)
+            port = await _listen(runner, settings, reuse_port=as_worker)
+            if as_worker:
+                # The supervisor waits for this line.
+                sys.stdout.write("ready\n")
+                sys.stdout.flush()
+            else:
+                log_addresses(settings.host, port)
             limiter = runner.app[SERVICES].limiter
             async with tuned_gc(lambda: len(limiter)):
                 await stop.wait()
@@ -132,11 +139,6 @@ def _throttled_exception_handler() -> Callable[[asyncio.AbstractEventLoop, dict[
     return handle
 
 
-def http_address(host: str, port: int) -> str:
-    """Return the URL of a host name or address, which may be IPv6, and a port."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def listen_error(host: str, port: int, error: OSError) -> ConfigurationError:
     """Return the error for an address that is in use or not allowed."""
     reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error
@@ -149,7 +151,8 @@ def _stop_if_orphaned(stop: asyncio.Event) -> None:
     stop.set()
 
 
-async def _listen(runner: web.AppRunner, settings: Settings, *, reuse_port: bool) -> None:
+async def _listen(runner: web.AppRunner, settings: Settings, *, reuse_port: bool) -> int:
+    """Open the port and return it."""
     site = web.TCPSite(
         runner, settings.host, settings.port, backlog=BACKLOG, reuse_port=reuse_port or None
     )
@@ -157,5 +160,4 @@ async def _listen(runner: web.AppRunner, settings: Settings, *, reuse_port: bool
         await site.start()
     except OSError as error:
         raise listen_error(settings.host, settings.port, error) from error
-    host, port = runner.addresses[0][:2]
-    log.info("groqchat answers at %s%s", http_address(host, port), BASE_PATH)
+    return int(runner.addresses[0][1])

@@ -10,13 +10,19 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+import orjson
+from pydantic import SecretStr
+
+from groqchat.configuration import load_settings
 from groqchat.errors import ConfigurationError
 from groqchat.retry import Backoff
 from groqchat.runtime.runner import IDLE_GRACE_S, SHUTDOWN_TIMEOUT_S
-from groqchat.runtime.server import http_address, listen_error, stop_signal
+from groqchat.runtime.server import listen_error, stop_signal
+from groqchat.runtime.start_log import log_addresses
 from groqchat.settings import Settings
 from groqchat.storage.connection import embedded_server
 
@@ -48,12 +54,11 @@ async def serve_workers(settings: Settings) -> None:
         raise ConfigurationError("REDIS_URL=memory: cannot be shared by workers: set WORKERS=1")
     with reserved_port(settings.host, settings.port) as port:
         async with _shared_redis(settings) as redis_url:
-            variables = _variables(settings, redis_url, port)
-            log.info("%d workers answer at %s", count, http_address(settings.host, port))
+            workers = _Workers(_settings_of_workers(settings, redis_url, port), count, stop)
             try:
                 async with asyncio.TaskGroup() as supervisors:
                     for number in range(1, count + 1):
-                        supervisors.create_task(_supervise(number, variables, stop, settings))
+                        supervisors.create_task(_supervise(number, workers))
             except* ConfigurationError as errors:
                 raise ConfigurationError("the workers cannot start") from errors.exceptions[0]
 
@@ -70,14 +75,31 @@ def available_cpus() -> int:
     return allowed
 
 
-async def _supervise(
-    number: int, variables: dict[str, str], stop: asyncio.Event, settings: Settings
-) -> None:
+@dataclass
+class _Workers:
+    """What the supervisors of all workers share: the settings, and which workers are ready."""
+
+    settings: Settings
+    count: int
+    stop: asyncio.Event
+    ready: set[int] = field(default_factory=set)
+
+    def set_ready(self, number: int) -> None:
+        """Log that a worker listens, and the addresses once all of them do."""
+        log.info("worker %d is ready", number)
+        is_first_time = number not in self.ready
+        self.ready.add(number)
+        if is_first_time and len(self.ready) == self.count:
+            log_addresses(self.settings.host, self.settings.port)
+
+
+async def _supervise(number: int, workers: _Workers) -> None:
     """Run one worker until `stop` is set; restart it whenever it ends."""
     failures = 0
+    stop = workers.stop
     while not stop.is_set():
         started = time.monotonic()
-        status = await _run_worker(number, variables, stop, settings)
+        status = await _run_worker(number, workers)
         if stop.is_set():
             return
         if status == CONFIGURATION_STATUS:
@@ -91,29 +113,41 @@ async def _supervise(
             await asyncio.wait_for(stop.wait(), delay_s)
 
 
-async def _run_worker(
-    number: int, variables: dict[str, str], stop: asyncio.Event, settings: Settings
-) -> int | None:
+async def _run_worker(number: int, workers: _Workers) -> int | None:
     """Run a worker until it ends or `stop` is set; return its exit status, None if not started."""
     try:
         worker = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "groqchat", "serve", "--worker"),
-            env=variables,
-            # The worker stops when this pipe closes, that is, when the supervisor ends.
+            # Carries the settings. The worker stops when this pipe closes, that is, when the
+            # supervisor ends.
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
     except OSError as error:
         log.error("could not start worker %d: %s", number, error)  # noqa: TRY400 - an OSError says enough
         return None
     died = asyncio.create_task(worker.wait())
-    stopping = asyncio.create_task(stop.wait())
+    stopping = asyncio.create_task(workers.stop.wait())
+    starting = asyncio.create_task(_start(worker, number, workers))
     try:
         await asyncio.wait([died, stopping], return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopping.cancel()
-        await _stop_worker(worker, settings.shutdown_grace_s + STOP_MARGIN_S)
+        starting.cancel()
+        await _stop_worker(worker, workers.settings.shutdown_grace_s + STOP_MARGIN_S)
     return worker.returncode
+
+
+async def _start(worker: asyncio.subprocess.Process, number: int, workers: _Workers) -> None:
+    """Send the settings to a worker and wait until it listens."""
+    assert worker.stdin is not None  # noqa: S101 - both are pipes
+    assert worker.stdout is not None  # noqa: S101
+    with suppress(ConnectionError):
+        worker.stdin.write(encode_settings(workers.settings))
+        await worker.stdin.drain()
+        if await worker.stdout.readline():
+            workers.set_ready(number)
 
 
 async def _stop_worker(worker: asyncio.subprocess.Process, timeout_s: float) -> None:
@@ -165,13 +199,21 @@ async def _shared_redis(settings: Settings) -> AsyncIterator[str | None]:
         yield f"unix://{quote(str(server.socket))}"
 
 
-def _variables(settings: Settings, redis_url: str | None, port: int) -> dict[str, str]:
-    changes = {
-        "HOST": settings.host,
-        "PORT": str(port),
-        "WORKERS": "1",
-        "GROQ_BASE_URL": settings.groq_base_url,
-    }
-    if redis_url is not None:
-        changes["REDIS_URL"] = redis_url
-    return {**os.environ, **changes}
+def _settings_of_workers(settings: Settings, redis_url: str | None, port: int) -> Settings:
+    secret = None if redis_url is None else SecretStr(redis_url)
+    return settings.model_copy(update={"port": port, "workers": 1, "redis_url": secret})
+
+
+def encode_settings(settings: Settings) -> bytes:
+    """Return all settings, with their secrets, as one line."""
+    values = {name: _revealed(getattr(settings, name)) for name in Settings.model_fields}
+    return orjson.dumps(values) + b"\n"
+
+
+def decode_settings(line: bytes) -> Settings:
+    """Return the settings that a supervisor sent, whatever the environment and `.env` contain."""
+    return load_settings(_env_file=None, **orjson.loads(line))
+
+
+def _revealed(value: object) -> object:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value

@@ -1,0 +1,55 @@
+"""Errors that no middleware turns into a response."""
+
+import json
+import logging
+
+import pytest
+from aiohttp import ClientSession, web
+from aiohttp.typedefs import Handler
+from pydantic import SecretStr
+
+from groqchat.runtime.server import create_runner
+from groqchat.settings import Settings
+from tests.support.raw_http import connect
+
+
+@web.middleware
+async def broken(request: web.Request, handler: Handler) -> web.StreamResponse:
+    raise RuntimeError("a defect")
+
+
+async def test_an_error_that_escapes_is_logged_with_its_traceback_and_request_id(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(redis_url=SecretStr(redis_url), groq_base_url="offline:")
+    runner = create_runner(settings)
+    runner.app.middlewares.insert(0, broken)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        async with connect(f"http://{host}:{port}") as one:
+            await one.send("GET /healthz HTTP/1.1", "Host: localhost")
+            status, headers, body = await one.response()
+    finally:
+        await runner.cleanup()
+    assert status == 500
+    assert json.loads(body)["error"]["code"] == "internal_error"
+    assert json.loads(body)["error"]["request_id"] == headers["X-Request-ID"]
+    (record,) = [one for one in caplog.records if one.levelno == logging.ERROR]
+    assert record.getMessage() == "GET /healthz failed"
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], RuntimeError)
+
+
+async def test_malformed_http_is_logged_without_its_text(
+    api: ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        async with connect(api) as one:
+            await one.send("SECRET-TEXT")
+            assert await one.error() == (400, "bad_request", "close")
+    (record,) = [one for one in caplog.records if "malformed" in one.getMessage()]
+    assert record.levelno == logging.INFO
+    assert "SECRET" not in record.getMessage()
+    assert record.exc_info is None
