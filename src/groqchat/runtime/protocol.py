@@ -44,6 +44,7 @@ class HttpConnection(web.RequestHandler):
         "_clock",
         "_counted_bytes",
         "_ended",
+        "_failure",
         "_payload",
         "has_ended_sending",
         "phase",
@@ -57,6 +58,7 @@ class HttpConnection(web.RequestHandler):
         self._clock = connections.clock
         self._counted_bytes = 0
         self._payload: Any = None
+        self._failure: RequestError | None = None
         self._ended: asyncio.Future[None] | None = None
         self.has_ended_sending = False
         self.phase = Phase.SILENT
@@ -118,6 +120,9 @@ class HttpConnection(web.RequestHandler):
         """Log a response that is complete; aiohttp calls this method even without a log."""
         super().log_access(request, response, time)
         if self.phase is Phase.CLOSING:
+            if self._failure is not None:
+                # Its frames contain the bytes of the body, in a reference cycle.
+                self._failure.with_traceback(None)
             return
         is_complete = self.phase is not Phase.BODY or self._payload.is_eof()
         self._set_phase(Phase.IDLE if is_complete else Phase.DISCARDING)
@@ -235,7 +240,8 @@ class HttpConnection(web.RequestHandler):
         """Raise an error in the handler that reads the body."""
         payload = self._payload
         self._set_phase(Phase.CLOSING)
-        payload.set_exception(RequestError(error))
+        self._failure = RequestError(error)
+        payload.set_exception(self._failure)
         # aiohttp would wait for the rest of the body.
         payload.feed_eof()
 
