@@ -49,7 +49,7 @@ def test_check_names_the_env_file_the_sources_and_the_address_of_redis(directory
     lines = run_groqchat("check", "--local", cwd=directory).stdout.splitlines()
     assert lines[0] == f"# .env: none in {directory.resolve()}"
     assert "REDIS_URL=embedded:.data/redis  # --local" in lines
-    assert "GROQ_BASE_URL=offline:  # --local" in lines
+    assert "GROQ_BASE_URL=offline:?chunk_ms=20  # --local" in lines
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

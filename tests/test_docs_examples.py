@@ -15,6 +15,7 @@ from aiohttp import ClientSession
 from multidict import CIMultiDict
 from yarl import URL
 
+from groqchat.settings import LOCAL_GROQ_URL
 from tests.conftest import Serve
 from tests.support.docs import (
     MESSAGE_ID,
@@ -33,7 +34,7 @@ SERVICE_URL = "http://localhost:5000"
 EXAMPLES = {
     "README.md": (2, 1),
     "docs/api.md": (8, 1),
-    "docs/openai.md": (1, 5),
+    "docs/openai.md": (1, 6),
     "docs/streaming.md": (4, 2),
 }
 ELLIPSIS = "…"
@@ -48,7 +49,7 @@ def start(serve: Serve) -> Start:
 
     async def start_for(page: str) -> str:
         mock = re.search(r"GROQ_BASE_URL='(offline:\S*)' make run", read(page))
-        api = await serve(groq_base_url=mock[1] if mock else "offline:", groq_api_key=None)
+        api = await serve(groq_base_url=mock[1] if mock else LOCAL_GROQ_URL, groq_api_key=None)
         return str((await api.get("/healthz")).url.origin())
 
     return start_for

@@ -24,7 +24,7 @@ CONVERSATION = (
 OUTPUT = {
     "chat.sh": r'\{"message":"' + r".*\n\{.*\n" + r'\{"session_id":.*"message_count":4.*\n'
     r'\{"status":"success".*\n',
-    "stream_and_resume.py": r"This is .*\[connection lost\].*\n\[stop, stored: True\]\n",
+    "stream_and_resume.py": r"This .*\[connection lost\].*\n\[stop, stored: True\]\n",
     "retry_safely.py": MOCK.format(r"What is an idempotency key\?", 1) + r"\nstored messages: 2\n",
     "openai_session.py": CONVERSATION,
     "langchain_history.py": CONVERSATION,

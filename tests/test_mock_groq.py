@@ -1,5 +1,6 @@
 """The mock Groq server, called with Groq's SDK."""
 
+import json
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -8,7 +9,7 @@ import groq
 import pytest
 from aiohttp import ClientSession
 from groq import AsyncGroq
-from groq.types.chat import ChatCompletionMessageParam
+from groq.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 from pydantic import ValidationError
 
 from groqchat.offline.options import MockGroqOptions
@@ -192,3 +193,87 @@ async def test_max_completion_tokens_truncates_the_answer(sdk: AsyncGroq) -> Non
 def test_an_invalid_option_is_rejected(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         MockGroqOptions.model_validate(options)
+
+
+TOOLS: list[ChatCompletionToolParam] = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+    for name in ("weather", "time")
+]
+
+
+async def called_tool(
+    sdk: AsyncGroq, choice: Any, *later: ChatCompletionMessageParam
+) -> str | None:
+    """Return the name of the tool that the answer calls, None if it calls none."""
+    question: ChatCompletionMessageParam = {"role": "user", "content": "What is the time?"}
+    completion = await sdk.chat.completions.create(
+        model=MODEL, messages=[question, *later], tools=TOOLS, tool_choice=choice
+    )
+    calls = completion.choices[0].message.tool_calls
+    if not calls:
+        return None
+    assert json.loads(calls[0].function.arguments) == {"city": "What is the time?"}
+    assert completion.choices[0].finish_reason == "tool_calls"
+    return calls[0].function.name
+
+
+def call_of(name: str) -> ChatCompletionMessageParam:
+    return {
+        "role": "assistant",
+        "tool_calls": [
+            {"id": name, "type": "function", "function": {"name": name, "arguments": "{}"}}
+        ],
+    }
+
+
+async def test_the_tool_choice_decides_which_tool_is_called(sdk: AsyncGroq) -> None:
+    named = {"type": "function", "function": {"name": "time"}}
+    assert await called_tool(sdk, named) == "time"
+    assert await called_tool(sdk, "none") is None
+    assert await called_tool(sdk, "required") == "weather"
+    assert await called_tool(sdk, "required", call_of("weather")) == "time"
+    assert await called_tool(sdk, "required", call_of("weather"), call_of("time")) == "time"
+    # With `auto`, a tool that the last user message names, once.
+    assert await called_tool(sdk, "auto") == "time"
+    assert await called_tool(sdk, "auto", call_of("time")) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "json_schema"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+        {"response_format": {"type": "xml"}},
+        {"tool_choice": "required"},
+        {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "unknown"}}},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"$ref": "#/$defs/Missing"}},
+            }
+        },
+    ],
+)
+async def test_an_invalid_response_format_or_tool_choice_is_rejected(
+    sdk: AsyncGroq, fields: dict[str, Any]
+) -> None:
+    with pytest.raises(groq.BadRequestError):
+        await sdk.chat.completions.create(model=MODEL, messages=HELLO, **fields)
+
+
+async def test_a_model_and_an_unknown_path_answer_as_groq_does(
+    sdk: AsyncGroq, mock: MockGroq
+) -> None:
+    assert (await sdk.models.retrieve(MODEL)).id == MODEL
+    with pytest.raises(groq.NotFoundError) as unknown:
+        await sdk.models.retrieve("no/such-model")
+    assert "model_not_found" in str(unknown.value)
+    async with ClientSession() as client, client.get(f"{mock.url}/openai/v1/nothing") as response:
+        assert response.status == 404
+        assert (await response.json())["error"]["code"] == "unknown_url"

@@ -22,7 +22,10 @@ SESSION = {"X-Session-Id": "s"}
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 TOOL: Any = {
     "type": "function",
-    "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}},
+    "function": {
+        "name": "look_up",
+        "parameters": {"type": "object", "properties": {"said": {"type": "string"}}},
+    },
 }
 CHOICE: Any = {"type": "function", "function": {"name": "look_up"}}
 

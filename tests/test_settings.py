@@ -155,7 +155,7 @@ def test_local_defaults_apply_only_to_settings_that_are_not_configured(
 
     assert (unconfigured.redis_address, unconfigured.groq_base_url) == (
         "embedded:.data/redis",
-        "offline:",
+        "offline:?chunk_ms=20",
     )
     assert configured.redis_address == "redis.example:6379"
     assert configured.groq_base_url == "https://api.groq.com"

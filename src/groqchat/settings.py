@@ -20,6 +20,8 @@ from groqchat.urls import (
 REDIS_ADDRESS_FIELDS = {"redis_url", "redis_host", "redis_port", "redis_db", "redis_password"}
 LOCAL_REDIS_URL = "embedded:.data/redis"
 OFFLINE_SCHEME = "offline:"
+# Streams arrive word by word at a pace that a person can see.
+LOCAL_GROQ_URL = "offline:?chunk_ms=20"
 # More processes than any machine of today has CPUs.
 MAX_WORKERS = 256
 
@@ -333,5 +335,5 @@ class Settings(BaseSettings):
         if not self.model_fields_set & REDIS_ADDRESS_FIELDS:
             changes["redis_url"] = SecretStr(LOCAL_REDIS_URL)
         if self.groq_api_key is None and "groq_base_url" not in self.model_fields_set:
-            changes["groq_base_url"] = OFFLINE_SCHEME
+            changes["groq_base_url"] = LOCAL_GROQ_URL
         return self.model_copy(update=changes)

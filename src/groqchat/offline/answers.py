@@ -11,6 +11,8 @@ from itertools import cycle, islice
 from typing import Any
 from zlib import crc32
 
+from groqchat.offline.schema_values import Schema, SchemaValues
+
 # Long enough to recognise a message, short enough to read.
 QUOTE_CHARS = 80
 CHARS_PER_TOKEN = 4
@@ -52,16 +54,20 @@ def answer_to(
     *,
     chunk_count: int | None = None,
     as_json: bool = False,
+    schema: Schema | None = None,
 ) -> MockAnswer:
     """Return the answer to a conversation.
 
     Each word is a chunk and counts as one token. `chunk_count` repeats or shortens the text;
-    `max_tokens` truncates the answer.
+    `max_tokens` truncates the answer. With `as_json`, the answer is an object; with `schema`, it
+    is a JSON value that satisfies the schema. Raises SchemaError.
     """
     user_texts = [_text(message) for message in messages if message["role"] == "user"]
     sentence = _sentence(user_texts, len(messages))
-    if as_json:
-        sentence = json.dumps({"answer": sentence}, ensure_ascii=False)
+    if schema is not None:
+        sentence = _json(SchemaValues(schema, quote_last(messages)).value())
+    elif as_json:
+        sentence = _json({"answer": sentence})
     words = [f"{word} " for word in sentence.split(" ")]
     if chunk_count is not None:
         words = list(islice(cycle(words), chunk_count))
@@ -79,11 +85,17 @@ def answer_to(
     )
 
 
-def tool_call_answer(name: str, messages: Sequence[Mapping[str, Any]]) -> MockAnswer:
-    """Return an answer that calls a tool; the argument quotes the last user message."""
-    user_texts = [_text(message) for message in messages if message["role"] == "user"]
-    arguments = json.dumps({"said": _quote(user_texts[-1]) if user_texts else ""})
-    number = crc32(arguments.encode())
+def tool_call_answer(
+    name: str, messages: Sequence[Mapping[str, Any]], *, parameters: Schema | None = None
+) -> MockAnswer:
+    """Return an answer that calls a tool; its arguments quote the last user message.
+
+    The arguments satisfy the JSON schema `parameters`. Raises SchemaError.
+    """
+    quote = quote_last(messages)
+    values = {"said": quote} if parameters is None else SchemaValues(parameters, quote).value()
+    arguments = _json(values)
+    number = crc32(arguments.encode(errors="replace"))
     return MockAnswer(
         id=f"chatcmpl-{number:08x}",
         chunks=(),
@@ -98,6 +110,16 @@ def tool_call_answer(name: str, messages: Sequence[Mapping[str, Any]]) -> MockAn
             }
         ],
     )
+
+
+def quote_last(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return the start of the last user message."""
+    user_texts = [_text(message) for message in messages if message["role"] == "user"]
+    return _quote(user_texts[-1]) if user_texts else ""
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _sentence(user_texts: Sequence[str], message_count: int) -> str:

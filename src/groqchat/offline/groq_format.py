@@ -5,14 +5,14 @@ Source: Groq's API reference for chat completions, models, errors and rate limit
 
 import time
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Below Python 3.12, pydantic rejects the TypedDict of the standard library.
 from typing_extensions import TypedDict
 
-from groqchat.offline.answers import MockAnswer
+from groqchat.offline.answers import MockAnswer, quote_last
 
 FINGERPRINT = "fp_offline"
 # The models of the mock Groq server and their owners.
@@ -67,6 +67,7 @@ class _Function(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     name: str
+    parameters: dict[str, Any] | None = None
 
 
 class _Tool(BaseModel):
@@ -76,6 +77,32 @@ class _Tool(BaseModel):
 
     type: Literal["function"]
     function: _Function
+
+
+class _JsonSchema(BaseModel):
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+
+    name: str
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+
+
+class _ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_a_schema(self) -> Self:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("json_schema is required")
+        return self
+
+
+class _StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    include_usage: bool | None = None
 
 
 class ChatCompletionRequest(BaseModel):
@@ -93,19 +120,64 @@ class ChatCompletionRequest(BaseModel):
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_COMPLETION_TOKENS)
     tools: list[_Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | _Tool | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: _ResponseFormat | None = None
+    stream_options: _StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _tool_choice_exists(self) -> Self:
+        names = [tool.function.name for tool in self.tools or ()]
+        if self.tool_choice == "required" and not names:
+            raise ValueError("tool_choice requires tools")
+        if isinstance(self.tool_choice, _Tool) and self.tool_choice.function.name not in names:
+            raise ValueError("tool_choice names an unknown tool")
+        return self
 
     @property
-    def tool(self) -> str | None:
-        """The tool that the answer must call; with `required`, the first of `tools`."""
+    def tool(self) -> _Function | None:
+        """The tool that the answer calls.
+
+        With `required`, the first one that was not called since the last user message, else the
+        last one, so that an agent reaches each of them and ends. With `auto`, a tool that the last
+        user message names and that was not called since.
+        """
+        functions = [tool.function for tool in self.tools or ()]
+        if isinstance(self.tool_choice, _Tool):
+            name = self.tool_choice.function.name
+            return next(function for function in functions if function.name == name)
+        if not functions or self.tool_choice == "none":
+            return None
+        called = self._called_tools()
+        left = [function for function in functions if function.name not in called]
         if self.tool_choice == "required":
-            return self.tools[0].function.name if self.tools else None
-        return self.tool_choice.function.name if isinstance(self.tool_choice, _Tool) else None
+            return left[0] if left else functions[-1]
+        text = quote_last(self.messages)
+        return next((function for function in left if function.name in text), None)
+
+    def _called_tools(self) -> set[str]:
+        """Return the names of the tools that were called since the last user message."""
+        names: set[str] = set()
+        for message in reversed(self.messages):
+            if message["role"] == "user":
+                break
+            calls: Any = message.get("tool_calls")
+            names.update(call["function"]["name"] for call in calls or ())
+        return names
 
     @property
     def wants_json(self) -> bool:
         """Whether the answer must be a JSON object."""
-        return (self.response_format or {}).get("type") in {"json_object", "json_schema"}
+        return self.response_format is not None and self.response_format.type != "text"
+
+    @property
+    def answer_schema(self) -> dict[str, Any] | None:
+        """The JSON schema of the answer, None if there is none."""
+        wanted = self.response_format and self.response_format.json_schema
+        return wanted.schema_ if wanted else None
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether the last chunk of a stream contains the usage and no choice."""
+        return bool(self.stream_options and self.stream_options.include_usage)
 
     @property
     def token_limit(self) -> int | None:
@@ -132,9 +204,13 @@ def completion(answer: MockAnswer, model: str) -> dict[str, Any]:
     }
 
 
-def chunks(answer: MockAnswer, model: str) -> list[dict[str, Any]]:
-    """Return the chunks of a streamed completion: role, text, finish reason with usage."""
+def chunks(answer: MockAnswer, model: str, *, includes_usage: bool = False) -> list[dict[str, Any]]:
+    """Return the chunks of a streamed completion: role, text, finish reason with usage.
+
+    With `includes_usage`, a chunk with the usage and without a choice follows.
+    """
     request = {"id": _request_id(answer)}
+    usage = {**_head(answer, model, "chat.completion.chunk"), "choices": [], "usage": answer.usage}
     return [
         {
             **_chunk(answer, model, {"role": "assistant", "content": ""}),
@@ -146,6 +222,7 @@ def chunks(answer: MockAnswer, model: str) -> list[dict[str, Any]]:
             **_chunk(answer, model, {}, finish_reason=answer.finish_reason),
             "x_groq": {**request, "usage": answer.usage},
         },
+        *([usage] if includes_usage else []),
     ]
 
 
@@ -167,22 +244,32 @@ def _tool_call_parts(answer: MockAnswer) -> Iterator[dict[str, Any]]:
 
 def models() -> dict[str, Any]:
     """Return the list of models."""
+    return {"object": "list", "data": [model(name) for name in OWNERS]}
+
+
+def model(name: str) -> dict[str, Any]:
+    """Return the description of a model that exists."""
     return {
-        "object": "list",
-        "data": [
-            {
-                "id": name,
-                "object": "model",
-                "created": 0,
-                "owned_by": owner,
-                "active": True,
-                "context_window": CONTEXT_WINDOW,
-                "public_apps": None,
-                "max_completion_tokens": MAX_COMPLETION_TOKENS,
-            }
-            for name, owner in OWNERS.items()
-        ],
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": OWNERS[name],
+        "active": True,
+        "context_window": CONTEXT_WINDOW,
+        "public_apps": None,
+        "max_completion_tokens": MAX_COMPLETION_TOKENS,
     }
+
+
+def unknown_model(name: str) -> dict[str, Any]:
+    """Return the body of the error for a model that does not exist."""
+    return error(404, f"The model `{name}` does not exist or you do not have access to it.")
+
+
+def unknown_url(method: str, path: str) -> dict[str, Any]:
+    """Return the body of the error for a path that does not exist."""
+    text = f"Unknown request URL: {method} {path}. Please check the URL for typos."
+    return {"error": {"message": text, "type": "invalid_request_error", "code": "unknown_url"}}
 
 
 def error(status: int, message: str | None = None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from groqchat import sse
 from groqchat.offline import groq_format
 from groqchat.offline.answers import MockAnswer, answer_to, tool_call_answer
 from groqchat.offline.options import MAX_WAIT_MS, MockGroqOptions
+from groqchat.offline.schema_values import SchemaError
 from groqchat.openai_paths import COMPLETIONS_PATH, MODELS_PATH
 
 # Fits a conversation that fills the largest context window, with every character escaped.
@@ -30,6 +31,8 @@ def create_mock_groq_app(options: MockGroqOptions) -> web.Application:
     app[_OPTIONS] = options
     app.router.add_post(COMPLETIONS_PATH, _complete)
     app.router.add_get(MODELS_PATH, _list_models)
+    app.router.add_get(MODELS_PATH + "/{model:.+}", _show_model)
+    app.router.add_route("*", "/{path:.*}", _unknown_url)
     return app
 
 
@@ -54,6 +57,17 @@ async def _list_models(request: web.Request) -> web.Response:
     return _unauthorized(request) or _json(groq_format.models())
 
 
+async def _show_model(request: web.Request) -> web.Response:
+    name = request.match_info["model"]
+    if name not in groq_format.OWNERS:
+        return _unauthorized(request) or _json(groq_format.unknown_model(name), status=404)
+    return _unauthorized(request) or _json(groq_format.model(name))
+
+
+async def _unknown_url(request: web.Request) -> web.Response:
+    return _json(groq_format.unknown_url(request.method, request.path), status=404)
+
+
 async def _complete(request: web.Request) -> web.StreamResponse:
     """Return a completion, or fail if the options require it."""
     unauthorized = _unauthorized(request)
@@ -66,23 +80,45 @@ async def _complete(request: web.Request) -> web.StreamResponse:
         return _json(groq_format.error(400, _error_text(error)), status=400)
     await asyncio.sleep(options.latency_ms / 1000)
     if body.model not in groq_format.OWNERS:
-        text = f"The model `{body.model}` does not exist or you do not have access to it."
-        return _json(groq_format.error(404, text), status=404)
-    if body.tool is not None:
-        answer = tool_call_answer(body.tool, body.messages)
-    else:
-        answer = answer_to(
-            body.messages, body.token_limit, chunk_count=options.chunks, as_json=body.wants_json
-        )
+        return _json(groq_format.unknown_model(body.model), status=404)
+    try:
+        answer = _answer(body, options)
+    except SchemaError as error:
+        return _json(groq_format.error(400, f"Invalid schema: {error}"), status=400)
+    return await _respond(request, body, options, answer)
+
+
+async def _respond(
+    request: web.Request,
+    body: groq_format.ChatCompletionRequest,
+    options: MockGroqOptions,
+    answer: MockAnswer,
+) -> web.StreamResponse:
     if options.fail is not None and not (body.stream and options.fail_after_chunks is not None):
         return await _fail(request, options)
     if body.stream:
-        return await _stream(request, answer, body.model, options)
+        return await _stream(request, answer, body, options)
     return _json(groq_format.completion(answer, body.model), headers=groq_format.RATE_LIMIT_HEADERS)
 
 
+def _answer(body: groq_format.ChatCompletionRequest, options: MockGroqOptions) -> MockAnswer:
+    tool = body.tool
+    if tool is not None:
+        return tool_call_answer(tool.name, body.messages, parameters=tool.parameters)
+    return answer_to(
+        body.messages,
+        body.token_limit,
+        chunk_count=options.chunks,
+        as_json=body.wants_json,
+        schema=body.answer_schema,
+    )
+
+
 async def _stream(
-    request: web.Request, answer: MockAnswer, model: str, options: MockGroqOptions
+    request: web.Request,
+    answer: MockAnswer,
+    body: groq_format.ChatCompletionRequest,
+    options: MockGroqOptions,
 ) -> web.StreamResponse:
     response = web.StreamResponse(
         headers={hdrs.CONTENT_TYPE: sse.CONTENT_TYPE, **groq_format.RATE_LIMIT_HEADERS}
@@ -90,7 +126,8 @@ async def _stream(
     # A client that stops a turn disconnects before the end of the answer.
     with suppress(ConnectionError):
         await response.prepare(request)
-        for index, chunk in enumerate(groq_format.chunks(answer, model)):
+        chunks = groq_format.chunks(answer, body.model, includes_usage=body.includes_usage)
+        for index, chunk in enumerate(chunks):
             if options.fail is not None and index == options.fail_after_chunks:
                 return await _fail_in_stream(request, response, options)
             if index and options.chunk_ms:
