@@ -103,6 +103,8 @@ class Connections:
         self.buffered_bytes = 0
         self.is_draining = False
         self._drain_started_s = 0.0
+        # Connections that were idle at the last check of the drain.
+        self._idle: set[Connection] = set()
         self._open: dict[Connection, str | None] = {}
         self._per_address: Counter[str] = Counter()
 
@@ -138,12 +140,21 @@ class Connections:
         self._drain_started_s = self.clock()
 
     def close_idle(self, idle_s: float) -> None:
-        """Close the connections that have waited for `idle_s` since the drain began."""
+        """Close the connections that have waited for `idle_s` since the drain began.
+
+        A connection must be idle in two calls: if the event loop was busy, its request may have
+        arrived without being read before the first one.
+        """
         latest_s = self.clock() - idle_s
-        for connection in list(self._open):
-            is_waiting = connection.phase in WITHOUT_REQUEST
-            if is_waiting and max(connection.since_s, self._drain_started_s) <= latest_s:
-                connection.drop()
+        idle = {
+            connection
+            for connection in self._open
+            if connection.phase in WITHOUT_REQUEST
+            and max(connection.since_s, self._drain_started_s) <= latest_s
+        }
+        for connection in idle & self._idle:
+            connection.drop()
+        self._idle = idle
 
     @property
     def _address_limit(self) -> int:

@@ -70,9 +70,12 @@ class Runner(web.AppRunner):
         Each response now closes its connection. New turns run as long as requests that were sent
         before the port closed can arrive; later ones are rejected.
         """
+        self.connections.start_draining()
+        # The event loop accepts the connections that the kernel holds: closing the port would
+        # reset them.
+        await asyncio.sleep(DRAIN_CHECK_S)
         for site in self.sites:
             await site.stop()
-        self.connections.start_draining()
         await self._close_idle()
         closing = asyncio.create_task(self._close_idle_repeatedly())
         try:

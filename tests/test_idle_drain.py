@@ -1,0 +1,48 @@
+"""The connections that the drain closes, as an event loop that was busy sees them."""
+
+from dataclasses import dataclass
+
+from groqchat.http.errors import ApiError
+from groqchat.runtime.connections import ConnectionLimits, Connections, Phase
+
+LIMITS = ConnectionLimits(
+    header_timeout_s=20,
+    body_timeout_s=20,
+    max_connections=10,
+    max_per_address=None,
+    max_buffered_bytes=1000,
+)
+
+
+@dataclass(eq=False)
+class IdleConnection:
+    """A connection that waits for its next request since a time."""
+
+    phase: Phase = Phase.IDLE
+    since_s: float = 0.0
+    received_bytes: int = 0
+    address: str = "127.0.0.1"
+    is_dropped: bool = False
+
+    def reject(self, error: ApiError) -> None:
+        raise AssertionError(error)
+
+    def drop(self) -> None:
+        self.is_dropped = True
+
+
+def test_a_connection_is_closed_only_if_the_event_loop_has_looked_for_its_request() -> None:
+    now_s = 100.0
+    connections = Connections(LIMITS, clock=lambda: now_s)
+    idle, busy = IdleConnection(), IdleConnection()
+    connections.add(idle)
+    connections.add(busy)
+    connections.start_draining()
+    connections.close_idle(1.0)
+    # The loop was blocked: the request of `busy` is in the buffer of the kernel.
+    now_s = 105.0
+    connections.close_idle(1.0)
+    assert (idle.is_dropped, busy.is_dropped) == (False, False)
+    busy.phase = Phase.RUNNING
+    connections.close_idle(1.0)
+    assert (idle.is_dropped, busy.is_dropped) == (True, False)
