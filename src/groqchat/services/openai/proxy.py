@@ -20,11 +20,12 @@ from groqchat.services.openai.relay import GroqEvents, Relay
 from groqchat.services.openai.request_body import RequestBody
 from groqchat.services.openai.responses import (
     ProxyResponse,
+    answer_of,
     chunks,
     forwarded_error,
     forwarded_headers,
     is_final,
-    parse_answer,
+    parse_reply,
     rate_limited,
     starts_stream,
 )
@@ -105,19 +106,19 @@ class OpenAIProxy:
     ) -> ProxyResponse:
         """Store the answer in a response body, or roll back a request that Groq rejected."""
         if response.status == HTTPStatus.OK:
-            answer = parse_answer(content)
+            reply = parse_reply(content)
             headers = forwarded_headers(response)
             if conversation is not None:
-                is_saved = await self._conversations.end(conversation, answer)
+                is_saved = await self._conversations.end(conversation, answer_of(reply))
                 headers[SAVED_HEADER] = str(is_saved).lower()
             return ProxyResponse(status=response.status, headers=headers, body=content)
         fault = self._groq.service_fault(response.status, content)
         if fault is not None:
             raise fault
-        reply = forwarded_error(response, content)
+        error = forwarded_error(response, content)
         if conversation is not None and is_final(response.status):
             await self._conversations.rollback(conversation)
-        return reply
+        return error
 
     def _relay(self, response: ClientResponse, timeout_s: float) -> ProxyResponse:
         """Return a stream that is read only as fast as its client receives it."""

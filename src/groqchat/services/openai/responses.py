@@ -66,22 +66,30 @@ async def chunks(response: ClientResponse) -> AsyncIterator[bytes]:
         raise CompletionUnavailable(f"during the answer: {type(error).__name__}") from error
 
 
-def parse_answer(content: bytes) -> Message:
-    """Return the answer in a response body; raise CompletionUnavailable if there is none."""
+def parse_reply(content: bytes) -> dict[str, Any]:
+    """Return the completion in a response body; raise CompletionUnavailable if there is none."""
     reply = parse_json(content)
     try:
         choice = reply["choices"][0]
-        answer = answer_message(
-            choice["message"],
-            model=reply.get("model"),
-            tokens=valid_tokens((reply.get("usage") or {}).get("total_tokens")),
-            finish_reason=choice.get("finish_reason"),
-        )
+        usage, fields = reply.get("usage") or {}, (reply.get("model"), choice.get("finish_reason"))
+        is_valid = isinstance(choice["message"], dict) and isinstance(usage, dict)
     except (AttributeError, IndexError, KeyError, TypeError):
         raise CompletionUnavailable("Groq's response is not a completion") from None
-    if not all(isinstance(text, str | None) for text in (answer.model, answer.finish_reason)):
+    if not is_valid or not all(isinstance(text, str | None) for text in fields):
         raise CompletionUnavailable("Groq's completion has fields of the wrong type")
-    return answer
+    completion: dict[str, Any] = reply
+    return completion
+
+
+def answer_of(reply: Mapping[str, Any]) -> Message:
+    """Return the answer of a completion in its stored form."""
+    choice = reply["choices"][0]
+    return answer_message(
+        choice["message"],
+        model=reply.get("model"),
+        tokens=valid_tokens((reply.get("usage") or {}).get("total_tokens")),
+        finish_reason=choice.get("finish_reason"),
+    )
 
 
 def forwarded_error(response: ClientResponse, content: bytes) -> ProxyResponse:
