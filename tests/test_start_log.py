@@ -26,6 +26,9 @@ def test_the_log_contains_the_addresses_once(directory: Path, workers: str) -> N
         urls = re.findall(r"http://\S+(?=, |/docs)", service.log.split("answers at ")[1])
         for path in ("/", "/docs", "/openapi.json"):
             assert requests.get(f"{service.url}{path}", timeout=30).status_code == 200
+        # Every address in this line exists.
+        for url in re.findall(r"http://[^\s,]+", service.log.split("answers at ")[-1]):
+            assert requests.get(url, timeout=30).status_code == 200, url
         assert service.terminate() == 0
     assert service.url in urls
     assert f"documentation: {service.url}/docs" in service.log

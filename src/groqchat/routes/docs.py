@@ -13,13 +13,15 @@ routes = web.RouteTableDef()
 HTML = "text/html"
 
 
-# Not an endpoint: the OpenAPI document does not contain it.
+# Not endpoints: the OpenAPI document does not contain them. The start log names both.
 @routes.get("/", expect_handler=handle_expect)
+@routes.get("/api/groq-chat/", expect_handler=handle_expect)
 async def root(request: web.Request) -> web.Response:
     """Redirect to the docs page, relative to this address if no prefix is known."""
     prefix = request.app[PROXIES].prefix(request)
+    up = "../" * (request.path.count("/") - 1)
     headers = {
-        hdrs.LOCATION: f"{prefix}/docs" if prefix else "docs",
+        hdrs.LOCATION: f"{prefix}/docs" if prefix else f"{up}docs",
         hdrs.CACHE_CONTROL: "no-store",
     }
     return web.Response(status=302, headers=headers)
