@@ -65,6 +65,18 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     },
     "map": {"type": "object", "additionalProperties": {"type": "integer"}, "minProperties": 2},
     "empty list": {"type": "array", "maxItems": 0},
+    "pattern and length": {"type": "string", "pattern": "^[a-z]+$", "minLength": 4, "maxLength": 9},
+    "format and pattern": {"type": "string", "format": "email", "pattern": "^x+@y\\.org$"},
+    "unique numbers": {
+        "type": "array",
+        "items": {"type": "integer", "minimum": 1, "maximum": 4},
+        "minItems": 3,
+        "uniqueItems": True,
+    },
+    "intersection": {
+        "allOf": [{"type": "integer", "minimum": 3}, {"minimum": 1, "maximum": 9}, {"maximum": 5}]
+    },
+    "common choice": {"allOf": [{"enum": [1, 2, 3]}, {"enum": [3, 4]}]},
     "negative": {"type": "integer", "maximum": -5},
     "open interval": {"type": "number", "exclusiveMinimum": 1, "exclusiveMaximum": 2},
     **{
@@ -157,6 +169,8 @@ def test_random_schemas_are_satisfied(schema: dict[str, Any]) -> None:
         {"$ref": "#"},
         {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
         {"type": "string", "pattern": "("},
+        {"type": "string", "pattern": "^a{1000000000}$"},
+        {"type": "string", "pattern": "^a{2}$", "minLength": 5},
     ],
 )
 def test_an_unusable_schema_is_an_error(schema: dict[str, Any]) -> None:

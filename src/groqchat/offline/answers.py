@@ -58,18 +58,19 @@ def answer_to(
 ) -> MockAnswer:
     """Return the answer to a conversation.
 
-    Each word is a chunk and counts as one token. `chunk_count` repeats or shortens the text;
-    `max_tokens` truncates the answer. With `as_json`, the answer is an object; with `schema`, it
-    is a JSON value that satisfies the schema. Raises SchemaError.
+    Each word is a chunk and counts as one token. `chunk_count` repeats or shortens a text, not
+    JSON; `max_tokens` truncates the answer. With `as_json`, the answer is an object. With `schema`,
+    it is a JSON value that satisfies the schema. Raises SchemaError.
     """
     user_texts = [_text(message) for message in messages if message["role"] == "user"]
     sentence = _sentence(user_texts, len(messages))
     if schema is not None:
-        sentence = _json(SchemaValues(schema, quote_last(messages)).value())
+        sentence = _json(SchemaValues(schema, _quote(last_user_text(messages))).value())
     elif as_json:
         sentence = _json({"answer": sentence})
     words = [f"{word} " for word in sentence.split(" ")]
-    if chunk_count is not None:
+    is_text = schema is None and not as_json
+    if chunk_count is not None and is_text:
         words = list(islice(cycle(words), chunk_count))
     chunks = [*words[:-1], words[-1].rstrip()]
     is_truncated = max_tokens is not None and len(chunks) > max_tokens
@@ -92,7 +93,7 @@ def tool_call_answer(
 
     The arguments satisfy the JSON schema `parameters`. Raises SchemaError.
     """
-    quote = quote_last(messages)
+    quote = _quote(last_user_text(messages))
     values = {"said": quote} if parameters is None else SchemaValues(parameters, quote).value()
     arguments = _json(values)
     number = crc32(arguments.encode(errors="replace"))
@@ -112,10 +113,9 @@ def tool_call_answer(
     )
 
 
-def quote_last(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return the start of the last user message."""
-    user_texts = [_text(message) for message in messages if message["role"] == "user"]
-    return _quote(user_texts[-1]) if user_texts else ""
+def last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return the text of the last user message, empty if there is none."""
+    return next((_text(each) for each in reversed(messages) if each["role"] == "user"), "")
 
 
 def _json(value: object) -> str:

@@ -3,6 +3,7 @@
 Source: Groq's API reference for chat completions, models, errors and rate limits.
 """
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NotRequired, Self
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 # Below Python 3.12, pydantic rejects the TypedDict of the standard library.
 from typing_extensions import TypedDict
 
-from groqchat.offline.answers import MockAnswer, quote_last
+from groqchat.offline.answers import MockAnswer, last_user_text
 
 FINGERPRINT = "fp_offline"
 # The models of the mock Groq server and their owners.
@@ -150,8 +151,8 @@ class ChatCompletionRequest(BaseModel):
         left = [function for function in functions if function.name not in called]
         if self.tool_choice == "required":
             return left[0] if left else functions[-1]
-        text = quote_last(self.messages)
-        return next((function for function in left if function.name in text), None)
+        words = set(re.findall(r"[\w-]+", last_user_text(self.messages)))
+        return next((function for function in left if function.name in words), None)
 
     def _called_tools(self) -> set[str]:
         """Return the names of the tools that were called since the last user message."""

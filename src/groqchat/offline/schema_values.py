@@ -4,6 +4,7 @@ Equal schemas and texts give equal values. Strings contain the text if their sch
 """
 
 import json
+import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,12 @@ FORMATS = {
 }
 # Keywords whose values are combined if several schemas apply to one value.
 COMBINED_OBJECTS = frozenset({"properties", "$defs", "definitions"})
+LOWER_BOUNDS = frozenset({"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"})
+UPPER_BOUNDS = frozenset({"maximum", "exclusiveMaximum", "maxLength", "maxItems"})
+# A pattern that repeats a part more often than this would fill the memory.
+MAX_REPETITIONS = 1_000
+# Attempts to find a string that has a pattern and the required length.
+PATTERN_ATTEMPTS = 100
 
 
 class SchemaError(ValueError):
@@ -51,6 +58,8 @@ class SchemaValues:
         """Return a value that satisfies the schema; raise SchemaError if there is none."""
         try:
             return self._value(self._root, 0)
+        except SchemaError:
+            raise
         except RecursionError:
             raise SchemaError("the schema is nested too deeply") from None
         except (
@@ -152,6 +161,10 @@ def _combine(fields: dict[str, Any], other: Schema) -> None:
             fields[name] = [*fields.get(name, ()), *value]
         elif name in COMBINED_OBJECTS:
             fields[name] = {**fields.get(name, {}), **value}
+        elif name == "enum" and name in fields:
+            fields[name] = [each for each in fields[name] if each in value]
+        elif name in LOWER_BOUNDS | UPPER_BOUNDS and name in fields:
+            fields[name] = (max if name in LOWER_BOUNDS else min)(fields[name], value)
         elif name in {"anyOf", "oneOf", "allOf"} and name in fields:
             fields["allOf"] = [*fields.get("allOf", ()), {name: value}]
         else:
@@ -172,16 +185,30 @@ def _kind(fields: Mapping[str, Any]) -> str:
 
 
 def _string(fields: Mapping[str, Any], text: str, number: int) -> str:
-    if fields.get("format") in FORMATS:
-        return FORMATS[fields["format"]]
-    if "pattern" in fields:
-        # S311: not used for security; the seed makes equal schemas give equal values.
-        return rstr.Rstr(random.Random(number)).xeger(fields["pattern"])  # noqa: S311
     shortest = min(fields.get("minLength", 0), MAX_LENGTH)
     longest = min(fields.get("maxLength", MAX_LENGTH), MAX_LENGTH)
+    pattern = fields.get("pattern")
+    formatted = FORMATS.get(fields.get("format", ""))
+    if formatted is not None and (pattern is None or re.search(pattern, formatted)):
+        return formatted
+    if pattern is not None:
+        return _matching(pattern, shortest, longest, number)
     suffix = f" {number + 1}" if number else ""
     value = text[: max(longest - len(suffix), 0)] + suffix
     return value.ljust(shortest, "x")[:longest]
+
+
+def _matching(pattern: str, shortest: int, longest: int, number: int) -> str:
+    """Return a string with a pattern and a length; equal arguments give equal strings."""
+    counts = re.findall(r"\d+(?=,?\d*\})", pattern)
+    if any(int(count) > MAX_REPETITIONS for count in counts):
+        raise SchemaError("the pattern repeats a part too often")
+    source = rstr.Rstr(random.Random(number))  # noqa: S311 - not used for security
+    for _ in range(PATTERN_ATTEMPTS):
+        value: str = source.xeger(pattern)
+        if shortest <= len(value) <= longest:
+            return value
+    raise SchemaError("no string has both the pattern and the length")
 
 
 def _number(fields: Mapping[str, Any], number: int, *, is_integer: bool) -> float:
@@ -204,5 +231,17 @@ def _number(fields: Mapping[str, Any], number: int, *, is_integer: bool) -> floa
         if lowest is not None and (value < lowest or (above is not None and value <= above)):
             # The interval contains no multiple of the default step.
             value = (lowest + (highest or lowest)) / 2
-    value += number * step if highest is None else 0
+    for other in (value + number * step, value - number * step):
+        if _is_within(fields, other):
+            value = other
+            break
     return int(value) if is_integer or value == int(value) else value
+
+
+def _is_within(fields: Mapping[str, Any], value: float) -> bool:
+    low, high = fields.get("minimum", -math.inf), fields.get("maximum", math.inf)
+    above, below = (
+        fields.get("exclusiveMinimum", -math.inf),
+        fields.get("exclusiveMaximum", math.inf),
+    )
+    return bool(low <= value <= high and above < value < below)
