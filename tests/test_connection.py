@@ -7,6 +7,12 @@ from pathlib import Path
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -92,6 +98,46 @@ async def test_a_rediss_url_opens_a_server_over_tls(
     async with open_redis(Settings(redis_url=url)) as redis:
         with pytest.raises(RedisConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
             await redis.ping()
+
+
+@pytest.fixture
+async def mutual_tls_port(socket_path: str, authority: trustme.CA) -> AsyncIterator[int]:
+    """The TLS port of a real server that requires a certificate of its clients."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    async with await listen(socket_path, context) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def test_ssl_password_decrypts_the_key_of_the_client(
+    mutual_tls_port: int, authority: trustme.CA, tmp_path: Path
+) -> None:
+    client = authority.issue_cert("client.example.org")
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    client.cert_chain_pems[0].write_to_path(str(tmp_path / "client.pem"))
+    key = load_pem_private_key(client.private_key_pem.bytes(), None)
+    encryption = BestAvailableEncryption(b"hunter2")
+    (tmp_path / "key.pem").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+    )
+    files = "&".join(
+        f"{option}={tmp_path / name}"
+        for option, name in (
+            ("ssl_ca_certs", "ca.pem"),
+            ("ssl_certfile", "client.pem"),
+            ("ssl_keyfile", "key.pem"),
+        )
+    )
+    url = f"rediss://127.0.0.1:{mutual_tls_port}/3005?{files}"
+    async with open_redis(Settings(redis_url=f"{url}&ssl_password=hunter2")) as redis:
+        assert await database_of(redis) == 3005
+    for password in ("", "&ssl_password=wrong"):
+        async with open_redis(Settings(redis_url=f"{url}{password}")) as redis:
+            # Without a password, OpenSSL would ask for it on the terminal and block the process.
+            with pytest.raises(RedisConnectionError):
+                await redis.ping()
 
 
 async def test_a_unix_url_opens_a_unix_socket(socket_path: str) -> None:

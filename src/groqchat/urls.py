@@ -1,22 +1,29 @@
 """URLs in settings: validation, and forms that a log may contain."""
 
 import re
+import ssl
 from urllib.parse import SplitResult, parse_qs, parse_qsl, urlencode, urlsplit
 
 REDIS_SCHEMES = ("redis", "rediss", "unix", "embedded", "memory")
 # The options of redis-py that a URL may set: database, credentials and TLS. Timeouts and limits
 # are settings of the service.
 REDIS_URL_OPTION = re.compile(
-    "db|username|password|ssl_(ca_certs|ca_path|certfile|keyfile|keyfile_password|cert_reqs|"
+    "db|username|password|ssl_(ca_certs|ca_path|certfile|keyfile|password|cert_reqs|"
     "check_hostname|min_version|ciphers)"
 )
+# The values that redis-py accepts, and their description. It ignores the case of booleans.
+TLS_VALUES = {
+    "ssl_min_version": (re.compile("77[12]"), "771 (TLS 1.2) or 772 (TLS 1.3)"),
+    "ssl_cert_reqs": (re.compile("required|optional|none"), "required, optional or none"),
+    "ssl_check_hostname": (re.compile("(?i:yes|no|true|false|1|0)"), "yes or no"),
+}
 SERVICE_LINK_HINT = (
     "must be a port, not an address, which Kubernetes sets for a service named redis; set "
     "REDIS_PORT to the port, or `enableServiceLinks: false` in the pod"
 )
 MASK = "**********"
 # The options of a Redis URL whose values are secret.
-SECRET_OPTIONS = {"username", "password", "ssl_keyfile_password"}
+SECRET_OPTIONS = {"username", "password", "ssl_password"}
 
 
 def split_url(url: str) -> SplitResult:
@@ -78,9 +85,32 @@ def _check_server_url(url: str) -> None:
     if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
         raise ValueError("the path of the URL must be the number of the database")
     query = parse_qs(parts.query, keep_blank_values=True)
+    if "ssl_keyfile_password" in query:
+        raise ValueError("the option ssl_keyfile_password is named ssl_password")
     if unknown := [name for name in query if not REDIS_URL_OPTION.fullmatch(name)]:
         # Other texts may be part of a password that contains a question mark.
         names = [name for name in unknown if re.fullmatch("[a-z_]+", name)]
         raise ValueError(f"the URL does not accept the option {', '.join(names)}".rstrip())
     if any(not value.isdecimal() for value in query.get("db", [])):
         raise ValueError("db must be the number of the database")
+    if tls := [name for name in query if name.startswith("ssl_")]:
+        if parts.scheme != "rediss":
+            raise ValueError(f"{tls[0]} needs TLS: the URL must start with rediss:")
+        _check_tls_options(query)
+
+
+def _check_tls_options(query: dict[str, list[str]]) -> None:
+    """Raise ValueError for values with which redis-py cannot create a connection.
+
+    The files are not read: they may be replaced while the service runs.
+    """
+    for name, (pattern, allowed) in TLS_VALUES.items():
+        if not all(map(pattern.fullmatch, query.get(name, []))):
+            raise ValueError(f"{name} must be {allowed}")
+    if "ssl_keyfile" in query and "ssl_certfile" not in query:
+        raise ValueError("ssl_keyfile needs ssl_certfile")
+    try:
+        for ciphers in query.get("ssl_ciphers", []):
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_ciphers(ciphers)
+    except ssl.SSLError:
+        raise ValueError("ssl_ciphers: OpenSSL knows none of these ciphers") from None

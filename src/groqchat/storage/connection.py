@@ -44,6 +44,9 @@ def open_redis(settings: Settings) -> AbstractAsyncContextManager[Redis]:
 async def _open_server(url: str, settings: Settings) -> AsyncIterator[Redis]:
     options = _options(settings)
     if url:
+        if url.startswith("rediss:"):
+            # OpenSSL would ask for the passphrase of a key on the terminal and block the process.
+            options["ssl_password"] = ""
         pool = BlockingConnectionPool.from_url(url, **options)
     else:
         password = settings.redis_password
