@@ -12,6 +12,7 @@ from groqchat.services.history_store import (
     FIRST_CONTEXT,
     HistoryStore,
 )
+from groqchat.storage.history_reader import FIRST_CHUNK
 from groqchat.storage.keys import Command
 from groqchat.storage.messages import Message, PromptMessage, encode_member
 from tests.support.recording_batcher import RecordingBatcher
@@ -141,6 +142,33 @@ async def test_the_byte_limit_counts_the_messages_of_both_reads(history: History
         "s", new_message("new"), context=500, context_bytes=50 * 100 + 20 * 100
     )
     assert earlier == prompt(*saved[-70:])
+
+
+async def test_the_byte_limit_counts_the_bytes_of_characters(history: HistoryStore) -> None:
+    saved = [new_message("é" * 50) for _ in range(200)]
+    await history.save_messages("s", *saved)
+    # The first 50 messages have 2,500 characters, but 5,000 bytes.
+    earlier = await history.save_messages(
+        "s", new_message("new"), context=500, context_bytes=50 * 100
+    )
+    assert earlier == prompt(*saved[-50:])
+
+
+async def test_a_failure_during_the_read_of_older_messages_leaves_those_that_were_read(
+    history: HistoryStore, batcher: RecordingBatcher
+) -> None:
+    saved = numbered(FIRST_CONTEXT + FIRST_CHUNK + 100)
+    await history.save_messages("s", *saved)
+    batcher.transactions.clear()
+
+    async def fail_the_second_chunk(number: int) -> None:
+        # The write, the score of the oldest message, a chunk.
+        if number == 4:
+            raise HistoryUnavailable("no answer")
+
+    batcher.before = fail_the_second_chunk
+    earlier = await history.save_messages("s", new_message("new"), context=500)
+    assert earlier == prompt(*saved[-FIRST_CONTEXT - FIRST_CHUNK :])
 
 
 async def test_a_context_is_short_if_the_session_changes_during_the_read(

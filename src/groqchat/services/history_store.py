@@ -127,7 +127,7 @@ class HistoryStore:
         earlier = decode_context(before, session_id=session_id)
         if len(replies[0]) == FIRST_CONTEXT < context:
             size = MAX_PAGE_BYTES if context_bytes is None else context_bytes
-            size -= sum(len(message["content"]) for message in earlier)
+            size -= sum(len(message["content"].encode()) for message in earlier)
             end = began + self._timeout_s
             older = await self._older(key, replies[0][0], context - FIRST_CONTEXT, size, end)
             return [*older, *earlier]
@@ -318,23 +318,21 @@ class HistoryStore:
     ) -> list[PromptMessage]:
         """Return up to `count` messages before a member, about `size` bytes, read until `end`.
 
-        Returns none if Redis fails: the caller has stored its message and has the later context.
+        If Redis fails, returns those that were read before: the caller has stored its message.
         """
         if size <= 0:
             return []
+        reader = HistoryReader(self._batcher.transact, key, forward=False)
         try:
             async with redis_errors(end - time.monotonic()):
                 (score,) = await self._batcher.transact([("ZSCORE", key, member)])
-                if score is None:
-                    return []
-                reader = HistoryReader(self._batcher.transact, key, forward=False)
-                entries = await reader.read((member, float(score)), limit=count, max_bytes=size)
+                if score is not None:
+                    await reader.read((member, float(score)), limit=count, max_bytes=size)
         except StorageError as error:
-            log.warning("answering without the older messages: %s", error)
-            return []
+            log.warning("answering without some of the older messages: %s", error)
         return [
             {"role": message.role, "content": message.content}
-            for _, message in reversed(entries)
+            for _, message in reversed(reader.entries)
             if message is not None
         ]
 

@@ -27,6 +27,7 @@ Cursor: TypeAlias = ScoredMember | str
 class HistoryReader:
     """One read of a session; afterwards `count` and `last` describe the whole session.
 
+    After a failed read, `entries` contains what was read before the failure.
     `has_more` is true if further members follow in reading order, and `next` contains the
     first of them if it is known.
     """
@@ -35,6 +36,7 @@ class HistoryReader:
         self._transact = transact
         self._key = key
         self._forward = forward
+        self.entries: list[Entry] = []
         self.count = 0
         self.last: Sequence[ScoredMember] = ()
         self.has_more = False
@@ -48,7 +50,7 @@ class HistoryReader:
         The read ends after the chunk that reaches `max_bytes`, by default MAX_PAGE_BYTES. The
         message of a corrupt member is None.
         """
-        entries: list[Entry] = []
+        entries = self.entries
         position = cursor
         messages = size = 0
         chunk = FIRST_CHUNK
