@@ -8,6 +8,7 @@ from groqchat.runtime.connections import ConnectionLimits, Connections, Phase
 LIMITS = ConnectionLimits(
     header_timeout_s=20,
     body_timeout_s=20,
+    write_timeout_s=20,
     max_connections=10,
     max_per_address=None,
     max_buffered_bytes=1000,
@@ -21,6 +22,11 @@ class IdleConnection:
     phase: Phase = Phase.IDLE
     since_s: float = 0.0
     received_bytes: int = 0
+    on_pace_s: float = 0.0
+    on_pace_bytes: int = 0
+    unsent_bytes: int = 0
+    unsent_since_s: float = 0.0
+    buffered_bytes: int = 0
     address: str = "127.0.0.1"
     is_dropped: bool = False
 
@@ -29,6 +35,12 @@ class IdleConnection:
 
     def drop(self) -> None:
         self.is_dropped = True
+
+    def abort(self) -> None:
+        self.is_dropped = True
+
+    def write_buffer_size(self) -> int:
+        return 0
 
 
 def test_a_connection_is_closed_only_if_the_event_loop_has_looked_for_its_request() -> None:

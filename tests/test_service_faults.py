@@ -47,7 +47,7 @@ async def test_a_404_of_a_wrong_base_url_is_not_the_fault_of_the_client(
     await assert_error(await chat(api), 502, "completion_unavailable")
     assert await contents(api) == ["Hello"]
     assert len(reports(caplog)) == 1
-    assert "status 404 (no error code); check GROQ_BASE_URL" in reports(caplog)[0]
+    assert "status 404 unknown_url; check GROQ_BASE_URL" in reports(caplog)[0]
 
 
 async def test_a_model_that_groq_does_not_know_is_the_fault_of_the_client(

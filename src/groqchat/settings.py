@@ -167,8 +167,8 @@ class Settings(BaseSettings):
         30.0,
         gt=0,
         le=3600,
-        description="Maximum time for a request body in seconds. Each 4096 received bytes add one "
-        "second.",
+        description="Maximum time for which a request body may be slower than 4096 bytes per "
+        "second, in seconds.",
     )
     keepalive_timeout_s: float = Field(
         # Longer than the idle timeouts of common load balancers, which end at 600 seconds. A proxy

@@ -186,19 +186,19 @@ async def wait_or_leave(
     on_disconnect: Callable[[], Awaitable[object]],
 ) -> bytes:
     """Return a turn's final event; call `on_disconnect` if the client of `request` disconnects."""
-    final = asyncio.create_task(final_event)
+    # The event is awaited in this task, whose slot is shared by a turn that it starts.
+    watching = asyncio.create_task(_call_on_disconnect(request, on_disconnect))
     try:
-        while not await _is_done(final):
-            transport = request.transport
-            if transport is None or transport.is_closing() or has_ended_sending(request):
-                await on_disconnect()
-                break
-        return await final
+        return await final_event
     finally:
-        final.cancel()
+        watching.cancel()
 
 
-async def _is_done(task: asyncio.Task[bytes]) -> bool:
-    """Wait for a task for INSPECTION_INTERVAL_S at most; return whether it is done."""
-    await asyncio.wait([task], timeout=INSPECTION_INTERVAL_S)
-    return task.done()
+async def _call_on_disconnect(
+    request: web.Request, on_disconnect: Callable[[], Awaitable[object]]
+) -> None:
+    transport = request.transport
+    while not (transport is None or transport.is_closing() or has_ended_sending(request)):
+        await asyncio.sleep(INSPECTION_INTERVAL_S)
+        transport = request.transport
+    await on_disconnect()

@@ -66,7 +66,9 @@ PROXIES = web.AppKey("proxies", Proxies)
 
 def _forwarded_addresses(request: web.BaseRequest) -> Iterator[str]:
     """Yield the addresses of X-Forwarded-For, the nearest first."""
-    values = ",".join(request.headers.getall(hdrs.X_FORWARDED_FOR, ()))
+    # aiohttp's request for malformed HTTP has a plain dictionary without headers.
+    all_of = getattr(request.headers, "getall", None)
+    values = ",".join(all_of(hdrs.X_FORWARDED_FOR, ())) if all_of else ""
     return (part.strip() for part in reversed(values.split(",")))
 
 

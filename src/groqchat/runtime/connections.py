@@ -68,6 +68,22 @@ class Connection(Protocol):
     phase: Phase
     since_s: float
     received_bytes: int
+    # When the body was last as fast as MIN_BODY_BYTES_PER_S, and its size at that time.
+    on_pace_s: float
+    on_pace_bytes: int
+    # The size of the write buffer at the last inspection, and since when it has not changed.
+    unsent_bytes: int
+    unsent_since_s: float
+
+    @property
+    def buffered_bytes(self) -> int:
+        """The bytes of a request that is not complete."""
+
+    def write_buffer_size(self) -> int:
+        """Return the number of bytes that the client has not read yet."""
+
+    def abort(self) -> None:
+        """Close the connection and discard what the client has not read."""
 
     @property
     def address(self) -> str:
@@ -86,6 +102,7 @@ class ConnectionLimits:
 
     header_timeout_s: float
     body_timeout_s: float
+    write_timeout_s: float
     max_connections: int
     max_per_address: int | None
     max_buffered_bytes: int
@@ -133,6 +150,14 @@ class Connections:
             self._per_address[key] -= 1
             if not self._per_address[key]:
                 del self._per_address[key]
+
+    def free_bytes(self) -> None:
+        """Reject the largest incomplete requests until the others fit into the limit."""
+        while self.buffered_bytes > self.limits.max_buffered_bytes:
+            largest = max(self._open, key=lambda each: each.buffered_bytes, default=None)
+            if largest is None or not largest.buffered_bytes:
+                return
+            largest.reject(TOO_MANY_BYTES)
 
     def start_draining(self) -> None:
         """Make each response close its connection."""
@@ -185,10 +210,20 @@ class Connections:
             if connection.phase in WITHOUT_REQUEST
             or (connection.phase in CLOSED_FOR_OTHERS and connection.since_s < slow_since_s)
         ]
+        candidates += [
+            (len(CLOSED_FOR_OTHERS), connection.unsent_since_s, number, connection)
+            for number, connection in enumerate(self._open)
+            if connection.phase is Phase.RUNNING
+            and connection.unsent_bytes
+            and connection.unsent_since_s < slow_since_s
+        ]
         count = max(1, self.limits.max_connections // CLOSED_SHARE)
         closed = sorted(candidates)[:count]
         for *_, connection in closed:
-            _end(connection, TOO_MANY_CONNECTIONS)
+            if connection.phase is Phase.RUNNING:
+                connection.abort()
+            else:
+                _end(connection, TOO_MANY_CONNECTIONS)
             self.remove(connection)
         return bool(closed)
 
@@ -198,7 +233,13 @@ class Connections:
             _end(connection, REQUEST_TIMEOUT)
         if expired:
             log.info("closed %d connection(s) without a complete request", len(expired))
-        shortest_s = min(self.limits.header_timeout_s, self.limits.body_timeout_s)
+        stalled = [connection for connection in self._open if self._is_stalled(connection)]
+        for connection in stalled:
+            connection.abort()
+        if stalled:
+            log.info("closed %d connection(s) whose clients do not read", len(stalled))
+        limits = self.limits
+        shortest_s = min(limits.header_timeout_s, limits.body_timeout_s, limits.write_timeout_s)
         return min(MAX_INSPECTION_INTERVAL_S, shortest_s / INSPECTIONS_PER_DEADLINE)
 
     def _is_expired(self, connection: Connection) -> bool:
@@ -206,11 +247,30 @@ class Connections:
         if phase is Phase.SILENT or phase is Phase.HEAD:
             timeout_s = self.limits.header_timeout_s
         elif phase is Phase.BODY:
-            received_s = connection.received_bytes / MIN_BODY_BYTES_PER_S
-            timeout_s = self.limits.body_timeout_s + received_s
+            return self._is_slow(connection)
         else:
             return False
         return self.clock() - connection.since_s >= timeout_s
+
+    def _is_slow(self, connection: Connection) -> bool:
+        """Return whether a body was slower than MIN_BODY_BYTES_PER_S for the body timeout."""
+        now_s = self.clock()
+        slow_s = now_s - connection.on_pace_s
+        received = connection.received_bytes - connection.on_pace_bytes
+        if received >= slow_s * MIN_BODY_BYTES_PER_S:
+            connection.on_pace_s = now_s
+            connection.on_pace_bytes = connection.received_bytes
+            return False
+        return slow_s >= self.limits.body_timeout_s
+
+    def _is_stalled(self, connection: Connection) -> bool:
+        """Return whether a client has read nothing of its response for the write timeout."""
+        unsent = connection.write_buffer_size()
+        if not unsent or unsent != connection.unsent_bytes:
+            connection.unsent_bytes = unsent
+            connection.unsent_since_s = self.clock()
+            return False
+        return self.clock() - connection.unsent_since_s >= self.limits.write_timeout_s
 
 
 def _end(connection: Connection, error: ApiError) -> None:

@@ -15,7 +15,6 @@ from groqchat.http.request_id import NO_REQUEST_ID, REQUEST_ID_HEADER, new_reque
 from groqchat.runtime.connections import (
     HEAD_TOO_LARGE,
     MAX_HEAD_BYTES,
-    TOO_MANY_BYTES,
     Connections,
     Phase,
 )
@@ -47,9 +46,13 @@ class HttpConnection(web.RequestHandler):
         "_failure",
         "_payload",
         "has_ended_sending",
+        "on_pace_bytes",
+        "on_pace_s",
         "phase",
         "received_bytes",
         "since_s",
+        "unsent_bytes",
+        "unsent_since_s",
     )
 
     def __init__(self, server: web.Server, connections: Connections, **options: Any) -> None:
@@ -64,6 +67,19 @@ class HttpConnection(web.RequestHandler):
         self.phase = Phase.SILENT
         self.received_bytes = 0
         self.since_s = self._clock()
+        self.on_pace_s = self.since_s
+        self.on_pace_bytes = 0
+        self.unsent_bytes = 0
+        self.unsent_since_s = self.since_s
+
+    @property
+    def buffered_bytes(self) -> int:
+        """The bytes of a request that is not complete."""
+        return self._counted_bytes
+
+    def write_buffer_size(self) -> int:
+        """Return the number of bytes that the client has not read yet."""
+        return 0 if self.transport is None else self.transport.get_write_buffer_size()
 
     @property
     def address(self) -> str:
@@ -100,8 +116,9 @@ class HttpConnection(web.RequestHandler):
                 self.phase = Phase.HEAD
                 self.since_s = self._clock()
                 self.received_bytes = 0
-            self._count(len(data))
             super().data_received(data)
+            # Afterwards: a handler that waits for this request starts before the size is checked.
+            self._count(len(data))
         if self.phase is Phase.BODY and self._payload.is_eof():
             self._set_phase(Phase.RUNNING)
 
@@ -112,13 +129,19 @@ class HttpConnection(web.RequestHandler):
         else:
             self._payload = payload
             self.phase = Phase.BODY
-            self.since_s = self._clock()
+            self.since_s = self.on_pace_s = self._clock()
+            self.on_pace_bytes = self.received_bytes
 
     def log_access(
         self, request: web.BaseRequest, response: web.StreamResponse, time: float | None
     ) -> None:
         """Log a response that is complete; aiohttp calls this method even without a log."""
-        super().log_access(request, response, time)
+        try:
+            super().log_access(request, response, time)
+        finally:
+            self._response_ended()
+
+    def _response_ended(self) -> None:
         if self.phase is Phase.CLOSING:
             if self._failure is not None:
                 # Its frames contain the bytes of the body, in a reference cycle.
@@ -158,6 +181,11 @@ class HttpConnection(web.RequestHandler):
         """Close the connection without a response."""
         self._set_phase(Phase.CLOSING)
         self.force_close()
+
+    def abort(self) -> None:
+        """Close the connection and discard what the client has not read."""
+        if self.transport is not None:
+            self.transport.abort()
 
     def handle_error(
         self,
@@ -220,17 +248,13 @@ class HttpConnection(web.RequestHandler):
             self._all.buffered_bytes > self._all.limits.max_buffered_bytes
             or self.received_bytes > MAX_HEAD_BYTES
         ):
-            # The handler of a request whose headers are complete starts before.
             self._loop.call_soon(self._check_size)
 
     def _check_size(self) -> None:
-        if self.phase is Phase.HEAD and self.received_bytes > MAX_HEAD_BYTES:
+        is_incomplete_head = self.phase is Phase.HEAD and not self._has_pipelined_requests()
+        if is_incomplete_head and self.received_bytes > MAX_HEAD_BYTES:
             self.reject(HEAD_TOO_LARGE)
-        elif (
-            self.phase in {Phase.HEAD, Phase.BODY}
-            and self._all.buffered_bytes > self._all.limits.max_buffered_bytes
-        ):
-            self.reject(TOO_MANY_BYTES)
+        self._all.free_bytes()
 
     def _reject_incomplete_head(self) -> None:
         if self.phase is Phase.HEAD:

@@ -39,6 +39,7 @@ def create_runner(settings: Settings, max_connections: int | None = None) -> Run
     limits = ConnectionLimits(
         header_timeout_s=settings.header_timeout_s,
         body_timeout_s=settings.body_timeout_s,
+        write_timeout_s=settings.stream_write_timeout_s,
         max_connections=max_connections or settings.max_connections,
         max_per_address=settings.max_connections_per_address,
         max_buffered_bytes=settings.max_request_buffer_bytes,

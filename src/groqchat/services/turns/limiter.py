@@ -69,8 +69,9 @@ class TurnLimiter:
         shared = self._shared.get(request)
         if request in self._slots and (shared is None or shared.done()):
             self._shared[request] = task
-        else:
+        elif request in self._slots or request not in self._stoppable:
             self._slots.add(task)
+        # Otherwise a turn that shares a slot starts a part of itself.
         self._stoppable.add(task)
         task.add_done_callback(self._remove)
 
@@ -78,6 +79,7 @@ class TurnLimiter:
         self._slots.discard(task)
         self._stoppable.discard(task)
         self._cancelled.discard(task)
+        self._shared.pop(task, None)
 
     def __enter__(self) -> None:
         self.check()

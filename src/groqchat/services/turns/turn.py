@@ -60,6 +60,8 @@ class Turn:
         self.stop_reason: StopReason | None = None
         self._waiting: list[asyncio.Future[None]] = []
         self._limit: asyncio.Timeout | None = None
+        # Whether the request to Groq has ended.
+        self._is_complete = False
         self._is_abandoned = False
 
     def add(self, name: EventName, data: dict[str, Any] | bytes) -> None:
@@ -129,11 +131,11 @@ class Turn:
         return self.events[-1]
 
     def stop(self, reason: StopReason) -> None:
-        """Interrupt the request to Groq; only the first reason counts.
+        """Interrupt the request to Groq; only the first reason counts, and none after its end.
 
         The service that runs the turn stores the text that has arrived.
         """
-        if self.stop_reason is None:
+        if self.stop_reason is None and not self._is_complete:
             self.stop_reason = reason
             self._interrupt()
 
@@ -154,6 +156,7 @@ class Turn:
                 raise CompletionTimeout(f"not complete within {timeout_s:g} s") from error
         finally:
             self._limit = None
+            self._is_complete = True
 
     @property
     def retention_s(self) -> int:
