@@ -79,6 +79,15 @@ async def test_a_body_that_pauses_after_a_fast_start_is_ended(serve: Serve) -> N
     assert status == 408
 
 
+async def status_of_health(api: ClientSession) -> int:
+    """Return the status of /healthz, 0 if the service accepts no connection."""
+    try:
+        async with api.get("/healthz") as response:
+            return response.status
+    except OSError:
+        return 0
+
+
 async def test_a_client_that_does_not_read_its_response_is_disconnected(serve: Serve) -> None:
     api = await serve(stream_write_timeout_s=0.5, max_connections=8)
     clients: list[Any] = []
@@ -87,16 +96,9 @@ async def test_a_client_that_does_not_read_its_response_is_disconnected(serve: S
         writer.write(b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n" * 4)
         clients.append((reader, writer))
     try:
-        async with asyncio.timeout(10):
-            while True:
-                try:
-                    response = await api.get("/healthz")
-                except OSError:
-                    await asyncio.sleep(0.05)
-                    continue
-                if response.status == 200:
-                    break
-                await asyncio.sleep(0.05)
+        async with asyncio.timeout(30):
+            while await status_of_health(api) != 200:
+                await asyncio.sleep(0.1)
     finally:
         for _, writer in clients:
             writer.transport.abort()

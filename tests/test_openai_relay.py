@@ -189,14 +189,10 @@ async def test_a_stream_within_a_session_stores_no_event_that_its_client_has_rec
             if number == pieces // 2:
                 half.set()
                 await goes_on.wait()
-        await silent_after(writer)
-
-    async def silent_after(writer: asyncio.StreamWriter) -> None:
         finished.set()
         await writer.wait_closed()
 
     finished = asyncio.Event()
-    # Turns of earlier tests in this process.
     earlier = remaining(Turn)
     async with RawGroq(respond).serve() as raw:
         api = await serve(groq_base_url=raw.url)

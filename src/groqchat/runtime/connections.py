@@ -26,6 +26,8 @@ MAX_INSPECTION_INTERVAL_S = 1.0
 INSPECTIONS_PER_DEADLINE = 4
 # A connection that delivers its request for longer than this can be closed for a new connection.
 SLOW_REQUEST_S = 1.0
+# An event stream ends its own connection after the write timeout, within this time.
+STREAM_MARGIN_S = 2.0
 # If the limit is reached, this part of it is closed, so that not every new client needs a search.
 CLOSED_SHARE = 64
 # A browser or a proxy opens a few hundred; clients behind one address of a provider rarely more.
@@ -270,7 +272,8 @@ class Connections:
             connection.unsent_bytes = unsent
             connection.unsent_since_s = self.clock()
             return False
-        return self.clock() - connection.unsent_since_s >= self.limits.write_timeout_s
+        stalled_s = self.clock() - connection.unsent_since_s
+        return stalled_s >= self.limits.write_timeout_s + STREAM_MARGIN_S
 
 
 def _end(connection: Connection, error: ApiError) -> None:
