@@ -144,20 +144,32 @@ async def test_the_retry_after_of_groq_is_returned(serve: Serve, groq: MockGroq)
     assert response.headers["Retry-After"] == "30"
 
 
-async def test_a_retry_follows_a_turn_whose_lease_expired_while_its_worker_runs_it(
-    api: ClientSession, groq: MockGroq, redis: Redis
+async def test_the_next_request_runs_the_turn_of_a_worker_that_died(
+    serve: Serve, groq: MockGroq, redis: Redis
 ) -> None:
-    groq.options.latency_ms = 500
-    first = asyncio.create_task(chat(api))
+    # The lost turn still runs when the service stops.
+    api = await serve(shutdown_grace_s=0.2)
+    groq.options.latency_ms = 60_000
+    lost = asyncio.create_task(chat(api))
+    async with asyncio.timeout(20):
+        while not groq.requests:
+            await asyncio.sleep(0.01)
+    lost.cancel()
     async with asyncio.timeout(20):
         while not await redis.keys(f"{keys.TURN_PREFIX}*"):
             await asyncio.sleep(0.01)
-    # As after an outage of Redis that was longer than the lease.
-    await redis.delete(
-        *await redis.keys(f"{keys.CLAIM_PREFIX}*"), *await redis.keys(f"{keys.TURN_PREFIX}*")
-    )
-    assert await chat(api) == await first
-    assert len(groq.requests) == 1
+    # A worker that died does not renew these keys, and they expire.
+    (claim,) = await redis.keys(f"{keys.CLAIM_PREFIX}*")
+    (events,) = await redis.keys(f"{keys.TURN_PREFIX}*")
+    await redis.delete(claim, events)
+    groq.options.latency_ms = 0
+
+    answer = await chat(api)
+    assert len(groq.requests) == 2
+    assert [message["id"] for message in await history(api)] == [
+        answer["turn_id"],
+        answer["message_id"],
+    ]
 
 
 async def test_without_redis_a_request_with_a_key_is_rejected(

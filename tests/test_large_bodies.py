@@ -61,8 +61,10 @@ async def test_a_client_that_holds_the_buffer_does_not_lock_out_others(serve: Se
                 status, *_ = await other.response()
                 assert status == 200
         large = json.dumps({"message": "Hello", "padding": "y" * 300_000})
-        response = await api.post(CHAT, data=large, headers={"Content-Type": "application/json"})
-        assert response.status == 422
+        headers = {"Content-Type": "application/json"}
+        async with api.post(CHAT, data=large, headers=headers) as response:
+            await response.read()
+            assert response.status == 422
 
 
 async def test_a_body_that_pauses_after_a_fast_start_is_ended(serve: Serve) -> None:
@@ -110,5 +112,7 @@ async def test_a_request_with_a_key_that_cancels_its_turn_uses_one_slot(
 ) -> None:
     api = await serve(max_concurrent_turns=1)
     body = {"message": "Hello", "on_disconnect": "cancel", "stream": stream}
-    response = await api.post(CHAT, json=body, headers={"Idempotency-Key": f"one-slot-{stream}"})
-    assert response.status == 200
+    headers = {"Idempotency-Key": f"one-slot-{stream}"}
+    async with api.post(CHAT, json=body, headers=headers) as response:
+        await response.read()
+        assert response.status == 200

@@ -89,8 +89,7 @@ class IdempotencyKeys:
         polls = 0
         while True:
             self._chat.check()
-            # The lease of a turn that runs here may have expired while Redis was unavailable.
-            if await self._claim(record, key) and not self._turns.is_running(record.turn_id):
+            if await self._claim(record, key):
                 await self._start(record, keyed)
             try:
                 events = await self._turns.follow(

@@ -126,11 +126,6 @@ class TurnRegistry:
             return None
         return self._follow_remote(turn_id, after, first)
 
-    def is_running(self, turn_id: str) -> bool:
-        """Return whether this process runs a turn."""
-        local = self._local.get(turn_id)
-        return local is not None and not local.turn.is_over
-
     def stop_local(self, turn_id: str, reason: StopReason) -> None:
         """Stop a turn of this process; no effect if another worker runs it."""
         local = self._local.get(turn_id)
