@@ -149,6 +149,28 @@ def held_bytes(turns: list[Any]) -> int:
     return sum(len(event) for turn in turns for event in turn.events._latest)
 
 
+async def test_a_stream_within_a_session_that_breaks_off_leaves_no_reference_cycle(
+    serve: Serve,
+) -> None:
+    async def break_off(writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD + PIECE)
+        await writer.drain()
+        writer.transport.abort()
+
+    async with RawGroq(break_off).serve() as raw:
+        api = await serve(groq_base_url=raw.url, groq_max_retries=0)
+        with no_gc():
+            earlier = remaining(Turn)
+            headers = {"X-Session-Id": "s"}
+            async with api.post(COMPLETIONS, json=BODY, headers=headers) as response:
+                assert b"completion_unavailable" in await response.read()
+
+            async def is_released() -> bool:
+                return not new_since(earlier, Turn)
+
+            await wait_until(is_released)
+
+
 @pytest.mark.parametrize("disconnects", [False, True])
 async def test_a_stream_within_a_session_stores_no_event_that_its_client_has_received(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, *, disconnects: bool

@@ -13,6 +13,7 @@ from groqchat import sse
 from groqchat.errors import CompletionUnavailable, GroqChatError, RateLimited, ShuttingDown
 from groqchat.services.groq.client import GroqClient
 from groqchat.services.groq.completions import StreamParser
+from groqchat.services.groq.errors import strip_tracebacks
 from groqchat.services.openai.conversations import Conversation, Conversations
 from groqchat.services.openai.messages import answer_message
 from groqchat.services.openai.models import ChatCompletionRequest
@@ -189,7 +190,7 @@ class OpenAIProxy:
             if not (turn.stop_reason or parser.finish_reason):
                 turn.error = CompletionUnavailable("the stream ended before the answer")
         except GroqChatError as error:
-            turn.error = error
+            turn.error = strip_tracebacks(error)
         except Exception as error:
             log.exception("forwarding a stream failed")
             turn.error = CompletionUnavailable(type(error).__name__)
