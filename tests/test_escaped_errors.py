@@ -29,7 +29,7 @@ async def test_an_error_that_escapes_is_logged_with_its_traceback_and_request_id
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         host, port = runner.addresses[0][:2]
         async with connect(f"http://{host}:{port}") as one:
-            await one.send("GET /healthz HTTP/1.1", "Host: localhost")
+            await one.send("GET /health%0D%1Bz HTTP/1.1", "Host: localhost")
             status, headers, body = await one.response()
     finally:
         await runner.cleanup()
@@ -37,7 +37,8 @@ async def test_an_error_that_escapes_is_logged_with_its_traceback_and_request_id
     assert json.loads(body)["error"]["code"] == "internal_error"
     assert json.loads(body)["error"]["request_id"] == headers["X-Request-ID"]
     (record,) = [one for one in caplog.records if one.levelno == logging.ERROR]
-    assert record.getMessage() == "GET /healthz failed"
+    # Percent-encoded, so a client cannot write a line break or a terminal sequence to the log.
+    assert record.getMessage() == "GET /health%0D%1Bz failed"
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], RuntimeError)
 
@@ -53,3 +54,23 @@ async def test_malformed_http_is_logged_without_its_text(
     assert record.levelno == logging.INFO
     assert "SECRET" not in record.getMessage()
     assert record.exc_info is None
+
+
+async def test_an_error_of_a_handler_is_logged_with_the_encoded_path(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(redis_url=SecretStr(redis_url), groq_base_url="offline:")
+    runner = create_runner(settings)
+    runner.app.middlewares.append(broken)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        async with connect(f"http://{host}:{port}") as one:
+            await one.send("GET /health%0D%1Bz HTTP/1.1", "Host: localhost")
+            status, *_ = await one.response()
+    finally:
+        await runner.cleanup()
+    assert status == 500
+    (record,) = [one for one in caplog.records if one.levelno == logging.ERROR]
+    assert record.getMessage() == "GET /health%0D%1Bz failed"

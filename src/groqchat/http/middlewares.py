@@ -50,7 +50,7 @@ def errors(hosts: AllowedHosts, origins: AllowedOrigins) -> Middleware:
         except (GroqChatError, RequestError) as error:
             response = _error_response(request, error)
         except Exception as error:
-            log.exception("%s %s failed", request.method, request.path)
+            log.exception("%s %s failed", request.method, request.rel_url.raw_path)
             response = to_api_error(error).response()
         response.headers[REQUEST_ID_HEADER] = request_id
         # A browser must not run stored text as a script or show it as HTML.
@@ -78,5 +78,6 @@ def _error_response(request: web.Request, error: GroqChatError | RequestError) -
         detail = error.detail if isinstance(error, GroqChatError) else ""
         # Temporary failures come in large numbers and end without an operator.
         level = logging.WARNING if api_error.status in RETRY_AFTER_STATUS else logging.ERROR
-        log.log(level, "%s %s: %s (%s)", request.method, request.path, api_error.code, detail)
+        path = request.rel_url.raw_path
+        log.log(level, "%s %s: %s (%s)", request.method, path, api_error.code, detail)
     return api_error.response()

@@ -206,7 +206,8 @@ class HttpConnection(web.RequestHandler):
             if request_id.get() == NO_REQUEST_ID:
                 new_request_id()
             error = to_api_error(exc if isinstance(exc, Exception) else RuntimeError())
-            log.error("%s %s failed", request.method, request.path, exc_info=exc or True)
+            path = request.rel_url.raw_path
+            log.error("%s %s failed", request.method, path, exc_info=exc or True)
         if request.writer.output_size > 0:
             raise ConnectionError("the response has started already")
         response = _LastResponse(
