@@ -98,9 +98,11 @@ async def test_a_client_that_does_not_read_its_response_is_disconnected(serve: S
         writer.write(b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n" * 4)
         clients.append((reader, writer))
     try:
+        assert await status_of_health(api) != 200
         async with asyncio.timeout(30):
-            while await status_of_health(api) != 200:
+            while (status := await status_of_health(api)) != 200:
                 await asyncio.sleep(0.1)
+        assert status == 200
     finally:
         for _, writer in clients:
             writer.transport.abort()

@@ -1,4 +1,4 @@
-"""Where settings come from: the environment, `.env`, and names that have no effect."""
+"""The sources of settings, the environment and `.env`, and warnings for unknown names."""
 
 import os
 import re

@@ -32,7 +32,7 @@ MESSAGES = {
 }
 FALLBACK = "has an invalid value"
 
-# Names that other chat APIs use for a field, beside those that are similar anyway.
+# Names that other chat APIs use for a field, in addition to the similar names.
 SYNONYMS = {
     "chat_id": "session_id",
     "content": "message",

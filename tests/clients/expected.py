@@ -1,4 +1,7 @@
-"""What the clients send, and what the mock Groq server answers. The service's URL is argument 1."""
+"""The request of each client, and the answer of the mock Groq server.
+
+The first argument is the URL of the service.
+"""
 
 import sys
 

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 class Phase(Enum):
-    """What a connection does."""
+    """The state of a connection."""
 
     SILENT = "no byte has arrived"
     HEAD = "a request line and headers arrive"

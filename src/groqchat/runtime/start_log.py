@@ -1,4 +1,4 @@
-"""What the log says when the service starts to listen."""
+"""The log lines that name the addresses of a service that has started."""
 
 import logging
 from contextlib import suppress

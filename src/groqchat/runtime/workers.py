@@ -77,7 +77,7 @@ def available_cpus() -> int:
 
 @dataclass
 class _Workers:
-    """What the supervisors of all workers share: the settings, and which workers are ready."""
+    """The settings that all workers receive, and the workers that are ready."""
 
     settings: Settings
     count: int
