@@ -16,7 +16,14 @@ from groqchat.storage.message_ids import (
     micros_of,
     new_message_id,
 )
-from groqchat.storage.messages import ROLES, Message, decode_member, encode_member, member_id
+from groqchat.storage.messages import (
+    ROLES,
+    Message,
+    decode_context,
+    decode_member,
+    encode_member,
+    member_id,
+)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 MESSAGES = st.builds(
@@ -99,3 +106,40 @@ def test_members_of_other_programs_have_different_ids() -> None:
     }
     assert len(ids) == 3
     assert {each[:13] for each in ids} == {f"{1_700_000_000_000_000:013x}"}
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.integers()
+        | st.integers(-(2**80), 2**80)
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | TEXT,
+        lambda values: st.lists(values) | st.dictionaries(TEXT, values),
+    )
+)
+def test_extra_fields_are_unchanged_after_encoding_and_decoding(value: object) -> None:
+    message = Message(id="0" * 17, role="user", content="x", extra={"value": value})
+    decoded = decode_member(encode_member(message), message.score)
+    assert decoded is not None
+    assert decoded.extra == {"value": value}
+
+
+def test_integers_beyond_64_bits_remain_exact_next_to_a_lone_surrogate() -> None:
+    member = b'{"role":"user","content":"\\ud800","extra":{"n":%d,"s":"\\ud800"}}' % (2**70 + 1)
+    decoded = decode_member(member, 1.7e9)
+    assert decoded is not None
+    assert (decoded.content, decoded.extra) == ("?", {"n": 2**70 + 1, "s": "?"})
+
+
+def test_integers_beyond_the_range_of_floats_do_not_hide_a_message() -> None:
+    message = Message(id="0" * 17, role="user", content="x", extra={"n": 10**400})
+    assert decode_member(encode_member(message), message.score) == message
+    assert decode_context([encode_member(message)], session_id="s") == [
+        {"role": "user", "content": "x"}
+    ]
+
+
+def test_a_large_number_in_deeply_nested_fields_does_not_hide_a_message() -> None:
+    deep = b'{"role":"user","content":"x","extra":{"n":%b%d%b}}' % (b"[" * 900, 2**70, b"]" * 900)
+    assert decode_member(deep, 1.7e9) is not None

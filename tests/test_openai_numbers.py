@@ -20,7 +20,9 @@ FIELDS = (
     b'"n":1.00000000000000000001,"x":-0.0,"e":1E+2,\t"d":1,"d":2,"text":"NaN \\u00e9 \xc3\xa9 \\"",'
     b'"o":{"messages":[1]},"l":[],"messages":%b,"z":[ 1 , 2 ]}\r\n'
 )
-MESSAGES = b'[ {"role":"user", "content":"Hello", "f":0.10000000000000000001 , "i":%d} ]' % 2**70
+MESSAGES = b'[ {"role":"user", "content":"Hello", "f":0.10000000000000000001 , "i":%d} ]' % (
+    2**70 + 1
+)
 
 
 @pytest.fixture
@@ -59,7 +61,9 @@ async def test_within_a_session_only_the_messages_are_replaced(
     assert raw.bodies[1].endswith(b',{"role":"user","content":"And?","f":1e-7}]' + after)
     forwarded = json.loads(raw.bodies[1], parse_constant=reject)["messages"]
     assert [each["content"] for each in forwarded] == ["Be brief.", "Hello", "Hi", "And?"]
-    assert forwarded[1]["i"] == pytest.approx(2**70)
+    assert forwarded[1]["i"] == 2**70 + 1
+    stored = [each.get("extra") for each in await history(client)]
+    assert stored == [{"f": 0.1, "i": 2**70 + 1}, None, {"f": 1e-7}, None]
 
 
 async def test_without_a_session_the_body_is_forwarded_byte_for_byte(

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal, TypeAlias, TypedDict, get_args
@@ -10,7 +11,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, get_args
 import msgspec
 import orjson
 
-from groqchat.lenient_json import loads
+from groqchat.lenient_json import loads, loads_exact
 from groqchat.storage.message_ids import (
     MAX_SCORE_S,
     MESSAGE_ID,
@@ -51,6 +52,9 @@ INCOMPLETE = "incomplete"
 # The finish reasons of such an answer: a client stopped the turn, or it failed.
 STOPPED = "stopped"
 FAILED = "error"
+
+# The smallest float that can be a rounded integer: orjson parses integers of 64 bits exactly.
+MIN_INEXACT = 2.0**63
 
 # Checks the types of role and content and skips the other fields.
 _PROMPT_MESSAGES = msgspec.json.Decoder(list[PromptMessage])
@@ -139,8 +143,35 @@ def decode_member(member: bytes, score: float) -> Message | None:
         tokens=tokens if type(tokens) is int else None,
         finish_reason=finish_reason if isinstance(finish_reason, str) else None,
         status=status if isinstance(status, str) else None,
-        extra=extra if isinstance(extra, dict) else None,
+        extra=_exact_extra(extra, member) if isinstance(extra, dict) else None,
     )
+
+
+def _exact_extra(extra: dict[str, Any], member: bytes) -> dict[str, Any]:
+    """Return the extra fields of a member with exact integers.
+
+    orjson returns an integer beyond 64 bits as a float. Only a member with such a number is parsed
+    again.
+    """
+    if _has_inexact_number(extra):
+        with suppress(ValueError):
+            exact: dict[str, Any] = loads_exact(member)["extra"]
+            return exact
+    return extra
+
+
+def _has_inexact_number(fields: dict[str, Any]) -> bool:
+    """Return whether JSON contains a float that can be a rounded integer, at any depth."""
+    containers: list[Any] = [fields]
+    # The list grows while it is read: this is twice as fast as a stack.
+    for container in containers:
+        for value in container.values() if type(container) is dict else container:
+            kind = type(value)
+            if kind is dict or kind is list:
+                containers.append(value)
+            elif kind is float and abs(value) >= MIN_INEXACT:
+                return True
+    return False
 
 
 def _loads(member: bytes) -> object:
