@@ -60,6 +60,23 @@ async def test_a_redis_without_enough_replicas_is_not_ready(
     assert (status, body["checks"]["redis"]) == (503, "rejects writes: NOREPLICAS")
 
 
+async def test_a_redis_user_who_may_not_write_is_not_ready(
+    serve: Serve, own_redis_server: RedisServer, server: redis.Redis
+) -> None:
+    server.acl_setuser(
+        "reader",
+        enabled=True,
+        passwords=["+secret"],
+        keys="*",
+        categories=["+@all"],
+        commands=["-set"],
+    )
+    url = f"{own_redis_server.url()}&username=reader&password=secret"
+    api = await serve(redis_url=SecretStr(url), redis_timeout_s=0.5)
+    status, body = await ready(api)
+    assert (status, body["checks"]["redis"]) == (503, "rejects writes: NOPERM")
+
+
 async def test_a_frozen_redis_is_unreachable_within_the_deadline(
     api: ClientSession, own_redis_server: RedisServer
 ) -> None:

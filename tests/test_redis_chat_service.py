@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -96,6 +97,15 @@ async def test_a_list_beyond_the_limit_is_an_error_that_names_the_iterator(
 async def test_an_unknown_role_is_rejected(history: RedisChatService) -> None:
     with pytest.raises(ValueError, match="role must be one of system, user, assistant, tool"):
         await history.save_message("s", "human", "Hello")
+    assert await history.get_session_size("s") == 0
+
+
+@pytest.mark.parametrize("content", [None, 5, b"Hello", {"text": "Hello"}])
+async def test_content_that_is_not_text_is_rejected(
+    history: RedisChatService, content: Any
+) -> None:
+    with pytest.raises(TypeError, match="content must be a string"):
+        await history.save_message("s", "user", content)
     assert await history.get_session_size("s") == 0
 
 

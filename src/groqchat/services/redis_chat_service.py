@@ -56,10 +56,13 @@ class RedisChatService(HistoryStore):
     ) -> Message:
         """Store a message, renew the session's TTL and return the message with its id and time.
 
-        Raises ValueError if the role is not one of user, assistant, system and tool.
+        Raises ValueError if the role is not one of user, assistant, system and tool, and TypeError
+        if the content is not a string.
         """
         if role not in ROLES:
             raise ValueError(f"role must be one of {', '.join(ROLES)}")
+        if not isinstance(content, str):
+            raise TypeError("content must be a string")
         message = Message(id=new_message_id(), role=ROLES[role], content=content, model=model)
         await self.save_messages(session_id, message)
         return message

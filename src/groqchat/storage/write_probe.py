@@ -21,6 +21,8 @@ REJECTIONS = {
     "ReadOnlyError": "READONLY",
     "MISCONF": "MISCONF",
     "NOREPLICAS": "NOREPLICAS",
+    "NOPERM": "NOPERM",
+    "NoPermissionError": "NOPERM",
 }
 
 
