@@ -1,7 +1,9 @@
 """The service behind a reverse proxy: its prefix, and the address of the client."""
 
+import asyncio
 import json
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from yarl import URL
 from groqchat.settings import Settings
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
+from tests.support.raw_http import connect
 from tests.support.reverse_proxy import PREFIX, reverse_proxy
 
 FORWARDED = {"X-Forwarded-Prefix": PREFIX, "X-Forwarded-Proto": "https"}
@@ -121,6 +124,23 @@ async def test_the_access_log_names_the_last_address_that_no_trusted_proxy_has(
     # The mock Groq server writes an access log too.
     (line,) = [line for line in lines if " /healthz " in line]
     assert line.startswith(f"{expected} GET /healthz 200 ")
+
+
+@pytest.mark.parametrize("header", ["Bad Header: x", "X-Bad: \x1b"])
+async def test_a_malformed_request_has_one_line_in_the_access_log_and_no_traceback(
+    serve: Serve, caplog: pytest.LogCaptureFixture, header: str
+) -> None:
+    caplog.set_level(logging.INFO, "aiohttp.access")
+    api = await serve(trusted_proxies=LOOPBACK, access_log=True)
+    async with connect(api) as client:
+        await client.send("GET / HTTP/1.1", "Host: localhost", "X-Forwarded-For: 6.6.6.6", header)
+        assert await client.error() == (400, "bad_request", "close")
+    async with asyncio.timeout(5):
+        while not (lines := [line for line in caplog.messages if " UNKNOWN " in line]):
+            await asyncio.sleep(0.01)
+    (line,) = lines
+    assert re.fullmatch(r"127\.0\.0\.1 UNKNOWN / 400 \d+ bytes [\d.]+ ms", line)
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 @pytest.mark.parametrize(
