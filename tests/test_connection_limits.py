@@ -75,6 +75,15 @@ async def test_the_connections_of_one_address_are_limited(serve: Serve) -> None:
             raise AssertionError("a closed connection still counts")
 
 
+async def test_the_connections_of_a_trusted_proxy_are_not_limited(serve: Serve) -> None:
+    api = await serve(max_connections_per_address=1, trusted_proxies="10.0.0.0/8,127.0.0.1")
+    async with AsyncExitStack() as stack:
+        for _ in range(3):
+            proxy = await stack.enter_async_context(connect(api))
+            proxy.writer.write(post(CHAT, HELLO))
+            assert (await proxy.response())[0] == 200
+
+
 async def test_requests_beyond_the_buffer_limit_are_rejected(
     serve: Serve,
 ) -> None:

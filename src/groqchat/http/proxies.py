@@ -23,6 +23,10 @@ class Proxies:
         self._networks = [ip_network(network, strict=False) for network in trusted]
         self._root_path = root_path
 
+    def is_trusted(self, address: str) -> bool:
+        """Return whether an IP address belongs to a trusted proxy."""
+        return bool(self._networks) and self._is_trusted(_parse(address))
+
     def client_address(self, request: web.BaseRequest) -> str | None:
         """Return the last address of the way to the service that is not a trusted proxy."""
         address = request.remote

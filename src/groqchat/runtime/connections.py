@@ -100,7 +100,10 @@ class Connection(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLimits:
-    """Deadlines and bounds; without `max_per_address`, only public addresses have a limit."""
+    """Deadlines and bounds; without `max_per_address`, only public addresses have a limit.
+
+    A proxy has no limit for its address.
+    """
 
     header_timeout_s: float
     body_timeout_s: float
@@ -108,6 +111,7 @@ class ConnectionLimits:
     max_connections: int
     max_per_address: int | None
     max_buffered_bytes: int
+    is_proxy: Callable[[str], bool] = lambda _address: False
 
 
 class Connections:
@@ -191,8 +195,10 @@ class Connections:
     def _counted_address(self, address: str) -> str | None:
         """Return the address or network that is counted; None if it has no limit.
 
-        Proxies and load generators use private addresses.
+        Load generators and unknown proxies use private addresses.
         """
+        if self.limits.is_proxy(address):
+            return None
         try:
             parsed = ip_address(address)
         except ValueError:
