@@ -2,8 +2,10 @@
 
 import pytest
 from aiohttp import ClientSession
+from pydantic import ValidationError
 
 from groqchat.http.cors import EXPOSED_HEADERS
+from groqchat.settings import Settings
 from tests.conftest import Serve
 from tests.support.api import BASE
 
@@ -82,3 +84,59 @@ async def test_a_page_of_an_allowed_origin_can_call_history_and_session_routes(
         assert response.headers["Access-Control-Allow-Origin"] == ORIGIN, path
     response = await api_with_cors.delete(f"{BASE}/history/s", headers={"Origin": ORIGIN})
     assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
+
+
+@pytest.mark.parametrize(
+    ("given", "sent_by_browsers"),
+    [
+        ("https://Example.org", "https://example.org"),
+        ("HTTPS://example.org/", "https://example.org"),
+        ("http://a.b:80", "http://a.b"),
+        ("https://a.b:0443/", "https://a.b"),
+        ("https://a.b:80", "https://a.b:80"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://[0:0:0:0:0:0:0:1]:80", "http://[::1]"),
+        ("http://[2001:DB8::1]:8080", "http://[2001:db8::1]:8080"),
+        ("*", "*"),
+    ],
+)
+def test_an_allowed_origin_is_normalized_as_browsers_send_it(
+    given: str, sent_by_browsers: str
+) -> None:
+    assert Settings(cors_allowed_origins=f"{given},").cors_allowed_origins == (sent_by_browsers,)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "example.org",
+        "ftp://example.org",
+        "https://example.org/chat",
+        "https://example.org//",
+        "https://*.example.org",
+        "https://example.org:x",
+        "https://example.org:65536",
+        "https://[::1",
+        "https://[example]",
+        "https://a:b:80",
+        "https://m\u00fcnchen.example",
+        "https://user@example.org",
+        "null",
+    ],
+)
+def test_a_value_that_no_browser_sends_as_an_origin_is_rejected(origin: str) -> None:
+    with pytest.raises(
+        ValidationError,
+        match=r"is not an origin: write scheme, host and port, for example https://example\.org or "
+        "http://localhost:3000",
+    ):
+        Settings(cors_allowed_origins=origin)
+
+
+async def test_a_page_is_allowed_however_the_setting_spells_its_origin(serve: Serve) -> None:
+    api = await serve(cors_allowed_origins="HTTPS://Page.Example:443/")
+    async with api.post(
+        f"{BASE}/chat", json={"message": "Hello"}, headers={"Origin": ORIGIN}
+    ) as response:
+        assert response.status == 200
+        assert response.headers["Access-Control-Allow-Origin"] == ORIGIN

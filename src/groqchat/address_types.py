@@ -1,13 +1,17 @@
 """The types of settings that contain host names, origins, networks or a path prefix."""
 
 import re
+from contextlib import suppress
 from ipaddress import ip_network
 from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_settings import NoDecode
+from yarl import URL
 
-ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
+ANY_ORIGIN = "*"
+# The slash at the end is a common mistake.
+ORIGIN = re.compile(r"https?://[a-z0-9_.\-\[\]:]+/?", re.ASCII | re.IGNORECASE)
 # A name, a wildcard for the subdomains of a name, or an IP address, without a port.
 HOST_NAME = re.compile(
     r"\*|(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:.]+\]|[0-9a-f]*:[0-9a-f.]*:[0-9a-f:.]*",
@@ -38,11 +42,21 @@ def _check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
     return hosts
 
 
-def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
-    for origin in origins:
-        if not ORIGIN.fullmatch(origin):
-            raise ValueError(f"{origin!r} is not an origin, for example https://example.org")
-    return origins
+def _normalize_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(
+        origin if origin == ANY_ORIGIN else _normalize_origin(origin) for origin in origins
+    )
+
+
+def _normalize_origin(origin: str) -> str:
+    """Return an origin as browsers send it: in lower case and without a default port."""
+    if ORIGIN.fullmatch(origin):
+        with suppress(ValueError):
+            return str(URL(origin).origin())
+    raise ValueError(
+        f"{origin!r} is not an origin: write scheme, host and port, for example "
+        "https://example.org or http://localhost:3000"
+    )
 
 
 def _check_networks(networks: tuple[str, ...]) -> tuple[str, ...]:
@@ -65,6 +79,6 @@ def _check_prefix(path: str) -> str:
 
 Names: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
 HostNames: TypeAlias = Annotated[Names, AfterValidator(_check_hosts)]
-Origins: TypeAlias = Annotated[Names, AfterValidator(_check_origins)]
+Origins: TypeAlias = Annotated[Names, AfterValidator(_normalize_origins)]
 Networks: TypeAlias = Annotated[Names, AfterValidator(_check_networks)]
 PathPrefix: TypeAlias = Annotated[str, AfterValidator(_check_prefix)]

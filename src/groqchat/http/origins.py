@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 from aiohttp import hdrs, web
 
+from groqchat.address_types import ANY_ORIGIN
 from groqchat.errors import CrossSiteRequest
 from groqchat.http.log_once import LogOnce
 from groqchat.http.proxies import Proxies
 
 log = logging.getLogger(__name__)
 
-ANY_ORIGIN = "*"
 SEC_FETCH_SITE = "Sec-Fetch-Site"
 # The values for a page of the service itself, and for a request that no page caused.
 OWN_SITES = frozenset({"same-origin", "none"})
