@@ -107,6 +107,9 @@ async def test_every_route_accepts_requests_with_and_without_the_root_path(serve
         ("127.0.0.1", "203.0.113.7, unknown", "127.0.0.1"),
         ("127.0.0.1,10.0.0.1", "6.6.6.6, nonsense\t, 10.0.0.1", "10.0.0.1"),
         ("127.0.0.1", "", "127.0.0.1"),
+        ("127.0.0.1", "fe80::1%eth0", "fe80::1"),
+        ("127.0.0.1", "[fe80::1%25eth0]:80", "fe80::1"),
+        ("127.0.0.1", "fe80::1%evil 200 OK, 127.0.0.1", "fe80::1"),
     ],
 )
 async def test_the_access_log_names_the_last_address_that_no_trusted_proxy_has(

@@ -82,5 +82,8 @@ def _parse(text: str) -> IPv4Address | IPv6Address | None:
         address = ip_address((match[1] or match[2]) if match else text)
     except ValueError:
         return None
-    # A server that listens on an IPv6 socket sees IPv4 addresses in this form.
-    return getattr(address, "ipv4_mapped", None) or address
+    if isinstance(address, IPv4Address):
+        return address
+    # A server that listens on an IPv6 socket sees IPv4 addresses in the first form. A scope id has
+    # no meaning on another machine, and Python accepts any text as a scope id.
+    return address.ipv4_mapped or IPv6Address(int(address))
