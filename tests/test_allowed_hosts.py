@@ -46,6 +46,9 @@ async def test_by_default_loopback_names_and_addresses_are_accepted(api: ClientS
         "10.0.0.7",
         "[::1]:5000",
         "[fe80::1]",
+        "127.1:5000",
+        "127.0.1",
+        "my_app-1.localhost",
     )
     assert await statuses_of(api, *accepted) == dict.fromkeys(accepted, 200)
 
@@ -64,6 +67,17 @@ async def test_by_default_every_other_name_is_rejected(api: ClientSession) -> No
         "::1",
         "localhost:x",
         "groqchat:5000",
+        "attacker.example/.localhost",
+        "attacker.example?.localhost",
+        "attacker.example#.localhost",
+        "a b.localhost",
+        ".localhost",
+        "a..localhost",
+        "128.1",
+        "127.1.attacker.example",
+        "127.",
+        "127.0.0.0.1",
+        "127.99999999",
         "",
     )
     assert await statuses_of(api, *rejected) == dict.fromkeys(rejected, 421)

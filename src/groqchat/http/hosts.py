@@ -15,7 +15,9 @@ log = logging.getLogger(__name__)
 ANY_HOST = "*"
 LOOPBACK_NAME = "localhost"
 # An address in brackets or a name, then an optional port.
-HOST_HEADER = re.compile(r"(?:\[([^\]]+)\]|([^:\[\]]+))(?::\d*)?")
+HOST_HEADER = re.compile(r"(?:\[([^\]]+)\]|([\w-]+(?:\.[\w-]+)*\.?))(?::\d*)?", re.ASCII)
+# Programs send such an address of this machine unchanged, browsers complete it.
+SHORT_LOOPBACK = re.compile(r"127(?:\.\d{1,3}){1,2}", re.ASCII)
 # Their responses contain no user data, and load balancers send names of their own.
 HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 # More values than the names of a service, with and without a port.
@@ -66,7 +68,9 @@ class AllowedHosts:
         if address is not None:
             return is_address(address)
         name = name.lower().removesuffix(".")
-        return name in self._names or name.endswith(self._suffixes) or is_address(name)
+        if name in self._names or name.endswith(self._suffixes):
+            return True
+        return is_address(name) or SHORT_LOOPBACK.fullmatch(name) is not None
 
 
 def is_address(text: str) -> bool:
