@@ -97,6 +97,33 @@ async def test_the_openapi_document_is_built_again_only_if_the_models_change(
     assert "openai/gpt-oss-20b" in built[0]
 
 
+async def test_the_openapi_document_is_built_once_for_all_prefixes(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = await serve(trusted_proxies="127.0.0.1")
+    built: list[list[str]] = []
+
+    def recorded(app: Any, settings: Any, models: list[str], **options: Any) -> dict[str, Any]:
+        built.append(models)
+        return describe(app, settings, models, **options)
+
+    monkeypatch.setattr(documentation, "describe", recorded)
+    await api.get("/api/groq-chat/models")
+    etags, documents = set(), []
+    async with raw_client(api) as client:
+        for number in range(20):
+            headers = {"X-Forwarded-Prefix": f"/chat-{number}", "Accept-Encoding": "gzip"}
+            async with client.get("/openapi.json", headers=headers) as response:
+                etags.add(response.headers["ETag"])
+                documents.append(json.loads(gzip.decompress(await response.read())))
+    assert [document.pop("servers") for document in documents] == [
+        [{"url": f"/chat-{number}"}] for number in range(20)
+    ]
+    assert all(document == documents[0] for document in documents)
+    assert len(etags) == 20
+    assert len(built) == 1
+
+
 async def test_concurrent_first_requests_render_the_page_once(
     api: ClientSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import re
 import sys
+import zlib
 from asyncio.subprocess import PIPE
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,8 +40,11 @@ SECURITY_POLICY = (
     "font-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
-# The names of models and, behind proxies, prefixes change rarely.
-MAX_DOCUMENTS = 8
+# Stands for the address of the server in the document that is built once for all prefixes.
+SERVER_PLACEHOLDER = b"SERVER_URL"
+GZIP_LEVEL = 9
+# The window size of zlib that adds the header and the checksum of gzip.
+GZIP_WINDOW_BITS = 31
 REFUSED_GZIP = re.compile(r"\bgzip\s*;\s*q=0(\.0*)?\s*(,|$)")
 
 
@@ -62,7 +66,7 @@ class CachedBody:
         return cls(
             body=body,
             compressed=gzip.compress(body, mtime=0),
-            etag=hashlib.sha256(body).hexdigest()[:32],
+            etag=_etag(hashlib.sha256(body)),
             content_type=content_type,
             headers=headers or {},
         )
@@ -87,24 +91,51 @@ class CachedBody:
         return response
 
 
+class DocumentTemplate:
+    """A JSON document whose end contains an address, compressed and hashed up to the address.
+
+    A client can request a document for each of many addresses. Each costs only its end.
+    """
+
+    def __init__(self, document: bytes) -> None:
+        self._begin, _, self._end = document.rpartition(SERVER_PLACEHOLDER)
+        self._hash = hashlib.sha256(self._begin)
+        self._compressor = zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WINDOW_BITS)
+        self._compressed = self._compressor.compress(self._begin)
+        # Otherwise most of the work would be left to the copies.
+        self._compressed += self._compressor.flush(zlib.Z_SYNC_FLUSH)
+
+    def fill(self, address: str) -> CachedBody:
+        """Return the document with an address, which needs no escapes in JSON."""
+        end = address.encode() + self._end
+        digest, compressor = self._hash.copy(), self._compressor.copy()
+        digest.update(end)
+        return CachedBody(
+            body=self._begin + end,
+            compressed=self._compressed + compressor.compress(end) + compressor.flush(),
+            etag=_etag(digest),
+            content_type="application/json",
+            headers={},
+        )
+
+
 class Documentation:
     """The OpenAPI document and the page that shows it."""
 
     def __init__(self) -> None:
-        self._documents: dict[tuple[str, ...], CachedBody] = {}
+        self._models: Sequence[str] = ()
+        self._template: DocumentTemplate | None = None
         self._rendering: asyncio.Task[CachedBody] | None = None
 
     def openapi(
         self, app: web.Application, settings: Settings, models: Sequence[str], *, prefix: str
     ) -> CachedBody:
         """Return the OpenAPI document, which contains the models and the prefix of its server."""
-        key = (prefix, *models)
-        if key not in self._documents:
-            if len(self._documents) >= MAX_DOCUMENTS:
-                del self._documents[next(iter(self._documents))]
-            document = describe(app, settings, models, prefix=prefix)
-            self._documents[key] = CachedBody.of(orjson.dumps(document), "application/json")
-        return self._documents[key]
+        if self._template is None or models != self._models:
+            document = describe(app, settings, models, server=SERVER_PLACEHOLDER.decode())
+            self._models = models
+            self._template = DocumentTemplate(orjson.dumps(document))
+        return self._template.fill(prefix or "/")
 
     async def page(self) -> CachedBody:
         """Return the page; concurrent first calls share one rendering. Raises DocsUnavailable."""
@@ -148,6 +179,10 @@ def _complete(page: bytes) -> CachedBody:
         "Referrer-Policy": "no-referrer",
     }
     return CachedBody.of(page, "text/html; charset=utf-8", headers)
+
+
+def _etag(digest: "hashlib._Hash") -> str:
+    return digest.hexdigest()[:32]
 
 
 def _hash(script: bytes) -> str:

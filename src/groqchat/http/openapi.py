@@ -37,12 +37,12 @@ COMMON_ERRORS = {422: (InvalidField.code,), 500: (GroqChatError.code,)}
 
 
 def describe(
-    app: web.Application, settings: Settings, models: Sequence[str], *, prefix: str = ""
+    app: web.Application, settings: Settings, models: Sequence[str], *, server: str
 ) -> Schema:
-    """Return the OpenAPI document of an application.
+    """Return the OpenAPI document of an application, with the address of its server at the end.
 
-    `models` are the valid model names; if it is empty, every name is valid. `prefix` precedes the
-    public paths.
+    `models` are the valid model names; if it is empty, every name is valid. The address is relative
+    to that of the document.
     """
     endpoints = list(endpoints_of(app))
     schemas, definitions = _schemas(endpoints)
@@ -58,10 +58,9 @@ def describe(
             "description": "A chat service over Groq that stores every message in Redis.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        # Relative to the address of the document.
-        "servers": [{"url": prefix or "/"}],
         "paths": paths,
         "components": {"schemas": definitions},
+        "servers": [{"url": server}],
     }
     values = {
         MAX_CHARS_PLACEHOLDER: settings.chat_max_message_chars,
