@@ -42,7 +42,7 @@ async def open_docs(url: URL) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("strips_prefix", [True, False])
-@pytest.mark.parametrize("path", ["", "/", "/docs"])
+@pytest.mark.parametrize("path", ["", "/", "/docs", BASE, f"{BASE}/"])
 async def test_with_a_root_path_the_docs_page_works_behind_a_prefix(
     serve: Serve, path: str, *, strips_prefix: bool
 ) -> None:
@@ -54,12 +54,25 @@ async def test_with_a_root_path_the_docs_page_works_behind_a_prefix(
     assert not [name for name in document["paths"] if name.startswith(PREFIX)]
 
 
-@pytest.mark.parametrize("path", ["", "/"])
+@pytest.mark.parametrize("path", ["", "/", BASE, f"{BASE}/"])
 async def test_a_trusted_proxy_supplies_the_prefix_by_a_header(serve: Serve, path: str) -> None:
     api = await serve(trusted_proxies=LOOPBACK)
     async with reverse_proxy(url_of(api), headers=FORWARDED) as public:
         document = await open_docs(URL(f"{public}{path}"))
     assert document["servers"] == [{"url": PREFIX}]
+
+
+@pytest.mark.parametrize("path", ["/", BASE, f"{BASE}/"])
+async def test_the_docs_page_is_found_behind_a_proxy_whose_prefix_is_unknown(
+    serve: Serve, path: str
+) -> None:
+    api = await serve()
+    async with (
+        reverse_proxy(url_of(api)) as public,
+        ClientSession() as browser,
+        browser.get(URL(f"{public}{path}")) as response,
+    ):
+        assert (response.status, response.url.path) == (200, f"{PREFIX}/docs")
 
 
 @pytest.mark.parametrize(

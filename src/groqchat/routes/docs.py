@@ -13,8 +13,9 @@ routes = web.RouteTableDef()
 HTML = "text/html"
 
 
-# Not endpoints: the OpenAPI document does not contain them. The start log names both.
+# Not endpoints: the OpenAPI document does not contain them. The start log names two of them.
 @routes.get("/", expect_handler=handle_expect)
+@routes.get("/api/groq-chat", expect_handler=handle_expect)
 @routes.get("/api/groq-chat/", expect_handler=handle_expect)
 async def root(request: web.Request) -> web.Response:
     """Redirect to the docs page, relative to this address if no prefix is known."""
