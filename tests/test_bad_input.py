@@ -175,9 +175,10 @@ async def test_a_request_that_expects_100_continue_is_accepted(api: ClientSessio
 
 @pytest.mark.usefixtures("no_side_effects")
 async def test_an_unknown_expectation_is_rejected(api: ClientSession) -> None:
-    for path in (f"{BASE}/sessions", "/healthz"):
-        response = await api.get(path, headers={"Expect": "miracles"})
-        await assert_error(response, 417, "expectation_failed")
+    for path in (f"{BASE}/sessions", "/healthz", "/nowhere", CHAT):
+        response = await api.get(path, headers={"Expect": "miracles", "X-Request-ID": "mine"})
+        error = await assert_error(response, 417, "expectation_failed")
+        assert error["request_id"] == "mine"
 
 
 @pytest.mark.usefixtures("no_side_effects")

@@ -54,9 +54,10 @@ async def test_an_expectation_that_is_rejected_has_cors_headers(
     api_with_cors: ClientSession,
 ) -> None:
     headers = {"Origin": ORIGIN, "Expect": "something"}
-    async with api_with_cors.post(f"{BASE}/chat", json={}, headers=headers) as response:
-        await assert_error(response, 417, "expectation_failed")
-        assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
+    for path in (f"{BASE}/chat", "/nowhere"):
+        async with api_with_cors.post(path, json={}, headers=headers) as response:
+            await assert_error(response, 417, "expectation_failed")
+            assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
 
 
 @pytest.mark.parametrize(

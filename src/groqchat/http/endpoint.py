@@ -229,19 +229,27 @@ async def handle_expect(request: web.Request) -> web.Response | None:
 
     aiohttp calls this function before the middlewares.
     """
+    if request.headers[hdrs.EXPECT].lower() != "100-continue":
+        return expectation_failed(request)
+    try:
+        request.app[ALLOWED_HOSTS].check(request)
+        request.app[ALLOWED_ORIGINS].check(request)
+    except GroqChatError as refusal:
+        return _early_response(request, to_api_error(refusal))
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    # These bytes do not count as part of the response.
+    request.writer.output_size = 0
+    return None
+
+
+def expectation_failed(request: web.BaseRequest) -> web.Response:
+    """Return the response to a request with an unknown expectation."""
+    return _early_response(request, api_error_for_status(417))
+
+
+def _early_response(request: web.BaseRequest, error: ApiError) -> web.Response:
+    """Return an error response with the request's id, which no middleware adds."""
     request_id = new_request_id(request.headers.get(REQUEST_ID_HEADER, ""))
-    error = api_error_for_status(417)
-    if request.headers[hdrs.EXPECT].lower() == "100-continue":
-        try:
-            request.app[ALLOWED_HOSTS].check(request)
-            request.app[ALLOWED_ORIGINS].check(request)
-        except GroqChatError as refusal:
-            error = to_api_error(refusal)
-        else:
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            # These bytes do not count as part of the response.
-            request.writer.output_size = 0
-            return None
     response = error.response()
     response.headers[REQUEST_ID_HEADER] = request_id
     return response

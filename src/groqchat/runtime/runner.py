@@ -7,6 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
+from groqchat.http.endpoint import expectation_failed
 from groqchat.runtime.connections import ConnectionLimits, Connections
 from groqchat.runtime.protocol import HttpConnection
 
@@ -109,7 +110,11 @@ def _track_requests(server: web.Server, connections: Connections) -> None:
         return make_request(message, payload, connection, *rest)
 
     async def respond(request: web.BaseRequest) -> web.StreamResponse:
-        response = await handle(request)
+        try:
+            response = await handle(request)
+        except web.HTTPExpectationFailed:
+            # aiohttp raises it for an unknown path, before the middlewares.
+            response = expectation_failed(request)
         # The client of a stream that has started does not know that it ends its connection.
         if connections.is_draining and not response.prepared:
             response.force_close()
