@@ -7,6 +7,7 @@ from aiohttp import ClientSession
 
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
+from tests.support.raw_http import connect
 
 ORIGIN = "https://page.example"
 OTHER = "https://other.example"
@@ -58,6 +59,32 @@ async def test_an_expectation_that_is_rejected_has_cors_headers(
         async with api_with_cors.post(path, json={}, headers=headers) as response:
             await assert_error(response, 417, "expectation_failed")
             assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
+
+
+@pytest.mark.parametrize(
+    ("origins", "allowed"),
+    [((ORIGIN,), ORIGIN), (("*",), "*"), ((OTHER, "*"), "*"), ((ORIGIN, OTHER), None), ((), None)],
+)
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        (("GET / HTTP/1.1", "Host: localhost", "Bad Header: x"), 400),
+        ((f"GET /?{'x' * 100_000} HTTP/1.1", "Host: localhost"), 414),
+        (("GET / HTTP/1.1", *(f"X-{number}: {'x' * 5000}" for number in range(60))), 431),
+    ],
+    ids=["malformed", "long line", "large headers"],
+)
+async def test_a_page_can_read_the_error_for_a_request_whose_origin_is_unknown(
+    serve: Serve, origins: tuple[str, ...], allowed: str | None, lines: tuple[str, ...], status: int
+) -> None:
+    api = await serve(cors_allowed_origins=origins)
+    async with connect(api) as page:
+        await page.send(*lines)
+        found, headers, _ = await page.response()
+    assert found == status
+    assert headers.get("Access-Control-Allow-Origin") == allowed
+    exposed = headers.get("Access-Control-Expose-Headers", "")
+    assert ("X-Request-ID" in exposed) == (allowed is not None)
 
 
 @pytest.mark.parametrize(

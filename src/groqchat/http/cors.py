@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import aiohttp_cors
 from aiohttp import hdrs, web
 
+from groqchat.address_types import ANY_ORIGIN
 from groqchat.http.origins import AllowedOrigins
 
 # OpenAI's SDK sends a dozen headers of its own. None of them grants access without credentials.
@@ -41,6 +42,20 @@ def setup_cors(app: web.Application, origins: Sequence[str], allowed: AllowedOri
         if route.method != hdrs.METH_HEAD:
             cors.add(route)
     _add_response_headers(app, allowed)
+
+
+def headers_without_request(origins: Sequence[str]) -> dict[str, str]:
+    """Return the CORS headers of an error for a request that was not parsed.
+
+    Its origin is unknown, so a page can read the error only if a single origin is allowed, or any.
+    """
+    allowed = {ANY_ORIGIN} if ANY_ORIGIN in origins else set(origins)
+    if len(allowed) != 1:
+        return {}
+    return {
+        hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: allowed.pop(),
+        hdrs.ACCESS_CONTROL_EXPOSE_HEADERS: ",".join(EXPOSED_HEADERS),
+    }
 
 
 def is_preflight(request: web.Request) -> bool:

@@ -6,7 +6,7 @@ One timer inspects all connections, so a request costs no timer of its own.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -115,12 +115,20 @@ class ConnectionLimits:
 
 
 class Connections:
-    """The open connections; closes those that exceed the limits."""
+    """The open connections; closes those that exceed the limits.
+
+    `error_headers` are the headers of errors for requests that were not parsed.
+    """
 
     def __init__(
-        self, limits: ConnectionLimits, clock: Callable[[], float] = time.monotonic
+        self,
+        limits: ConnectionLimits,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        error_headers: Mapping[str, str] | None = None,
     ) -> None:
         self.limits = limits
+        self.error_headers = error_headers or {}
         self.clock = clock
         # Bytes of requests that are not complete.
         self.buffered_bytes = 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
@@ -172,7 +173,7 @@ class HttpConnection(web.RequestHandler):
             return
         transport = self.transport
         if transport is not None:
-            transport.write(_raw_response(error))
+            transport.write(_raw_response(error, self._all.error_headers))
             if transport.get_write_buffer_size():
                 self._loop.call_later(LINGER_S, transport.abort)
         self.drop()
@@ -215,6 +216,8 @@ class HttpConnection(web.RequestHandler):
         )
         response.content_type = "application/json"
         response.headers[REQUEST_ID_HEADER] = request_id.get()
+        if isinstance(exc, HttpProcessingError):
+            response.headers.update(self._all.error_headers)
         # aiohttp responds to malformed requests with HTTP/1.0 and omits this header.
         response.headers[hdrs.CONNECTION] = "close"
         response.force_close()
@@ -302,9 +305,9 @@ def _status_of(error: HttpProcessingError, status: int) -> int:
     return status
 
 
-def _raw_response(error: ApiError) -> bytes:
+def _raw_response(error: ApiError, error_headers: Mapping[str, str]) -> bytes:
     """Return a complete response to a request that aiohttp has not parsed."""
-    headers = {REQUEST_ID_HEADER: new_request_id(), **error.headers()}
+    headers = {REQUEST_ID_HEADER: new_request_id(), **error.headers(), **error_headers}
     body = orjson.dumps(error.body())
     lines = [
         f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",

@@ -1,7 +1,7 @@
 """The runner of the application: connections with limits, and a drain before the end."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -23,11 +23,18 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class Runner(web.AppRunner):
     """A runner whose connections have limits; `drain` ends them without losing a request."""
 
-    def __init__(self, app: web.Application, limits: ConnectionLimits, **options: Any) -> None:
+    def __init__(
+        self,
+        app: web.Application,
+        limits: ConnectionLimits,
+        *,
+        error_headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(
             app, handler_cancellation=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S, **options
         )
-        self.connections = Connections(limits)
+        self.connections = Connections(limits, error_headers=error_headers)
         self._options = options
         self._stack = AsyncExitStack()
         self._is_drained = False

@@ -15,6 +15,7 @@ from groqchat import __version__
 from groqchat.app import create_app
 from groqchat.errors import ConfigurationError
 from groqchat.http.access_log import access_logger
+from groqchat.http.cors import headers_without_request
 from groqchat.http.proxies import PROXIES
 from groqchat.http.state import SERVICES
 from groqchat.runtime.connections import ConnectionLimits
@@ -48,6 +49,7 @@ def create_runner(settings: Settings, max_connections: int | None = None) -> Run
     return Runner(
         app,
         limits,
+        error_headers=headers_without_request(settings.cors_allowed_origins),
         access_log=logging.getLogger("aiohttp.access") if settings.access_log else None,
         access_log_class=access_logger(settings.access_log_sample_rate, app[PROXIES]),
         keepalive_timeout=settings.keepalive_timeout_s,
