@@ -28,6 +28,7 @@ LAYERS = [
     {
         "runtime.start_log",
         "runtime.connections",
+        "runtime.responses",
         "runtime.gc_tuning",
         "runtime.file_limit",
         "runtime.logs",

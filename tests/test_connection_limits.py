@@ -1,9 +1,12 @@
 """Bounds on open connections and on requests that arrive."""
 
 import asyncio
+import http.client
 import json
-from contextlib import AsyncExitStack, suppress
+import time
+from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import requests
 from aiohttp import ClientSession
@@ -82,6 +85,26 @@ async def test_the_connections_of_a_trusted_proxy_are_not_limited(serve: Serve) 
             proxy = await stack.enter_async_context(connect(api))
             proxy.writer.write(post(CHAT, HELLO))
             assert (await proxy.response())[0] == 200
+
+
+async def test_every_rejected_client_can_read_why(serve: Serve) -> None:
+    api = await serve(max_connections_per_address=3)
+    port = urlsplit(str(api._base_url)).port
+
+    def ask() -> tuple[int, str]:
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        client.connect()
+        # The service has rejected the connection before the request arrives.
+        time.sleep(0.01)
+        client.request("POST", CHAT, HELLO, {"Content-Type": "application/json"})
+        with closing(client), client.getresponse() as response:
+            return response.status, json.loads(response.read())["error"]["code"]
+
+    async with AsyncExitStack() as stack:
+        for _ in range(3):
+            await stack.enter_async_context(connect(api))
+        outcomes = [await asyncio.to_thread(ask) for _ in range(40)]
+    assert outcomes == [(503, "overloaded")] * 40
 
 
 async def test_requests_beyond_the_buffer_limit_are_rejected(

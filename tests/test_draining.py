@@ -107,3 +107,17 @@ def test_idle_connections_do_not_delay_the_end(directory: Path) -> None:
     with Service(directory, "--local") as service:
         assert asyncio.run(stop(service)) == b""
         assert service.wait() == 0
+
+
+@pytest.mark.parametrize("sent", [40, -1], ids=["head", "body"])
+def test_a_request_that_does_not_arrive_in_time_is_rejected(directory: Path, sent: int) -> None:
+    async def ask(service: Service) -> tuple[int, str, str]:
+        async with connect(service.url) as one:
+            one.writer.write(post(CHAT, HELLO)[:sent])
+            await asyncio.sleep(0.1)
+            service.terminate_later()
+            return await one.error()
+
+    with Service(directory, "--local") as service:
+        assert asyncio.run(ask(service)) == (503, "shutting_down", "close")
+        assert service.wait() == 0

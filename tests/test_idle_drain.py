@@ -24,8 +24,8 @@ class IdleConnection:
     received_bytes: int = 0
     on_pace_s: float = 0.0
     on_pace_bytes: int = 0
-    unsent_bytes: int = 0
-    unsent_since_s: float = 0.0
+    seen_sent_bytes: int = 0
+    last_sent_s: float = 0.0
     buffered_bytes: int = 0
     address: str = "127.0.0.1"
     is_dropped: bool = False
@@ -39,7 +39,10 @@ class IdleConnection:
     def abort(self) -> None:
         self.is_dropped = True
 
-    def write_buffer_size(self) -> int:
+    def unsent_bytes(self) -> int:
+        return 0
+
+    def sent_bytes(self) -> int:
         return 0
 
 

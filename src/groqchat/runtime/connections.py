@@ -14,7 +14,8 @@ from ipaddress import IPv6Address, ip_address
 from typing import Protocol
 
 from groqchat.background import background_task
-from groqchat.http.errors import ApiError, api_error_for_status
+from groqchat.errors import ShuttingDown
+from groqchat.http.errors import ApiError, api_error_for_status, to_api_error
 
 # A body of 4 MB passes over a link of 32 kbit/s: half of the speed to which mobile providers
 # throttle their customers.
@@ -30,6 +31,10 @@ SLOW_REQUEST_S = 1.0
 STREAM_MARGIN_S = 2.0
 # If the limit is reached, this part of it is closed, so that not every new client needs a search.
 CLOSED_SHARE = 64
+# A search takes milliseconds. If none of the connections could be closed, the next search waits.
+SEARCH_INTERVAL_S = 0.1
+# Rejected connections that wait until their client has read the error.
+MAX_LINGERING = 64
 # A browser or a proxy opens a few hundred; clients behind one address of a provider rarely more.
 PUBLIC_ADDRESS_LIMIT = 1024
 # The usual network of one customer; its owner can use every address of it.
@@ -40,6 +45,7 @@ HEAD_TOO_LARGE = api_error_for_status(431)
 TOO_MANY_CONNECTIONS = ApiError(
     status=503, code="overloaded", message="Too many connections are open.", closes=True
 )
+SHUTTING_DOWN = replace(to_api_error(ShuttingDown()), closes=True)
 TOO_MANY_BYTES = ApiError(
     status=503, code="overloaded", message="Too many request bodies arrive.", closes=True
 )
@@ -73,16 +79,20 @@ class Connection(Protocol):
     # When the body was last as fast as MIN_BODY_BYTES_PER_S, and its size at that time.
     on_pace_s: float
     on_pace_bytes: int
-    # The size of the write buffer at the last inspection, and since when it has not changed.
-    unsent_bytes: int
-    unsent_since_s: float
+    # The bytes that the operating system had accepted at the last inspection, and when that number
+    # last grew, or nothing was left to send.
+    seen_sent_bytes: int
+    last_sent_s: float
 
     @property
     def buffered_bytes(self) -> int:
         """The bytes of a request that is not complete."""
 
-    def write_buffer_size(self) -> int:
-        """Return the number of bytes that the client has not read yet."""
+    def unsent_bytes(self) -> int:
+        """Return the number of bytes that wait because the client reads too slowly."""
+
+    def sent_bytes(self) -> int:
+        """Return the number of bytes of responses that do not wait any more."""
 
     def abort(self) -> None:
         """Close the connection and discard what the client has not read."""
@@ -136,6 +146,8 @@ class Connections:
         self._drain_started_s = 0.0
         # Connections that were idle at the last check of the drain.
         self._idle: set[Connection] = set()
+        self.lingering = 0
+        self._search_s = 0.0
         self._open: dict[Connection, str | None] = {}
         self._per_address: Counter[str] = Counter()
 
@@ -153,6 +165,7 @@ class Connections:
         is_full = len(self._open) >= self.limits.max_connections and not self._make_room()
         if is_full or (key is not None and self._per_address[key] >= self._address_limit):
             connection.reject(TOO_MANY_CONNECTIONS)
+            return
         self._open[connection] = key
         if key is not None:
             self._per_address[key] += 1
@@ -172,6 +185,12 @@ class Connections:
             if largest is None or not largest.buffered_bytes:
                 return
             largest.reject(TOO_MANY_BYTES)
+
+    def reject_incomplete(self) -> None:
+        """Reject the requests that have not arrived completely."""
+        for connection in list(self._open):
+            if connection.phase in {Phase.HEAD, Phase.BODY}:
+                connection.reject(SHUTTING_DOWN)
 
     def start_draining(self) -> None:
         """Make each response close its connection."""
@@ -219,7 +238,10 @@ class Connections:
 
     def _make_room(self) -> bool:
         """Close the connections that have waited longest for a request; return whether any did."""
-        slow_since_s = self.clock() - SLOW_REQUEST_S
+        now_s = self.clock()
+        if now_s < self._search_s:
+            return False
+        slow_since_s = now_s - SLOW_REQUEST_S
         candidates = [
             (CLOSED_FOR_OTHERS[connection.phase], connection.since_s, number, connection)
             for number, connection in enumerate(self._open)
@@ -227,20 +249,19 @@ class Connections:
             or (connection.phase in CLOSED_FOR_OTHERS and connection.since_s < slow_since_s)
         ]
         candidates += [
-            (len(CLOSED_FOR_OTHERS), connection.unsent_since_s, number, connection)
+            (len(CLOSED_FOR_OTHERS), connection.last_sent_s, number, connection)
             for number, connection in enumerate(self._open)
             if connection.phase is Phase.RUNNING
-            and connection.unsent_bytes
-            and connection.unsent_since_s < slow_since_s
+            and connection.unsent_bytes()
+            and connection.last_sent_s < slow_since_s
         ]
         count = max(1, self.limits.max_connections // CLOSED_SHARE)
         closed = sorted(candidates)[:count]
         for *_, connection in closed:
-            if connection.phase is Phase.RUNNING:
-                connection.abort()
-            else:
-                _end(connection, TOO_MANY_CONNECTIONS)
+            _end(connection, TOO_MANY_CONNECTIONS)
             self.remove(connection)
+        if not closed:
+            self._search_s = now_s + SEARCH_INTERVAL_S
         return bool(closed)
 
     async def _inspect_all(self) -> float:
@@ -281,18 +302,20 @@ class Connections:
 
     def _is_stalled(self, connection: Connection) -> bool:
         """Return whether a client has read nothing of its response for the write timeout."""
-        unsent = connection.write_buffer_size()
-        if not unsent or unsent != connection.unsent_bytes:
-            connection.unsent_bytes = unsent
-            connection.unsent_since_s = self.clock()
+        now_s = self.clock()
+        sent = connection.sent_bytes()
+        if sent > connection.seen_sent_bytes or not connection.unsent_bytes():
+            connection.seen_sent_bytes = sent
+            connection.last_sent_s = now_s
             return False
-        stalled_s = self.clock() - connection.unsent_since_s
-        return stalled_s >= self.limits.write_timeout_s + STREAM_MARGIN_S
+        return now_s - connection.last_sent_s >= self.limits.write_timeout_s + STREAM_MARGIN_S
 
 
 def _end(connection: Connection, error: ApiError) -> None:
-    """Close a connection; send an error if a request has begun."""
-    if connection.phase in WITHOUT_REQUEST:
+    """Close a connection; send an error if a request has begun and earlier responses are read."""
+    if connection.unsent_bytes():
+        connection.abort()
+    elif connection.phase in WITHOUT_REQUEST:
         connection.drop()
     else:
         connection.reject(error)

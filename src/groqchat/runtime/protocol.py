@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import socket
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
-import orjson
-from aiohttp import hdrs, web
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
 
 from groqchat.http.errors import ApiError, RequestError, api_error_for_status, to_api_error
@@ -16,15 +16,20 @@ from groqchat.http.request_id import NO_REQUEST_ID, REQUEST_ID_HEADER, new_reque
 from groqchat.runtime.connections import (
     HEAD_TOO_LARGE,
     MAX_HEAD_BYTES,
+    MAX_LINGERING,
     Connections,
     Phase,
 )
+from groqchat.runtime.responses import LastResponse, raw_response
 
 # Many proxies accept 8 to 16 KiB. A longer message belongs into the body of `POST /chat`.
 MAX_REQUEST_LINE_BYTES = 65_536
 # A client that still sends its request can read the error during this time. If the connection was
 # closed at once, its kernel would discard the error.
 LINGER_S = 2.0
+# Without a limit, Linux buffers up to 4 MB for each client that does not read; a thousand of them
+# use up the memory for TCP of the whole machine. This is enough for the fastest clients.
+MAX_UNSENT_IN_KERNEL_BYTES = 131_072
 
 INCOMPLETE_BODY = ApiError(
     status=400,
@@ -45,15 +50,18 @@ class HttpConnection(web.RequestHandler):
         "_counted_bytes",
         "_ended",
         "_failure",
+        "_is_lingering",
         "_payload",
+        "_writer",
+        "_written_bytes",
         "has_ended_sending",
+        "last_sent_s",
         "on_pace_bytes",
         "on_pace_s",
         "phase",
         "received_bytes",
+        "seen_sent_bytes",
         "since_s",
-        "unsent_bytes",
-        "unsent_since_s",
     )
 
     def __init__(self, server: web.Server, connections: Connections, **options: Any) -> None:
@@ -62,25 +70,34 @@ class HttpConnection(web.RequestHandler):
         self._clock = connections.clock
         self._counted_bytes = 0
         self._payload: Any = None
+        self._is_lingering = False
         self._failure: RequestError | None = None
         self._ended: asyncio.Future[None] | None = None
+        # The response in progress, and the bytes of the earlier ones.
+        self._writer: AbstractStreamWriter | None = None
+        self._written_bytes = 0
         self.has_ended_sending = False
         self.phase = Phase.SILENT
         self.received_bytes = 0
         self.since_s = self._clock()
         self.on_pace_s = self.since_s
         self.on_pace_bytes = 0
-        self.unsent_bytes = 0
-        self.unsent_since_s = self.since_s
+        self.seen_sent_bytes = 0
+        self.last_sent_s = self.since_s
 
     @property
     def buffered_bytes(self) -> int:
         """The bytes of a request that is not complete."""
         return self._counted_bytes
 
-    def write_buffer_size(self) -> int:
-        """Return the number of bytes that the client has not read yet."""
+    def unsent_bytes(self) -> int:
+        """Return the number of bytes that wait because the client reads too slowly."""
         return 0 if self.transport is None else self.transport.get_write_buffer_size()
+
+    def sent_bytes(self) -> int:
+        """Return the number of bytes of responses that do not wait any more."""
+        current = 0 if self._writer is None else self._writer.output_size
+        return self._written_bytes + current - self.unsent_bytes()
 
     @property
     def address(self) -> str:
@@ -91,11 +108,15 @@ class HttpConnection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count the connection."""
         super().connection_made(transport)
+        _limit_kernel_buffer(transport)
         self._all.add(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stop counting the connection."""
         self._all.remove(self)
+        self._all.lingering -= self._is_lingering
+        self._is_lingering = False
+        self._writer = None
         self._set_phase(Phase.CLOSING)
         self._end_lingering()
         super().connection_lost(exc)
@@ -123,8 +144,11 @@ class HttpConnection(web.RequestHandler):
         if self.phase is Phase.BODY and self._payload.is_eof():
             self._set_phase(Phase.RUNNING)
 
-    def request_started(self, payload: Any) -> None:
+    def request_started(self, payload: Any, writer: AbstractStreamWriter) -> None:
         """Note that the headers of a request are complete."""
+        if self._writer is not None:
+            self._written_bytes += self._writer.output_size
+        self._writer = writer
         if payload.is_eof():
             self._set_phase(Phase.RUNNING)
         else:
@@ -172,11 +196,17 @@ class HttpConnection(web.RequestHandler):
             self._fail_body(error)
             return
         transport = self.transport
-        if transport is not None:
-            transport.write(_raw_response(error, self._all.error_headers))
-            if transport.get_write_buffer_size():
-                self._loop.call_later(LINGER_S, transport.abort)
-        self.drop()
+        if transport is None:
+            return
+        transport.write(raw_response(error, self._all.error_headers))
+        self._loop.call_later(LINGER_S, transport.abort)
+        if self._all.lingering >= MAX_LINGERING:
+            self.drop()
+            return
+        self._all.lingering += 1
+        self._is_lingering = True
+        self._set_phase(Phase.CLOSING)
+        transport.write_eof()
 
     def drop(self) -> None:
         """Close the connection without a response."""
@@ -211,17 +241,22 @@ class HttpConnection(web.RequestHandler):
             log.error("%s %s failed", request.method, path, exc_info=exc or True)
         if request.writer.output_size > 0:
             raise ConnectionError("the response has started already")
-        response = _LastResponse(
-            self, status=error.status, body=orjson.dumps(error.body()), headers=error.headers()
-        )
-        response.content_type = "application/json"
+        response = self._closing(error.response())
         response.headers[REQUEST_ID_HEADER] = request_id.get()
         if isinstance(exc, HttpProcessingError):
             response.headers.update(self._all.error_headers)
-        # aiohttp responds to malformed requests with HTTP/1.0 and omits this header.
-        response.headers[hdrs.CONNECTION] = "close"
-        response.force_close()
         return response
+
+    def last_response(self, response: web.StreamResponse) -> web.StreamResponse:
+        """Return a response that reaches a client whose request is not read to its end."""
+        if self.phase is not Phase.CLOSING or not isinstance(response, web.Response):
+            return response
+        return self._closing(response)
+
+    def _closing(self, response: web.Response) -> web.Response:
+        return LastResponse(
+            self.linger, status=response.status, body=response.body, headers=response.headers
+        )
 
     async def linger(self) -> None:
         """Discard what the client still sends, until it has read the response."""
@@ -283,16 +318,14 @@ class HttpConnection(web.RequestHandler):
             self._ended.set_result(None)
 
 
-class _LastResponse(web.Response):
-    """A response after which nothing is read from the connection."""
-
-    def __init__(self, connection: HttpConnection, **options: Any) -> None:
-        super().__init__(**options)
-        self._connection = connection
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        await super().write_eof(data)
-        await self._connection.linger()
+def _limit_kernel_buffer(transport: asyncio.BaseTransport) -> None:
+    """Make the kernel refuse bytes while the client reads too slowly."""
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    if option is not None:
+        with suppress(OSError):
+            transport.get_extra_info("socket").setsockopt(
+                socket.IPPROTO_TCP, option, MAX_UNSENT_IN_KERNEL_BYTES
+            )
 
 
 def _status_of(error: HttpProcessingError, status: int) -> int:
@@ -303,17 +336,3 @@ def _status_of(error: HttpProcessingError, status: int) -> int:
     if isinstance(error, BadHttpMessage) and error.message == "Too many headers received":
         return HEAD_TOO_LARGE.status
     return status
-
-
-def _raw_response(error: ApiError, error_headers: Mapping[str, str]) -> bytes:
-    """Return a complete response to a request that aiohttp has not parsed."""
-    headers = {REQUEST_ID_HEADER: new_request_id(), **error.headers(), **error_headers}
-    body = orjson.dumps(error.body())
-    lines = [
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
-        "Content-Type: application/json",
-        f"Content-Length: {len(body)}",
-        "Connection: close",
-        *(f"{name}: {value}" for name, value in headers.items()),
-    ]
-    return "\r\n".join([*lines, "", ""]).encode() + body

@@ -10,6 +10,7 @@ from aiohttp import web
 from groqchat.http.endpoint import expectation_failed
 from groqchat.runtime.connections import ConnectionLimits, Connections
 from groqchat.runtime.protocol import HttpConnection
+from groqchat.runtime.responses import PIECE_BYTES, LargeBody
 
 # Requests that a client or a proxy sent before it saw the port close arrive within this time.
 IDLE_GRACE_S = 1.0
@@ -91,6 +92,8 @@ class Runner(web.AppRunner):
         finally:
             closing.cancel()
         await self._close_idle()
+        self.connections.reject_incomplete()
+        await self._close_idle()
 
     async def _close_idle(self) -> None:
         """Wait until all connections are closed, at most IDLE_GRACE_S."""
@@ -110,22 +113,41 @@ def _track_requests(server: web.Server, connections: Connections) -> None:
     make_request = server.request_factory
     handle = server.request_handler
 
-    def start_request(message: Any, payload: Any, connection: Any, *rest: Any) -> web.BaseRequest:
-        connection.request_started(payload)
+    def start_request(
+        message: Any, payload: Any, connection: Any, writer: Any, *rest: Any
+    ) -> web.BaseRequest:
+        connection.request_started(payload, writer)
         if connections.is_draining:
             message = message._replace(should_close=True)
-        return make_request(message, payload, connection, *rest)
+        return make_request(message, payload, connection, writer, *rest)
 
     async def respond(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            # A client that sends requests without reading gets no further response.
+            await request.writer.drain()
+        except ConnectionError:
+            # aiohttp notices that it cannot send this.
+            return web.Response()
         try:
             response = await handle(request)
         except web.HTTPExpectationFailed:
             # aiohttp raises it for an unknown path, before the middlewares.
             response = expectation_failed(request)
+        _send_in_pieces(response)
         # The client of a stream that has started does not know that it ends its connection.
         if connections.is_draining and not response.prepared:
             response.force_close()
-        return response
+        connection: Any = request.protocol
+        last: web.StreamResponse = connection.last_response(response)
+        return last
 
     server.request_factory = start_request
     server.request_handler = respond
+
+
+def _send_in_pieces(response: web.StreamResponse) -> None:
+    """Send a large body as fast as the client reads it."""
+    if isinstance(response, web.Response):
+        body = response.body
+        if isinstance(body, bytes) and len(body) > PIECE_BYTES:
+            response.body = LargeBody(body)
