@@ -9,6 +9,7 @@ from groqchat.services.groq import rate_limits
 from groqchat.services.groq.rate_limits import (
     FIRST_INTERVAL_S,
     MAX_CLOSED_S,
+    MAX_NAME_CHARS,
     MEMORY_S,
     RateLimits,
     rate_limit_body,
@@ -173,6 +174,19 @@ async def test_invented_models_do_not_fill_the_memory(
     for number in range(5):
         limits.close(f"other-{number}", 1)
     assert "closed" in limits.by_model
+
+
+async def test_long_names_do_not_fill_the_memory(limits: RateLimits, clock: Clock) -> None:
+    name = "x" * 1_000_000
+    limits.close(name, 3)
+    assert [len(model) for model in limits.by_model] == [MAX_NAME_CHARS]
+    with pytest.raises(RateLimited):
+        await limits.wait(name, max_wait_s=1)
+    await limits.wait("x" * (MAX_NAME_CHARS - 1), max_wait_s=0)
+    clock.now += 3
+    for _ in range(10):
+        limits.succeed(name)
+    assert limits.by_model == {}
 
 
 async def test_a_limit_is_logged_once(

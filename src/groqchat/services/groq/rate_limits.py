@@ -25,7 +25,8 @@ MIN_INTERVAL_S = 0.001
 MEMORY_S = 60.0
 # More models than Groq has. Clients of the OpenAI-compatible endpoint can invent names.
 MAX_MODELS = 1000
-MAX_LOGGED_NAME_CHARS = 64
+# Longer than the name of any model. Names that begin with the same characters share a limit.
+MAX_NAME_CHARS = 64
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +57,11 @@ class RateLimits:
         if not retry_after_s:
             return
         now = self._clock()
+        model = model[:MAX_NAME_CHARS]
         closed_until = now + min(retry_after_s, MAX_CLOSED_S)
         limit = self.by_model.get(model)
         if limit is None or now >= limit.closed_until:
-            name = model[:MAX_LOGGED_NAME_CHARS]
-            log.warning("Groq limits the model %r for %.1f s", name, closed_until - now)
+            log.warning("Groq limits the model %r for %.1f s", model, closed_until - now)
         if limit is None:
             self._make_room(now)
             limit = self.by_model[model] = _Limit(closed_until, closed_until)
@@ -70,6 +71,7 @@ class RateLimits:
 
     def succeed(self, model: str) -> None:
         """Let the next requests for a model start faster, because Groq has accepted one."""
+        model = model[:MAX_NAME_CHARS]
         limit = self.by_model.get(model)
         if limit is None or self._clock() < limit.closed_until:
             return
@@ -83,6 +85,7 @@ class RateLimits:
         Raises RateLimited at once if that takes longer than `max_wait_s`.
         """
         give_up_at = self._clock() + max_wait_s
+        model = model[:MAX_NAME_CHARS]
         while True:
             delay_s = self._reserve_start(model, give_up_at)
             if not delay_s:
