@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from aiohttp import ClientResponse, ClientSession, web
@@ -103,6 +103,29 @@ async def test_waiting_requests_do_not_all_start_at_once(serve: Serve, groq: Moc
 
     assert Counter(response.status for response in responses) == {200: 20}
     assert times[-1] - times[0] > 15 * FIRST_INTERVAL_S
+
+
+@pytest.mark.parametrize("failure", ["400", "429", "500"])
+async def test_a_failure_after_a_limit_does_not_let_requests_start_faster(
+    serve: Serve, groq: MockGroq, failure: Literal["400", "429", "500"]
+) -> None:
+    api = await serve()
+    limit_groq(groq, 0.3)
+    assert (await openai(api)).status == 429
+    groq.options.fail, groq.options.retry_after_s = failure, None
+    for _ in range(8):
+        assert (await openai(api)).status == int(failure)
+    groq.options.fail = None
+    times: list[float] = []
+
+    async def record() -> None:
+        times.append(time.monotonic())
+
+    groq.before_response = record
+    responses = await asyncio.gather(*(openai(api) for _ in range(8)))
+
+    assert Counter(response.status for response in responses) == {200: 8}
+    assert times[-1] - times[0] > 4 * FIRST_INTERVAL_S
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])

@@ -3,12 +3,20 @@
 import asyncio
 from collections import Counter
 
+import httpx
 import pytest
 from aiohttp import ClientSession
+from groq import RateLimitError
 
-from groqchat.retry import RetryBudget
+from groqchat.retry import Deadlines, RetryBudget
 from groqchat.services.groq import retries
-from groqchat.services.groq.retries import MAX_RETRY_BURST, MIN_RETRIES_PER_S, RETRY_SHARE
+from groqchat.services.groq.rate_limits import RateLimits
+from groqchat.services.groq.retries import (
+    MAX_RETRY_BURST,
+    MIN_RETRIES_PER_S,
+    RETRY_SHARE,
+    GroqRetries,
+)
 from tests.conftest import Serve
 from tests.support.api import BASE
 from tests.support.groq import MockGroq
@@ -62,6 +70,26 @@ def test_the_capacity_limits_a_burst(budget: RetryBudget, clock: Clock) -> None:
         budget.add_request()
     clock.now += 1000
     assert take_all(budget) == 10
+
+
+def test_a_retry_that_was_not_sent_costs_nothing(budget: RetryBudget) -> None:
+    assert budget.take()
+    budget.refund()
+    assert take_all(budget) == 4
+
+
+async def test_a_retry_that_a_rate_limit_refuses_costs_nothing() -> None:
+    limits = RateLimits()
+    limits.close("m", 30)
+    groq_retries = GroqRetries(max_retries=2, rate_limits=limits)
+    request = httpx.Request("POST", "http://groq.invalid")
+    response = httpx.Response(429, headers={"Retry-After": "2"}, request=request)
+    error = RateLimitError("limited", response=response, body=None)
+    budget = take_all(GroqRetries(max_retries=2, rate_limits=limits).budget)
+    with Deadlines(60).start() as deadline:
+        for _ in range(3 * budget):
+            assert not await groq_retries.wait(error, 0, deadline=deadline, model="m")
+    assert take_all(groq_retries.budget) == budget
 
 
 async def status(api: ClientSession) -> int:

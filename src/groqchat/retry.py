@@ -102,6 +102,10 @@ class RetryBudget:
         self._tokens -= 1
         return True
 
+    def refund(self) -> None:
+        """Return the token of a retry that was not sent."""
+        self._tokens = min(self._tokens + 1, self._capacity)
+
 
 class WaitBudget:
     """The time that one turn may wait for Redis; `with budget:` measures one operation."""

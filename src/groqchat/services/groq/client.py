@@ -39,6 +39,8 @@ from groqchat.services.groq.environment_proxy import proxy_of_environment
 from groqchat.services.groq.errors import (
     completion_error,
     connection_error,
+    is_accepted,
+    is_success,
     parse_retry_after,
     read_error,
     status_error,
@@ -259,7 +261,7 @@ class GroqClient(AsyncGroq):
                 if not await self._retries.wait(error, attempt, deadline=deadline, model=model):
                     raise
             else:
-                if self._rate_limits.by_model:
+                if self._rate_limits.by_model and is_accepted(result):
                     self._rate_limits.succeed(model)
                 return result
             attempt += 1
@@ -274,7 +276,7 @@ class GroqClient(AsyncGroq):
                 buffered = await self._send_with_session(method, url, body)
         except (aiohttp.ClientError, OSError) as error:
             raise connection_error(method, url, error) from strip_tracebacks(error)
-        if _is_success(buffered.status):
+        if is_success(buffered.status):
             return buffered.content
         raise status_error(method, url, buffered)
 
@@ -294,7 +296,7 @@ class GroqClient(AsyncGroq):
     async def _open_stream(self, body: bytes) -> aiohttp.ClientResponse:
         """Return a 2xx response to read and close; raise as `_send_buffered` does."""
         response = await self._post(body)
-        if _is_success(response.status):
+        if is_success(response.status):
             return response
         async with response:
             try:
@@ -329,10 +331,6 @@ class GroqClient(AsyncGroq):
                 read_timeout_s=self._read_timeout_s,
             )
         return self._templates[key]
-
-
-def _is_success(status: int) -> bool:
-    return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
 
 
 @asynccontextmanager

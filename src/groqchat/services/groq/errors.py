@@ -82,6 +82,16 @@ SDK_ERRORS: Mapping[int, type[groq.APIStatusError]] = {
 DECODED_HEADERS = frozenset({b"content-encoding", b"transfer-encoding"})
 
 
+def is_success(status: int) -> bool:
+    """Return whether a status is a 2xx."""
+    return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
+
+
+def is_accepted(result: object) -> bool:
+    """Return whether Groq accepted a request; its result is a response of any status, or a body."""
+    return not isinstance(result, aiohttp.ClientResponse) or is_success(result.status)
+
+
 def status_error(method: str, url: str, buffered: BufferedResponse) -> groq.APIStatusError:
     """Return the SDK's exception for a response that is not a 2xx."""
     response = httpx.Response(

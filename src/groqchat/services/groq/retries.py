@@ -52,5 +52,6 @@ class GroqRetries:
             max_wait_s = min(MAX_RETRY_AFTER_S, deadline.left_s)
             await self._rate_limits.wait(model, max_wait_s=max_wait_s)
         except RateLimited:
+            self.budget.refund()
             return False
         return True
