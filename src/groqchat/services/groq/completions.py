@@ -80,6 +80,8 @@ class StreamParser:
         self.finish_reason: str | None = None
         self.is_done = False
         self.error: CompletionError | None = None
+        # Whether Groq itself has sent the error.
+        self.has_error_event = False
         self._calls: dict[int, dict[str, Any]] = {}
         self._data = DataParser()
 
@@ -119,6 +121,7 @@ class StreamParser:
         chunk = parse_json(payload)
         try:
             if chunk.get("error"):
+                self.has_error_event = True
                 raise _stream_error(chunk["error"])
             return self._parse_chunk(chunk)
         except (AttributeError, IndexError, KeyError, TypeError):

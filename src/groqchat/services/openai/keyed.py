@@ -115,14 +115,15 @@ class KeyedCompletions:
             is_answer = reply.status == HTTPStatus.OK
             turn.add("done" if is_answer else "error", {**outcome, "body": body, "event": ""})
             return
-        events = b""
+        is_failed = False
         turn.add_text(orjson.dumps(dict(reply.headers)).decode())
         try:
             async for events in reply.events:
                 turn.add_text(events.decode(LATIN_1))
+                # Groq may send an error before `[DONE]`.
+                is_failed |= events.startswith(ERROR_EVENT) or b"\n" + ERROR_EVENT in events
         finally:
             reply.close()
-        is_failed = events.startswith(ERROR_EVENT) or b"\n" + ERROR_EVENT in events
         turn.add("error" if is_failed else "done", {"event": ""})
 
     def _end(self, turn: Turn) -> None:

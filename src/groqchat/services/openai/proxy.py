@@ -199,7 +199,8 @@ class OpenAIProxy:
         try:
             await self._conversations.end(conversation, _streamed_answer(turn, parser, texts))
         finally:
-            if turn.error is not None:
+            # The client expects one error at most.
+            if turn.error is not None and not parser.has_error_event:
                 data = orjson.dumps(self._turns.encode_error(turn.error))
                 last += sse.encode_event(data, name="error")
             turn.add_raw(last)
