@@ -196,7 +196,7 @@ class HttpConnection(web.RequestHandler):
             self._fail_body(error)
             return
         transport = self.transport
-        if transport is None:
+        if transport is None or transport.is_closing():
             return
         transport.write(raw_response(error, self._all.error_headers))
         self._loop.call_later(LINGER_S, transport.abort)
@@ -262,7 +262,7 @@ class HttpConnection(web.RequestHandler):
         """Discard what the client still sends, until it has read the response."""
         self._set_phase(Phase.CLOSING)
         transport = self.transport
-        if transport is None or self.has_ended_sending:
+        if transport is None or transport.is_closing() or self.has_ended_sending:
             return
         self._ended = self._loop.create_future()
         with suppress(TimeoutError, OSError):

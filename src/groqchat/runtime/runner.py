@@ -17,6 +17,8 @@ IDLE_GRACE_S = 1.0
 DRAIN_CHECK_S = 0.05
 # Turns are drained before; this is the time to send their last answers.
 SHUTDOWN_TIMEOUT_S = 3.0
+# The status that nginx logs for a request whose client did not wait for the response.
+CLIENT_CLOSED_REQUEST = 499
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -126,8 +128,8 @@ def _track_requests(server: web.Server, connections: Connections) -> None:
             # A client that sends requests without reading gets no further response.
             await request.writer.drain()
         except ConnectionError:
-            # aiohttp notices that it cannot send this.
-            return web.Response()
+            # Only for the access log: the client is gone.
+            return web.Response(status=CLIENT_CLOSED_REQUEST)
         try:
             response = await handle(request)
         except web.HTTPExpectationFailed:
