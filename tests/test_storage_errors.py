@@ -1,6 +1,8 @@
 """Failures of Redis: which ones a client may retry, what the log contains, lost connections."""
 
 import asyncio
+import gc
+from typing import Any
 
 import pytest
 from redis._parsers import hiredis as redis_hiredis
@@ -18,7 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from groqchat.errors import HistoryFailed, HistoryUnavailable, StorageError
-from groqchat.storage.errors import TRANSIENT_REPLIES, redis_errors, storage_error
+from groqchat.storage.errors import TRANSIENT_REPLIES, confirmed, redis_errors, storage_error
 from groqchat.storage.redis_internals import (
     choose_execute,
     execute_public,
@@ -172,3 +174,38 @@ async def test_without_a_private_part_of_redis_py_the_public_api_is_used(
     assert pong == b"PONG"
     assert isinstance(error, ResponseError)
     await redis.connection_pool.release(connection)
+
+
+@pytest.mark.parametrize("fails_first", [False, True])
+async def test_the_error_of_a_call_whose_caller_was_cancelled_is_not_reported(
+    *, fails_first: bool
+) -> None:
+    reports: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reports.append(context))
+    call: asyncio.Future[list[Any]] = loop.create_future()
+    caller = asyncio.create_task(confirmed(call, 5))
+    await asyncio.sleep(0)
+    if fails_first:
+        call.set_exception(HistoryUnavailable("x"))
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    if not fails_first:
+        call.set_exception(HistoryUnavailable("x"))
+    await asyncio.sleep(0)
+    del call
+    gc.collect()
+    assert reports == []
+
+
+async def test_a_call_that_is_cancelled_later_is_not_reported() -> None:
+    reports: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reports.append(context))
+    call: asyncio.Future[list[Any]] = loop.create_future()
+    with pytest.raises(HistoryUnavailable, match=r"not confirmed within 0\.01 s"):
+        await confirmed(call, 0.01)
+    call.cancel()
+    await asyncio.sleep(0)
+    assert reports == []

@@ -46,12 +46,21 @@ async def confirmed(call: asyncio.Future[list[Any]], max_wait_s: float) -> list[
 
     The transaction is not cancelled then: it may still succeed.
     """
-    await asyncio.wait([call], timeout=max(max_wait_s, 0))
+    try:
+        await asyncio.wait([call], timeout=max(max_wait_s, 0))
+    except asyncio.CancelledError:
+        call.add_done_callback(_retrieve_error)
+        raise
     if not call.done():
-        # Nobody waits for this call any more, so asyncio must not report its error.
-        call.add_done_callback(asyncio.Future.exception)
+        call.add_done_callback(_retrieve_error)
         raise unavailable(f"not confirmed within {max_wait_s:.3g} s")
     return call.result()
+
+
+def _retrieve_error(call: asyncio.Future[list[Any]]) -> None:
+    """Prevent asyncio from reporting the error of a call for which nobody waits any more."""
+    if not call.cancelled():
+        call.exception()
 
 
 def storage_error(error: Exception, *, timeout_s: float | None = None) -> StorageError:
