@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from groqchat.runtime.server import create_runner
+from groqchat.runtime.workers import available_cpus
 from groqchat.services.history_store import HistoryStore
 from groqchat.settings import Settings
 from tests.support.groq import MockGroq
@@ -21,7 +22,17 @@ from tests.support.store import new_store
 
 Serve = Callable[..., Awaitable[ClientSession]]
 
+# Tests wait about half of their time: for timeouts, for child processes, for Redis.
+WORKERS_PER_CPU = 2
+# Each worker needs several seconds to import and to collect the tests.
+MAX_WORKERS = 16
+
 _databases = itertools.count(1)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of test processes for `--numprocesses auto`."""
+    return min(WORKERS_PER_CPU * available_cpus(), MAX_WORKERS)
 
 
 @pytest.fixture(autouse=True)
