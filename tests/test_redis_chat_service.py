@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +11,13 @@ from redis.asyncio import Redis
 
 import groqchat
 from groqchat import Message, RedisChatService
-from groqchat.errors import ConfigurationError, HistoryFailed, HistoryUnavailable
+from groqchat.errors import ConfigurationError, HistoryFailed, HistoryUnavailable, InvalidField
 from groqchat.services import redis_chat_service
 from groqchat.services.history_store import SessionInfo
 from groqchat.storage import keys
 
 MODEL = "openai/gpt-oss-20b"
+MESSAGE = Message(id="0" * 17, role="user", content="Hello")
 
 
 @pytest.fixture
@@ -107,6 +108,59 @@ async def test_content_that_is_not_text_is_rejected(
     with pytest.raises(TypeError, match="content must be a string"):
         await history.save_message("s", "user", content)
     assert await history.get_session_size("s") == 0
+
+
+SESSION_CALLS: dict[str, Callable[[RedisChatService, Any], Awaitable[Any]]] = {
+    "save_message": lambda history, session_id: history.save_message(session_id, "user", "Hello"),
+    "save_messages": lambda history, session_id: history.save_messages(session_id, MESSAGE),
+    "try_save": lambda history, session_id: history.try_save(session_id, MESSAGE),
+    "remove_messages": lambda history, session_id: history.remove_messages(session_id, [MESSAGE]),
+    "get_session_history": RedisChatService.get_session_history,
+    "get_history_page": RedisChatService.get_history_page,
+    "get_session_size": RedisChatService.get_session_size,
+    "get_session_info": RedisChatService.get_session_info,
+    "clear_session": RedisChatService.clear_session,
+}
+
+
+@pytest.mark.parametrize("call", SESSION_CALLS.values(), ids=SESSION_CALLS)
+async def test_session_ids_that_the_api_rejects_are_rejected(
+    history: RedisChatService, redis: Redis, call: Callable[[RedisChatService, Any], Awaitable[Any]]
+) -> None:
+    for session_id in ("", "a b", "x" * 129, "\ud800", "ünïcode", "a\n", "-a", None, 5, b"s"):
+        with pytest.raises(
+            InvalidField, match=r"^session_id: must have 1 to 128 characters: ASCII letters"
+        ) as failure:
+            await call(history, session_id)
+        assert failure.value.param == "session_id"
+    assert await redis.keys() == []
+
+
+@pytest.mark.parametrize("url", [None, "memory:"])
+async def test_calls_after_the_end_of_the_context_fail_without_a_new_connection(
+    redis_url: str, redis: Redis, url: str | None
+) -> None:
+    async with RedisChatService.from_url(url or redis_url) as history:
+        await history.save_message("s", "user", "Hello")
+    before = await own_connections(redis)
+    for call in SESSION_CALLS.values():
+        if call is not SESSION_CALLS["try_save"]:
+            with pytest.raises(HistoryFailed, match=r"^the history is closed$"):
+                await call(history, "s")
+    with pytest.raises(HistoryFailed, match=r"^the history is closed$"):
+        await history.get_all_sessions()
+    with pytest.raises(HistoryFailed, match=r"^the history is closed$"):
+        await history.get_sessions_page()
+    assert await history.try_save("s", MESSAGE) is False
+    assert await history.is_connected() is False
+    assert await own_connections(redis) <= before
+
+
+async def own_connections(redis: Redis) -> set[str]:
+    """Return the ids of the connections to the database of the test."""
+    number = redis.connection_pool.connection_kwargs["db"]
+    clients = await redis.client_list()
+    return {each["id"] for each in clients if int(each["db"]) == number}
 
 
 async def test_the_environment_does_not_change_a_history_that_is_opened_by_url(

@@ -33,6 +33,7 @@ PATTERN_RULES = {
     TURN_ID_PATTERN: "must be the `turn_id` of an answer or of a `start` event",
     IDEMPOTENCY_KEY_PATTERN: "must have 1 to 255 printable ASCII characters",
 }
+SESSION_ID = re.compile(SESSION_ID_PATTERN)
 MAX_PAGE = 1000
 # The maximum of every model that Groq lists.
 MAX_COMPLETION_TOKENS = 131_072
@@ -46,9 +47,9 @@ OPTIONAL_MODELS_PLACEHOLDER = "GROQ_ALLOWED_MODELS or empty"
 MAX_CHARS_PLACEHOLDER = "CHAT_MAX_MESSAGE_CHARS"
 
 
-def is_session_id(text: str) -> bool:
-    """Return whether the API accepts a text as a session id."""
-    return re.fullmatch(SESSION_ID_PATTERN, text) is not None
+def is_session_id(value: object) -> bool:
+    """Return whether the API accepts a value as a session id."""
+    return isinstance(value, str) and SESSION_ID.fullmatch(value) is not None
 
 
 def _check_not_blank(text: str) -> str:

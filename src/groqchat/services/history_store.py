@@ -69,8 +69,9 @@ class SessionInfo:
 class HistoryStore:
     """The async history store. The caller opens and closes the client and the batcher.
 
-    Methods raise HistoryUnavailable if Redis cannot be reached or rejects work for now, and
-    HistoryFailed if a session's key contains another type. Every operation ends within `timeout_s`.
+    Methods raise HistoryUnavailable if Redis cannot be reached or rejects work for now,
+    HistoryFailed if a session's key contains another type or the batcher is closed, and
+    InvalidField for a session id that the API rejects. Every operation ends within `timeout_s`.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class HistoryStore:
         succeed later. With `user_message` and without `context`, removes the messages again and
         raises SessionCleared if that message was deleted.
         """
-        key = keys.session_key(session_id)
+        key = keys.checked_key(session_id)
         commands: list[Command] = []
         if context:
             commands.append(("ZRANGE", key, -min(context, FIRST_CONTEXT), -1))
@@ -163,7 +164,7 @@ class HistoryStore:
 
     async def remove_messages(self, session_id: str, messages: Sequence[Message]) -> None:
         """Remove messages; a session without messages is removed from the index."""
-        key = keys.session_key(session_id)
+        key = keys.checked_key(session_id)
         members = map(encode_member, messages)
         _, exists = await self._batcher.transact([("ZREM", key, *members), ("EXISTS", key)])
         if not exists:
@@ -174,7 +175,7 @@ class HistoryStore:
 
     async def drop_incomplete_answer(self, session_id: str, user_message: Message) -> None:
         """Remove the answer that follows a user message, if it is incomplete."""
-        key = keys.session_key(session_id)
+        key = keys.checked_key(session_id)
         start = f"({user_message.score_text}"
         next_member = ("ZRANGE", key, start, "+inf", "BYSCORE", "LIMIT", 0, 1, "WITHSCORES")
         async with redis_errors(self._timeout_s):
@@ -200,7 +201,7 @@ class HistoryStore:
         an unknown session is empty.
         """
         forward = after is not None or (oldest_first and before is None)
-        key = keys.session_key(session_id)
+        key = keys.checked_key(session_id)
         reader = HistoryReader(self._batcher.transact, key, forward=forward)
         async with redis_errors(self._timeout_s):
             entries = await reader.read(after or before, limit=limit)
@@ -229,6 +230,7 @@ class HistoryStore:
 
         Has no effect on an unknown session.
         """
+        keys.checked_key(session_id)
         async with redis_errors(self._timeout_s):
             *_, names = await self._batcher.transact(
                 [
@@ -257,7 +259,7 @@ class HistoryStore:
     async def get_session_size(self, session_id: str) -> int:
         """Return the number of messages in a session."""
         async with redis_errors(self._timeout_s):
-            (count,) = await self._batcher.transact([("ZCARD", keys.session_key(session_id))])
+            (count,) = await self._batcher.transact([("ZCARD", keys.checked_key(session_id))])
         return int(count)
 
     async def get_sessions_page(
@@ -272,6 +274,7 @@ class HistoryStore:
 
         `after` and `before` accept a session id or the cursor of an earlier page.
         """
+        self._batcher.check_open()
         async with redis_errors(self._timeout_s):
             return await self._index.page(
                 limit=limit, after=after, before=before, oldest_first=oldest_first
@@ -279,7 +282,7 @@ class HistoryStore:
 
     async def get_session_info(self, session_id: str) -> SessionInfo | None:
         """Return counts and times of a session, or None if it does not exist."""
-        key = keys.session_key(session_id)
+        key = keys.checked_key(session_id)
         commands: list[Command] = [
             ("ZCARD", key),
             ("ZRANGE", key, 0, 0, "WITHSCORES"),
@@ -308,6 +311,7 @@ class HistoryStore:
     async def is_connected(self) -> bool:
         """Return whether Redis answers within the deadline."""
         try:
+            self._batcher.check_open()
             async with redis_errors(self._timeout_s):
                 return bool(await self._redis.ping())
         except Exception:  # noqa: BLE001 - every failure means: not connected

@@ -86,6 +86,7 @@ class CommandBatcher:
         # Expires the oldest call; None if there is no call.
         self._timer: asyncio.TimerHandle | None = None
         self._is_unavailable = False
+        self._is_closed = False
         self._flushes: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -97,7 +98,8 @@ class CommandBatcher:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Wait for the running flushes, each within its deadline."""
+        """Wait for the running flushes, each within its deadline; reject further transactions."""
+        self._is_closed = True
         while self._flushes:
             await asyncio.wait(self._flushes)
         if self._timer is not None:
@@ -108,12 +110,18 @@ class CommandBatcher:
         """The event loop, cached because get_running_loop() makes a system call in Python 3.11."""
         return asyncio.get_running_loop()
 
+    def check_open(self) -> None:
+        """Raise HistoryFailed after the end of the context: a command would open a connection."""
+        if self._is_closed:
+            raise HistoryFailed("the history is closed")
+
     def transact(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         """Return a future of the raw replies to one transaction.
 
         The future completes or fails within `timeout_s`. Redis may still execute a transaction that
         failed because of this deadline.
         """
+        self.check_open()
         packed = _pack(commands)
         if len(self._waiting) >= MAX_WAITING_CALLS or self._waiting_bytes > MAX_WAITING_BYTES:
             raise unavailable(f"{len(self._waiting)} calls are waiting already")

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from groqchat.errors import InvalidField
+from groqchat.fields import PATTERN_RULES, SESSION_ID_PATTERN, is_session_id
+
 Command: TypeAlias = tuple[str | bytes | int | float, ...]
 
 SESSION_PREFIX = "chat:session:"
@@ -40,6 +43,14 @@ NEVER_EXPIRES = float("inf")
 def write_probe() -> Command:
     """Return a command that a server rejects if it rejects the writes of messages."""
     return ("SET", WRITE_PROBE, "", "EX", WRITE_PROBE_TTL_S)
+
+
+def checked_key(session_id: str) -> str:
+    """Return the key of a session; raise InvalidField for an id that the API rejects."""
+    if not is_session_id(session_id):
+        rule = PATTERN_RULES[SESSION_ID_PATTERN]
+        raise InvalidField(message=f"session_id: {rule}", param="session_id")
+    return session_key(session_id)
 
 
 def session_key(session_id: str) -> str:
