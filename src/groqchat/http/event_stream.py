@@ -16,6 +16,7 @@ from groqchat.http.error_models import ErrorEvent
 from groqchat.http.errors import error_event_data
 from groqchat.http.request_id import REQUEST_ID_HEADER, request_id
 from groqchat.models import ChatResponse, DeltaEvent, StartEvent
+from groqchat.services.groq.errors import strip_tracebacks
 
 SSE_HEADERS = {
     hdrs.CONTENT_TYPE: f"{sse.CONTENT_TYPE}; charset=utf-8",
@@ -84,7 +85,9 @@ class EventStreams:
             await response.prepare(request)
             stream = self._register(request, response)
             await _send_all(stream, events)
-        except ConnectionError:
+        except ConnectionError as error:
+            # It refers to this frame, and aiohttp's frames refer to it: a cycle with the answer.
+            strip_tracebacks(error)
             on_disconnect()
         except asyncio.CancelledError:
             if stream is None:
@@ -145,9 +148,9 @@ async def _ping(stream: _OpenStream) -> None:
     try:
         async with asyncio.timeout(INSPECTION_INTERVAL_S):
             await stream.response.write(sse.PING)
-    except (ConnectionError, TimeoutError):
+    except (ConnectionError, TimeoutError) as error:
         # The next inspection ends the stream.
-        pass
+        strip_tracebacks(error)
     except Exception:
         log.exception("a ping failed")
 
