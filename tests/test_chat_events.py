@@ -11,7 +11,7 @@ from groqchat.errors import (
 )
 from groqchat.services.turns import chat as chat_module
 from groqchat.services.turns.turn import Turn
-from groqchat.storage.message_ids import new_message_id
+from groqchat.storage import keys
 from groqchat.storage.messages import Message
 from tests.support.turn_service import (
     ACTUAL_MODEL,
@@ -23,6 +23,7 @@ from tests.support.turn_service import (
     request,
     run_to_end,
 )
+from tests.support.turn_workers import new_claim
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ async def service() -> AsyncIterator[Service]:
 async def test_a_turn_without_a_stream_has_a_start_and_a_done_event(service: Service) -> None:
     turn = await run_to_end(service, request())
     user_message, answer = await service.stored()
-    assert (turn.id, turn.session_id, turn.is_shared) == (user_message.id, "s", False)
+    assert (turn.id, turn.session_id, turn.claim) == (user_message.id, "s", None)
     assert events_of(turn) == [
         (
             "start",
@@ -302,9 +303,10 @@ async def test_a_turn_is_available_to_followers_and_stop_requests(service: Servi
 
 
 async def test_a_retry_uses_the_given_turn_and_session(service: Service) -> None:
-    turn_id = new_message_id()
-    turn = await run_to_end(service, request(session_id=None), turn_id=turn_id, session_id="given")
-    assert (turn.id, turn.session_id, turn.is_shared) == (turn_id, "given", True)
+    claim = new_claim()
+    turn_id = claim.turn_id
+    turn = await run_to_end(service, request(session_id=None), claim=claim, session_id="given")
+    assert (turn.id, turn.session_id, turn.claim) == (turn_id, "given", claim)
     assert events_of(turn)[0][1]["session_id"] == "given"
     assert [message.id for message in await service.stored("given")] == [
         turn_id,
@@ -313,11 +315,11 @@ async def test_a_retry_uses_the_given_turn_and_session(service: Service) -> None
 
 
 async def test_a_retry_replaces_an_incomplete_answer(service: Service) -> None:
-    turn_id = new_message_id()
+    claim = new_claim()
     service.groq.error = CompletionUnavailable("Groq is down")
-    await run_to_end(service, request(stream=True), turn_id=turn_id)
+    await run_to_end(service, request(stream=True), claim=claim)
     service.groq.error, service.groq.texts = None, ("Complete",)
-    await run_to_end(service, request(stream=True), turn_id=turn_id)
+    await run_to_end(service, request(stream=True), claim=claim)
     assert await service.contents() == ["Hello", "Complete"]
     assert prompts(service) == [[("user", "Hello")]] * 2
 
@@ -325,13 +327,13 @@ async def test_a_retry_replaces_an_incomplete_answer(service: Service) -> None:
 async def test_if_redis_fails_a_retry_does_not_remove_the_incomplete_answer(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
-    turn_id = new_message_id()
+    claim = new_claim()
     service.groq.error = CompletionUnavailable("Groq is down")
-    await run_to_end(service, request(stream=True), turn_id=turn_id)
+    await run_to_end(service, request(stream=True), claim=claim)
     service.groq.error, service.groq.texts = None, ("Complete",)
     service.batcher.calls, service.batcher.failures = 0, [1]
     caplog.clear()
-    await run_to_end(service, request(stream=True), turn_id=turn_id)
+    await run_to_end(service, request(stream=True), claim=claim)
     assert caplog.messages == ["the incomplete answer of an earlier attempt was not removed: down"]
     assert await service.contents() == ["Hello", "Hello", "Complete"]
 
@@ -339,5 +341,8 @@ async def test_if_redis_fails_a_retry_does_not_remove_the_incomplete_answer(
 async def test_only_a_retry_looks_for_an_incomplete_answer(service: Service) -> None:
     await run_to_end(service, request())
     assert service.batcher.calls == 2
-    await run_to_end(service, request(), turn_id=new_message_id())
-    assert service.batcher.calls == 2 + 3
+    claim = new_claim()
+    await service.batcher.transact(keys.hold_claim(claim.turn_id, claim.token))
+    service.batcher.calls = 0
+    await run_to_end(service, request(), claim=claim)
+    assert service.batcher.calls == 3

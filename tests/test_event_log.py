@@ -59,8 +59,8 @@ async def log(any_redis: Redis) -> AsyncIterator[EventLog]:
 async def test_an_entry_contains_several_events_and_has_the_number_of_the_last(
     log: EventLog, any_redis: Redis
 ) -> None:
-    assert await log.append([batch(1, 2, is_first=True)]) == [True]
-    assert await log.append([batch(3)]) == [True]
+    assert await log.append([batch(1, 2, is_first=True)]) == ["stored"]
+    assert await log.append([batch(3)]) == ["stored"]
 
     assert await any_redis.xrange(TURN) == [
         (b"2-0", {b"frames": events(1, 2)}),
@@ -75,7 +75,7 @@ async def test_events_without_their_beginning_are_not_stored(
     appended = await log.append(
         [batch(3, ttl_s=60), batch(1, turn_id="other", is_first=True, ttl_s=60), batch(9)]
     )
-    assert appended == [False, True, False]
+    assert appended == ["lost", "stored", "lost"]
     assert set(await any_redis.keys("*")) == {b"chat:turn:other", b"{chat:session:s}:keys"}
 
 
@@ -88,7 +88,7 @@ async def test_a_batch_may_renew_the_ttls_of_its_turn(log: EventLog, any_redis: 
     await log.append([batch(2)])
     assert 0 < await any_redis.ttl(TURN) <= 15
     # A batch without events renews the TTLs only.
-    assert await log.append([batch(ttl_s=300)]) == [True]
+    assert await log.append([batch(ttl_s=300)]) == ["stored"]
     assert 15 < await any_redis.ttl(TURN) <= 300
     assert 15 < await any_redis.ttl("chat:claim:t") <= 300
     assert await any_redis.xlen(TURN) == 2
@@ -105,7 +105,15 @@ async def test_results_belong_to_their_batches(log: EventLog) -> None:
         batch(3, turn_id="known"),
         batch(turn_id="known"),
     ]
-    assert await log.append(batches) == [True, False, True, True, False, True, True]
+    assert await log.append(batches) == [
+        "stored",
+        "lost",
+        "stored",
+        "stored",
+        "lost",
+        "stored",
+        "stored",
+    ]
 
 
 async def test_events_are_read_after_a_number(log: EventLog) -> None:

@@ -1,10 +1,12 @@
 """Several requests with the same Idempotency-Key."""
 
 import asyncio
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientError, ClientSession
 from redis.asyncio import Redis
 
 from groqchat.storage import keys
@@ -13,7 +15,8 @@ from tests.support.api import BASE, assert_error
 from tests.support.events import all_events, text_of
 from tests.support.groq import MockGroq
 from tests.support.redis_servers import RedisServer
-from tests.support.streams import history
+from tests.support.service import Service
+from tests.support.streams import history, wait_until
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
 BODY = {"message": "Hello", "session_id": "s"}
@@ -145,20 +148,23 @@ async def test_the_retry_after_of_groq_is_returned(serve: Serve, groq: MockGroq)
 
 
 async def test_the_next_request_runs_the_turn_of_a_worker_that_died(
-    serve: Serve, groq: MockGroq, redis: Redis
+    api: ClientSession, groq: MockGroq, redis: Redis, redis_url: str, tmp_path: Path
 ) -> None:
-    # The lost turn still runs when the service stops.
-    api = await serve(shutdown_grace_s=0.2)
     groq.options.latency_ms = 60_000
-    lost = asyncio.create_task(chat(api))
-    async with asyncio.timeout(20):
-        while not groq.requests:
-            await asyncio.sleep(0.01)
-    lost.cancel()
-    async with asyncio.timeout(20):
-        while not await redis.keys(f"{keys.TURN_PREFIX}*"):
-            await asyncio.sleep(0.01)
-    # A worker that died does not renew these keys, and they expire.
+    with Service(
+        tmp_path, REDIS_URL=redis_url, GROQ_BASE_URL=groq.url, GROQ_API_KEY="gsk_test"
+    ) as service:
+        async with ClientSession(service.url) as dying:
+            lost = asyncio.create_task(chat(dying))
+
+            async def is_running() -> bool:
+                return bool(groq.requests) and bool(await redis.keys(f"{keys.TURN_PREFIX}*"))
+
+            await wait_until(is_running)
+            service.signal(signal.SIGKILL)
+            with pytest.raises(ClientError):
+                await lost
+    # Nobody renews these keys any more, and they expire.
     (claim,) = await redis.keys(f"{keys.CLAIM_PREFIX}*")
     (events,) = await redis.keys(f"{keys.TURN_PREFIX}*")
     await redis.delete(claim, events)

@@ -16,8 +16,8 @@ from groqchat.errors import (
     UnknownModel,
 )
 from groqchat.models import ChatRequest
-from groqchat.services.turns import registry
-from groqchat.services.turns.idempotency import FollowedTurn
+from groqchat.services.turns import remote_turns
+from groqchat.services.turns.idempotency import FollowedTurn, Waiter
 from groqchat.storage import keys
 from tests.support.clock import Clock
 from tests.support.key_workers import KEY, Worker, request
@@ -97,7 +97,7 @@ async def test_a_request_runs_a_new_turn_soon_after_its_claim_is_released(
     await polls(other, 1)
     await fake_redis.delete(keys.claim_key(turn_id))
     # Much sooner than a new turn of another worker is expected in Redis.
-    response = await asyncio.wait_for(following, registry.NEW_TURN_S / 2)
+    response = await asyncio.wait_for(following, remote_turns.NEW_TURN_S / 2)
     assert response["turn_id"] == turn_id
 
 
@@ -134,12 +134,14 @@ class LostTurns:
         self._follow = worker.keys.follow
         monkeypatch.setattr(worker.keys, "follow", self._lose)
 
-    async def _lose(self, key: str, request: ChatRequest) -> FollowedTurn:
+    async def _lose(
+        self, key: str, request: ChatRequest, *, waiter: Waiter | None = None
+    ) -> FollowedTurn:
         self.follows += 1
         if self._endings:
             await self._worker.keys._find_or_create(key, self._worker.keys._keyed(request))
             return FollowedTurn(turn_id="", events=self._end(self._endings.pop(0)))
-        return await self._follow(key, request)
+        return await self._follow(key, request, waiter=waiter)
 
     async def _end(self, ending: Exception | bytes | None) -> AsyncIterator[bytes]:
         yield sse.encode_event(b"{}", name="start", number=1)

@@ -58,7 +58,7 @@ async def test_the_first_request_runs_the_turn_and_the_others_follow_it(
     worker.groq.before = wait
     first = await worker.keys.follow(KEY, request())
     turn = worker.running(first.turn_id)
-    assert turn.is_shared is True
+    assert turn.claim is not None
     same_worker = await worker.keys.follow(KEY, request())
     other_worker = await other.keys.follow(KEY, request())
     assert first.turn_id == same_worker.turn_id == other_worker.turn_id == turn.id

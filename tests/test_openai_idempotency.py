@@ -134,6 +134,78 @@ async def test_a_client_that_disconnects_receives_the_answer_with_its_next_reque
     assert len(groq.requests) == 1
 
 
+@KINDS
+async def test_a_completion_and_its_request_use_one_slot(
+    serve: Serve, groq: MockGroq, *, stream: bool, session: bool
+) -> None:
+    api = await serve(max_concurrent_turns=2)
+    held = asyncio.Event()
+
+    async def wait() -> None:
+        if len(groq.requests) == 1:
+            await held.wait()
+
+    groq.before_response = wait
+    first = asyncio.create_task(send(api, stream=stream, session=session))
+
+    async def is_running() -> bool:
+        return len(groq.requests) == 1
+
+    await wait_until(is_running)
+    # The second slot is free for other requests, also after the response has begun.
+    headers = {"Idempotency-Key": "other"}
+    assert (await send(api, headers=headers, stream=stream, session=session))[0] == 200
+    held.set()
+    assert (await first)[0] == 200
+
+
+@pytest.mark.parametrize("session", [False, True])
+async def test_a_stream_uses_one_slot_while_it_is_sent(
+    serve: Serve, groq: MockGroq, *, session: bool
+) -> None:
+    api = await serve(max_concurrent_turns=2)
+    groq.options.chunk_ms = 40
+    headers = {**KEY, **(SESSION if session else {})}
+    response = await api.post(COMPLETIONS, json=body(stream=True), headers=headers)
+    await response.content.readuntil(b"\n\n")
+    assert (await send(api, headers={"Idempotency-Key": "other"}))[0] == 200
+    assert (await response.read()).endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_only_the_answer_of_the_newest_attempt_is_stored(
+    serve: Serve, groq: MockGroq, redis: Any, *, stream: bool
+) -> None:
+    workers = [await serve(), await serve()]
+    release = asyncio.Event()
+
+    async def wait() -> None:
+        await release.wait()
+
+    groq.before_response = wait
+    first = asyncio.create_task(send(workers[0], stream=stream, session=True))
+
+    async def is_published() -> bool:
+        return len(groq.requests) == 1 and bool(await redis.keys("chat:turn:*"))
+
+    await wait_until(is_published)
+    # As if the first worker had paused for longer than its lease.
+    (name,) = await redis.keys("chat:claim:*")
+    await redis.delete(name)
+    second = asyncio.create_task(send(workers[1], stream=stream, session=True))
+
+    async def both_run() -> bool:
+        return len(groq.requests) == 2
+
+    await wait_until(both_run)
+    release.set()
+    status, _, content = await second
+    assert (status, b"turn_lost" in content) == (200, False)
+    await first
+    answers = [each for each in await history(workers[0]) if each["role"] == "assistant"]
+    assert len(answers) == 1
+
+
 async def test_a_retried_transcript_is_stored_once(api: ClientSession, groq: MockGroq) -> None:
     url = f"{(await api.get('/healthz')).url.origin()}/openai/v1"
     async with openai.AsyncOpenAI(base_url=url, api_key="any", max_retries=0) as client:

@@ -1,18 +1,20 @@
 """One turn: its events and followers, how it is stopped, how long Redis retains it."""
 
 import asyncio
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from groqchat.errors import CompletionTimeout, ShuttingDown
+from groqchat.errors import CompletionTimeout, ShuttingDown, TurnLost
 from groqchat.services.turns.turn import EventName, StopReason, Turn
 from groqchat.sse import MAX_WRITE_BYTES, encode_event
+from groqchat.storage.claims import Claim
+from tests.support.turn_workers import new_claim
 
 TURN_ID = "660dffe0b39799a87"
 
 
-def new_turn(**kind: bool) -> Turn:
+def new_turn(**kind: Any) -> Turn:
     return Turn(TURN_ID, "s", **kind)
 
 
@@ -35,7 +37,7 @@ async def next_tick() -> None:
 def test_a_new_turn_is_unshared_public_and_running() -> None:
     turn = new_turn()
     assert (turn.id, turn.session_id, list(turn.events)) == (TURN_ID, "s", [])
-    assert (turn.is_shared, turn.is_private, turn.is_over, turn.has_outcome) == (False,) * 4
+    assert (turn.claim is not None, turn.is_private, turn.is_over, turn.has_outcome) == (False,) * 4
     assert (turn.error, turn.stop_reason) == (None, None)
 
 
@@ -236,18 +238,20 @@ async def test_a_stop_during_the_cleanup_after_the_time_limit_has_no_effect() ->
         ({}, "done", None, 300),
         ({}, "error", None, 300),
         ({}, "done", "disconnected", 300),
-        ({"is_shared": True}, None, None, 3600),
-        ({"is_shared": True}, "done", None, 3600),
-        ({"is_shared": True}, "done", "stopped", 3600),
+        ({"claim": new_claim()}, None, None, 3600),
+        ({"claim": new_claim()}, "done", None, 3600),
+        ({"claim": new_claim()}, "done", "stopped", 3600),
         # Another request with this key may run these turns again.
-        ({"is_shared": True}, "error", None, 300),
-        ({"is_shared": True}, "error", "shutdown", 300),
-        ({"is_shared": True}, "done", "disconnected", 300),
+        ({"claim": new_claim()}, "error", None, 300),
+        ({"claim": new_claim()}, "error", "shutdown", 300),
+        ({"claim": new_claim()}, "done", "disconnected", 300),
+        # The answer was complete when the client disconnected.
+        ({"claim": new_claim()}, "complete", "disconnected", 3600),
     ],
 )
 def test_the_retention_depends_on_the_outcome_and_on_the_key(
-    kind: dict[str, bool],
-    last: EventName | None,
+    kind: dict[str, Claim],
+    last: EventName | Literal["complete"] | None,
     stop_reason: StopReason | None,
     retention_s: int,
 ) -> None:
@@ -255,17 +259,26 @@ def test_the_retention_depends_on_the_outcome_and_on_the_key(
     if last is not None:
         turn.add("start", {})
         turn.add("delta", {})
-        turn.add(last, {"text": "\nevent: error\n"})
+        turn.add("done" if last == "complete" else last, {"text": "\nevent: error\n"})
     if stop_reason is not None:
         turn.stop(stop_reason)
+        turn.is_incomplete = last != "complete"
     assert turn.retention_s == retention_s
 
 
 @pytest.mark.parametrize(
     ("reason", "error"),
-    [(None, None), ("stopped", None), ("disconnected", None), ("shutdown", ShuttingDown)],
+    [
+        (None, None),
+        ("stopped", None),
+        ("disconnected", None),
+        ("shutdown", ShuttingDown),
+        ("superseded", TurnLost),
+    ],
 )
-def test_only_a_shutdown_is_an_error(reason: StopReason | None, error: type[Any] | None) -> None:
+def test_a_stop_by_the_service_is_an_error(
+    reason: StopReason | None, error: type[Any] | None
+) -> None:
     turn = new_turn()
     if reason is not None:
         turn.stop(reason)

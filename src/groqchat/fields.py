@@ -37,8 +37,10 @@ SESSION_ID = re.compile(SESSION_ID_PATTERN)
 MAX_PAGE = 1000
 # The maximum of every model that Groq lists.
 MAX_COMPLETION_TOKENS = 131_072
-# More events than any turn has.
+# More events than any attempt at a turn has.
 MAX_EVENTS = 10_000_000
+# The highest number that a browser represents exactly.
+MAX_EVENT_NUMBER = 2**53 - 1
 # The OpenAPI document contains the names of the available models instead of this text.
 MODELS_PLACEHOLDER = "GROQ_ALLOWED_MODELS"
 # Those names and the empty one, which means the default model.

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from groqchat.fields import (
-    MAX_EVENTS,
+    MAX_EVENT_NUMBER,
     MAX_PAGE,
     IdempotencyKey,
     MessageCount,
@@ -166,7 +166,7 @@ class LastEventId(BaseModel):
     """The header with which a client resumes a stream."""
 
     last_event_id: int = Field(
-        0, alias="Last-Event-ID", ge=0, le=MAX_EVENTS, description="The last event received."
+        0, alias="Last-Event-ID", ge=0, le=MAX_EVENT_NUMBER, description="The last event received."
     )
 
 

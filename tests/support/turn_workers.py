@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from groqchat.errors import HistoryFailed, StorageError
 from groqchat.services.turns.registry import TurnRegistry
 from groqchat.services.turns.turn import Turn
+from groqchat.storage.claims import Claim
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.event_log import EventLog
 from groqchat.storage.keys import Command
@@ -53,9 +54,12 @@ class Worker:
         self.batcher = RecordingBatcher(redis)
         self.registry = TurnRegistry(EventLog(self.batcher), lambda error: {"error": str(error)})
 
-    def start(self, turn_id: str | None = None, **kind: bool) -> Turn:
+    def start(
+        self, turn_id: str | None = None, *, claim: Claim | None = None, is_private: bool = False
+    ) -> Turn:
         """Start a turn with its `start` event."""
-        turn = Turn(turn_id or new_message_id(), "s", **kind)
+        turn_id = claim.turn_id if claim else turn_id or new_message_id()
+        turn = Turn(turn_id, "s", claim=claim, is_private=is_private)
         turn.add("start", {"turn_id": turn.id})
         self.registry.add(turn)
         return turn
@@ -72,6 +76,11 @@ class Worker:
         """Return the events of a turn that are in Redis."""
         found = await EventLog(self.batcher).read(turn_id, 0)
         return found.events
+
+
+def new_claim(turn_id: str | None = None, attempt: int = 0) -> Claim:
+    """Return the claim of an attempt at a turn, with an Idempotency-Key."""
+    return Claim(turn_id=turn_id or new_message_id(), token=f"token {attempt}", attempt=attempt)
 
 
 async def publish(worker: Worker) -> None:

@@ -7,7 +7,8 @@ import pytest
 from fakeredis import FakeAsyncRedis
 
 from groqchat.errors import HistoryUnavailable, TurnLost, TurnNotFound
-from groqchat.services.turns.registry import OUTAGE_S, last_events
+from groqchat.services.turns.registry import last_events
+from groqchat.services.turns.remote_turns import OUTAGE_S
 from groqchat.sse import MAX_WRITE_BYTES
 from groqchat.storage import keys
 from groqchat.storage.message_ids import new_message_id

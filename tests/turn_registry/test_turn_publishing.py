@@ -20,6 +20,7 @@ from tests.support.turn_workers import (
     Worker,
     finish,
     is_published,
+    new_claim,
     publish,
 )
 
@@ -53,7 +54,7 @@ async def test_an_error_in_the_block_propagates(worker: Worker, other: Worker) -
 async def test_a_running_turn_has_the_ttl_of_a_lease_and_a_finished_one_its_retention(
     publishing: Worker, other: Worker, fake_redis: FakeAsyncRedis
 ) -> None:
-    turn = publishing.start(is_shared=True)
+    turn = publishing.start(claim=new_claim())
     await wait_until(lambda: is_published(other, turn))
     names = (keys.turn_key(turn.id), keys.claim_key(turn.id))
     expected = [
@@ -178,7 +179,7 @@ async def test_events_that_redis_has_lost_are_published_again(
 async def test_events_that_redis_has_lost_are_restored_without_a_new_event(
     publishing: Worker, other: Worker, fake_redis: FakeAsyncRedis
 ) -> None:
-    turn = publishing.start(is_shared=True)
+    turn = publishing.start(claim=new_claim())
     await wait_until(lambda: is_published(other, turn))
     events = await other.registry.follow(turn.id)
     assert events is not None

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
@@ -181,27 +181,3 @@ def has_ended_sending(request: web.Request) -> bool:
     The difference shows only when something is sent: a client that is gone resets the connection.
     """
     return bool(getattr(request.protocol, "has_ended_sending", False))
-
-
-async def wait_or_leave(
-    request: web.Request,
-    final_event: Coroutine[None, None, bytes],
-    on_disconnect: Callable[[], Awaitable[object]],
-) -> bytes:
-    """Return a turn's final event; call `on_disconnect` if the client of `request` disconnects."""
-    # The event is awaited in this task, whose slot is shared by a turn that it starts.
-    watching = asyncio.create_task(_call_on_disconnect(request, on_disconnect))
-    try:
-        return await final_event
-    finally:
-        watching.cancel()
-
-
-async def _call_on_disconnect(
-    request: web.Request, on_disconnect: Callable[[], Awaitable[object]]
-) -> None:
-    transport = request.transport
-    while not (transport is None or transport.is_closing() or has_ended_sending(request)):
-        await asyncio.sleep(INSPECTION_INTERVAL_S)
-        transport = request.transport
-    await on_disconnect()

@@ -1,7 +1,6 @@
 """POST /chat and /simple-chat: answer a user message, as a whole or as a stream."""
 
 import asyncio
-from contextlib import suppress
 from functools import partial
 
 import orjson
@@ -16,16 +15,17 @@ from groqchat.errors import (
     StorageError,
     TurnLost,
 )
+from groqchat.http.departure import wait_or_leave
 from groqchat.http.endpoint import JSON, RouteDocs, endpoint
 from groqchat.http.errors import error_from_event
 from groqchat.http.event_stream import (
     EVENT_MODELS,
     STREAM_DESCRIPTION,
     TURN_ID_HEADER,
-    wait_or_leave,
 )
 from groqchat.http.state import Services
 from groqchat.models import ChatHeaders, ChatRequest, ChatResponse
+from groqchat.services.turns.idempotency import FollowedTurn, Waiter
 from groqchat.services.turns.turn import Turn, TurnFailed
 
 routes = web.RouteTableDef()
@@ -38,6 +38,8 @@ ERRORS = (
     IdempotencyKeyReused,
     TurnLost,
 )
+# nginx logs this status for a client that has disconnected; nobody receives it.
+CLIENT_CLOSED_REQUEST = 499
 DOCS = RouteDocs(errors=ERRORS, stream=STREAM_DESCRIPTION, events=EVENT_MODELS)
 
 
@@ -71,6 +73,8 @@ async def _answer(
         return await services.chat.answer(message)
     with services.limiter.following():
         final = await _final_event(request, services, message, key)
+    if final is None:
+        return web.Response(status=CLIENT_CLOSED_REQUEST)
     name, data = sse.parse_event(final)
     if name == "error":
         raise error_from_event(orjson.loads(data))
@@ -79,47 +83,74 @@ async def _answer(
 
 async def _final_event(
     request: web.Request, services: Services, message: ChatRequest, key: str | None
-) -> bytes:
-    """Return the final event of a turn in a task of its own; obey `on_disconnect`."""
+) -> bytes | None:
+    """Return the final event of a turn in a task of its own; obey `on_disconnect`.
+
+    Returns None if the client has disconnected, and the turn continues for other clients.
+    """
     if key is None:
         turn = services.chat.start(message)
         return await wait_or_leave(request, turn.final_event(), partial(_leave, services, turn))
-    final = services.idempotency.outcome(key, message)
-    if message.on_disconnect == "continue":
-        return await final
-    return await wait_or_leave(request, final, partial(_leave, services, key))
+    async with services.idempotency.waiting() as waiter:
+        final = services.idempotency.outcome(key, message, waiter=waiter)
+        if message.on_disconnect == "continue":
+            return await final
+        return await wait_or_leave(request, final, partial(_leave, services, waiter))
 
 
 async def _stream(
     request: web.Request, services: Services, message: ChatRequest, key: str | None
 ) -> web.StreamResponse:
     """Send the events of a turn, or its error if it fails before the first text."""
-    turn: Turn | None = None
     try:
         if key is None:
             turn = services.chat.start(message)
             await turn.wait_for_text()
-            turn_id, events = turn.id, turn.follow()
-        else:
-            followed = await services.idempotency.follow(key, message, waits_for_text=True)
-            turn_id, events = followed.turn_id, followed.events
+            followed = FollowedTurn(turn_id=turn.id, events=turn.follow())
+            return await _send(request, services, message, followed, turn)
+        async with services.idempotency.waiting() as waiter:
+            follow = services.idempotency.follow
+            followed = await follow(key, message, waiter=waiter, waits_for_text=True)
+            return await _send(request, services, message, followed, waiter)
     except TurnFailed as failure:
         response = error_from_event(orjson.loads(failure.data)).error.response()
         response.headers[TURN_ID_HEADER] = failure.turn_id
         return response
+
+
+async def _send(
+    request: web.Request,
+    services: Services,
+    message: ChatRequest,
+    followed: FollowedTurn,
+    waits_for: Turn | Waiter,
+) -> web.StreamResponse:
+    """Send the events of a turn; obey `on_disconnect`."""
     is_disconnected = asyncio.Event()
     sent = await services.event_streams.send(
-        request, events, on_disconnect=is_disconnected.set, headers={TURN_ID_HEADER: turn_id}
+        request,
+        followed.events,
+        on_disconnect=is_disconnected.set,
+        headers={TURN_ID_HEADER: followed.turn_id},
     )
-    if is_disconnected.is_set() and message.on_disconnect == "cancel":
-        await _leave(services, turn or key)
+    if is_disconnected.is_set():
+        if message.on_disconnect == "cancel":
+            await _leave(services, waits_for)
+        elif isinstance(waits_for, Waiter):
+            # No other client may cancel this turn.
+            waits_for.turn_id = None
     return sent
 
 
-async def _leave(services: Services, followed: Turn | str | None) -> None:
-    """Stop a turn whose client disconnected; with an Idempotency-Key, if nobody else follows."""
-    if isinstance(followed, Turn):
-        followed.stop("disconnected")
-    elif followed is not None:
-        with suppress(StorageError):
-            await services.idempotency.leave(followed)
+async def _leave(services: Services, waits_for: Turn | Waiter) -> bool | None:
+    """Stop a turn whose client disconnected; with an Idempotency-Key, if nobody else follows.
+
+    Returns whether the turn is stopped, None if the request does not wait for a turn yet.
+    """
+    if isinstance(waits_for, Turn):
+        waits_for.stop("disconnected")
+        return True
+    try:
+        return await services.idempotency.leave(waits_for)
+    except StorageError:
+        return False

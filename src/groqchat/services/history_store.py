@@ -11,15 +11,17 @@ from groqchat.errors import HistoryUnavailable, SessionCleared, StorageError
 from groqchat.fields import MAX_PAGE
 from groqchat.retry import Backoff, RetryPolicy
 from groqchat.storage import keys
+from groqchat.storage.claims import Claim, superseded
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.errors import confirmed, redis_errors
 from groqchat.storage.history_reader import MAX_PAGE_BYTES, HistoryReader
 from groqchat.storage.keys import Command
-from groqchat.storage.message_ids import iso_time, new_message_id
+from groqchat.storage.message_ids import iso_time
 from groqchat.storage.messages import (
     INCOMPLETE,
     Message,
     PromptMessage,
+    add_members,
     decode_context,
     decode_member,
     encode_member,
@@ -29,6 +31,7 @@ from groqchat.storage.messages import (
     warn_about_corrupt_members,
 )
 from groqchat.storage.pagination import count_before
+from groqchat.storage.session_deletion import delete_session
 from groqchat.storage.session_index import SessionIndex, SessionPage
 from groqchat.storage.write_probe import WriteProbe
 
@@ -84,13 +87,14 @@ class HistoryStore:
         self._index = SessionIndex(redis)
         self._write_probe = WriteProbe(batcher)
 
-    async def save_messages(
+    async def save_messages(  # noqa: PLR0913 - all but the session are independent options
         self,
         session_id: str,
         *messages: Message,
         context: int = 0,
-        context_bytes: int | None = None,
+        context_bytes: int = MAX_PAGE_BYTES,
         user_message: Message | None = None,
+        claim: Claim | None = None,
         max_wait_s: float | None = None,
     ) -> list[PromptMessage]:
         """Store messages in one round trip and renew the session's TTL.
@@ -99,26 +103,25 @@ class HistoryStore:
         FIRST_CONTEXT are read in further round trips, until `context_bytes` are read. A failed
         save may be repeated, because saving a message twice stores it once.
 
-        With `max_wait_s`, waits at most this time for Redis to confirm the write, which may still
-        succeed later. With `user_message` and without `context`, removes the messages again and
-        raises SessionCleared if that message was deleted.
+        Waits at most `max_wait_s` for Redis to confirm the write, which may still succeed later.
+        Removes messages again and raises SessionCleared if `user_message`, without `context`, was
+        deleted, or TurnLost if another attempt than that of `claim` runs the turn.
         """
         key = keys.checked_key(session_id)
-        commands: list[Command] = []
-        if context:
-            commands.append(("ZRANGE", key, -min(context, FIRST_CONTEXT), -1))
-        elif user_message:
-            score = user_message.score_text
-            commands.append(("ZCOUNT", key, score, score))
+        commands = _first_read(key, context, user_message)
         members = [encode_member(message) for message in messages]
-        commands.append(_zadd(key, messages, members))
+        commands.append(add_members(key, messages, members))
         commands += keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time())
+        if claim:
+            commands.append(("GET", keys.claim_key(claim.turn_id)))
         began = time.monotonic()
         call = self._batcher.transact(commands)
         replies = await (call if max_wait_s is None else confirmed(call, max_wait_s))
         if user_message and not context and not replies[0]:
             await self.remove_messages(session_id, messages)
             raise SessionCleared(f"session {session_id} was deleted during the turn")
+        if claim:
+            await self._check_claim(claim, replies[-1], session_id, messages)
         if not context:
             return []
         before = replies[0]
@@ -126,19 +129,30 @@ class HistoryStore:
         if members[0] in before:
             before = before[: before.index(members[0])]
         earlier = decode_context(before, session_id=session_id)
-        if len(replies[0]) == FIRST_CONTEXT < context:
-            size = MAX_PAGE_BYTES if context_bytes is None else context_bytes
-            size -= sum(len(message["content"].encode()) for message in earlier)
-            end = began + self._timeout_s
-            older = await self._older(key, replies[0][0], context - FIRST_CONTEXT, size, end)
-            return [*older, *earlier]
-        return earlier
+        if len(replies[0]) < FIRST_CONTEXT or context <= FIRST_CONTEXT:
+            return earlier
+        size = context_bytes - sum(len(message["content"].encode()) for message in earlier)
+        end = began + self._timeout_s
+        older = await self._older(key, replies[0][0], context - FIRST_CONTEXT, size, end)
+        return [*older, *earlier]
+
+    async def _check_claim(
+        self, claim: Claim, holder: bytes | None, session_id: str, messages: Sequence[Message]
+    ) -> None:
+        """Remove the answers of an attempt that lost its claim, and raise TurnLost."""
+        if await claim.confirm(holder, self._batcher.transact):
+            return
+        # The newer attempt stores the same user message.
+        if answers := [message for message in messages if message.role == "assistant"]:
+            await self.remove_messages(session_id, answers)
+        raise superseded(claim.turn_id)
 
     async def try_save(
         self,
         session_id: str,
         *messages: Message,
         user_message: Message | None = None,
+        claim: Claim | None = None,
         max_wait_s: float | None = None,
     ) -> bool:
         """Store messages, with a second attempt, and return whether Redis confirmed the write.
@@ -150,7 +164,11 @@ class HistoryStore:
         while True:
             try:
                 await self.save_messages(
-                    session_id, *messages, user_message=user_message, max_wait_s=max_wait_s
+                    session_id,
+                    *messages,
+                    user_message=user_message,
+                    claim=claim,
+                    max_wait_s=max_wait_s,
                 )
             except StorageError as error:
                 log.warning("could not save messages of session %s: %s", session_id, error)
@@ -232,29 +250,7 @@ class HistoryStore:
         """
         keys.checked_key(session_id)
         async with redis_errors(self._timeout_s):
-            *_, names = await self._batcher.transact(
-                [
-                    *keys.delete_session(session_id),
-                    ("ZRANGE", keys.session_keys_key(session_id), 0, -1),
-                ]
-            )
-            # Before the events are deleted: a worker that misses them must find the reason.
-            await self._announce_deletion(session_id, names)
-            if names:
-                await self._batcher.transact(keys.unlink_from_session(session_id, names))
-
-    async def _announce_deletion(self, session_id: str, names: Sequence[bytes]) -> None:
-        """Tell the workers that run turns of a session that it was deleted."""
-        # The clock of the worker of a turn may be ahead of the clock of this worker.
-        last_turn = max(filter(None, map(keys.turn_id_of, names)), default="")
-        request = keys.request_to_workers(
-            session=session_id, last_turn=max(last_turn, new_message_id())
-        )
-        try:
-            await self._batcher.transact(request)
-        except StorageError as error:
-            # A full Redis rejects this write, but not the deletion.
-            log.warning("running turns do not notice a deletion: %s", error)
+            await delete_session(self._batcher, session_id)
 
     async def get_session_size(self, session_id: str) -> int:
         """Return the number of messages in a session."""
@@ -341,9 +337,10 @@ class HistoryStore:
         ]
 
 
-def _zadd(key: str, messages: Sequence[Message], members: Sequence[bytes]) -> Command:
-    """Return the command that adds encoded messages to a session."""
-    scored: list[str | bytes] = []
-    for message, member in zip(messages, members, strict=True):
-        scored += (message.score_text, member)
-    return ("ZADD", key, *scored)
+def _first_read(key: str, context: int, user_message: Message | None) -> list[Command]:
+    """Return the command whose reply is the context, or how often a user message exists."""
+    if context:
+        return [("ZRANGE", key, -min(context, FIRST_CONTEXT), -1)]
+    if user_message is None:
+        return []
+    return [("ZCOUNT", key, user_message.score_text, user_message.score_text)]

@@ -1,11 +1,13 @@
 """The event log: the events of turns in Redis, so that every worker can resume or stop them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 from groqchat import sse
 from groqchat.storage import keys
+from groqchat.storage.claims import Claim, attempt_of, superseded
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.keys import Command
 
@@ -17,14 +19,18 @@ RECENT_REQUESTS = 100
 EVENTS_FIELD = b"frames"
 FINAL_EVENTS = frozenset({"done", "error"})
 
+# What Redis did with a batch: `lost` if it had lost the earlier events, `superseded` if the turn
+# belongs to another attempt.
+AppendResult: TypeAlias = Literal["stored", "lost", "superseded"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventBatch:
     """Events of one turn that are not in Redis yet; `last` is the number of the last event.
 
-    `ttl_s` is the new TTL of the turn's keys, None if it stays unchanged. With `is_attempt`, an
-    earlier attempt at the turn may have left events; with `is_repeatable`, another request may run
-    the turn again after this last batch.
+    `ttl_s` is the new TTL of the turn's keys, None if it stays unchanged. A turn with a `claim` has
+    an Idempotency-Key: an earlier attempt may have left events. With `is_repeatable`, another
+    request may run the turn again after this last batch.
     """
 
     turn_id: str
@@ -33,7 +39,8 @@ class EventBatch:
     last: int
     is_first: bool
     ttl_s: int | None
-    is_attempt: bool = False
+    claim: Claim | None = None
+    is_last: bool = False
     is_repeatable: bool = False
 
 
@@ -78,35 +85,43 @@ class EventLog:
     def __init__(self, batcher: CommandBatcher) -> None:
         self._batcher = batcher
 
-    async def append(self, batches: Sequence[EventBatch]) -> list[bool]:
-        """Store events of several turns; return for each whether its earlier events exist."""
+    async def append(self, batches: Sequence[EventBatch]) -> list[AppendResult]:
+        """Store events of several turns; return for each what Redis did.
+
+        A turn with a claim must own it, or at least have owned it within the lease; otherwise call
+        `confirm` before.
+        """
         commands: list[Command] = []
-        indexes: list[int | None] = []
+        indexes: list[tuple[int | None, int | None]] = []
         now_s = time.time()
         for batch in batches:
-            if batch.is_attempt and batch.is_first:
-                commands += keys.restart_turn(batch.turn_id)
-                commands.append(keys.restore_claim(batch.turn_id))
+            holder = None
+            if batch.claim is not None:
+                commands += keys.hold_claim(batch.turn_id, batch.claim.token)
+                holder = len(commands) - 1
+                if batch.is_first:
+                    commands += keys.restart_turn(batch.turn_id)
             # XADD replies None, or EXPIRE 0, if the key was lost.
             is_checked = not batch.is_first and (batch.events or batch.ttl_s is not None)
-            indexes.append(len(commands) if is_checked else None)
-            key = keys.turn_key(batch.turn_id)
-            if batch.events:
-                # If the key was lost, these events alone would be a stream without its start.
-                only_existing = () if batch.is_first else ("NOMKSTREAM",)
-                entry_id = f"{batch.last}-0"
-                commands.append(("XADD", key, *only_existing, entry_id, EVENTS_FIELD, batch.events))
-            if batch.is_first:
-                commands += keys.link_to_session(batch.session_id, key, now_s=now_s)
-            if batch.ttl_s is not None and batch.is_repeatable:
-                commands += keys.end_repeatable_turn(batch.turn_id, batch.ttl_s)
-            elif batch.ttl_s is not None:
-                commands += keys.touch_turn(batch.turn_id, batch.ttl_s)
+            indexes.append((holder, len(commands) if is_checked else None))
+            commands += _append_commands(batch, now_s)
         replies = await self._batcher.transact(commands)
-        return [index is None or bool(replies[index]) for index in indexes]
+        results: list[AppendResult] = []
+        for batch, (holder, checked) in zip(batches, indexes, strict=True):
+            is_owner = holder is None or (batch.claim and batch.claim.is_held_by(replies[holder]))
+            is_stored = checked is None or replies[checked]
+            results.append("superseded" if not is_owner else "stored" if is_stored else "lost")
+        return results
+
+    async def confirm(self, claim: Claim) -> bool:
+        """Return whether a claim still belongs to its attempt; restore it if Redis has lost it."""
+        return await claim.confirm(None, self._batcher.transact)
 
     async def read(self, turn_id: str, after: int) -> EventSlice:
-        """Return the events after a number, at most those of READ_ENTRIES entries."""
+        """Return the events after a number, at most those of READ_ENTRIES entries.
+
+        Raises TurnLost if the number belongs to another attempt than the events.
+        """
         key = keys.turn_key(turn_id)
         found, newest = await self._batcher.transact(
             [
@@ -118,9 +133,19 @@ class EventLog:
         if not newest:
             return EventSlice(events=events, exists=False, is_over=False)
         last = sse.last_event(newest[0][1][1])
+        number = sse.event_number(last)
+        if after and attempt_of(after) != attempt_of(number):
+            raise superseded(turn_id)
         position = sse.event_number(sse.last_event(events)) if events else after
-        is_over = position >= sse.event_number(last) and is_final(last)
+        is_over = position >= number and is_final(last)
         return EventSlice(events=events, exists=True, is_over=is_over)
+
+    async def is_over(self, turn_id: str) -> bool:
+        """Return whether a turn has its final event."""
+        (newest,) = await self._batcher.transact(
+            [("XREVRANGE", keys.turn_key(turn_id), "+", "-", "COUNT", 1)]
+        )
+        return bool(newest) and is_final(sse.last_event(newest[0][1][1]))
 
     async def delete(self, turn_ids: Sequence[str]) -> None:
         """Delete the events of turns."""
@@ -146,6 +171,23 @@ class EventLog:
             [("XRANGE", keys.STOP_REQUESTS, f"({after}", "+", "COUNT", keys.MAX_STOP_REQUESTS)]
         )
         return _parse_requests(found, after)
+
+
+def _append_commands(batch: EventBatch, now_s: float) -> Iterator[Command]:
+    key = keys.turn_key(batch.turn_id)
+    if batch.events:
+        # If the key was lost, these events alone would be a stream without its start.
+        only_existing = () if batch.is_first else ("NOMKSTREAM",)
+        # Redis rejects the number of an earlier attempt.
+        yield ("XADD", key, *only_existing, f"{batch.last}-0", EVENTS_FIELD, batch.events)
+    if batch.is_first:
+        yield from keys.link_to_session(batch.session_id, key, now_s=now_s)
+    if batch.ttl_s is not None and batch.is_repeatable:
+        yield from keys.end_repeatable_turn(batch.turn_id, batch.ttl_s)
+    elif batch.ttl_s is not None:
+        yield from keys.touch_turn(batch.turn_id, batch.ttl_s)
+    if batch.is_last and batch.claim is not None:
+        yield ("UNLINK", keys.requests_key(batch.turn_id))
 
 
 def _parse_requests(entries: Sequence[tuple[bytes, Sequence[bytes]]], after: str) -> TurnRequests:

@@ -14,6 +14,7 @@ TURN_PREFIX = "chat:turn:"
 CLAIM_PREFIX = "chat:claim:"
 IDEMPOTENCY_PREFIX = "chat:idempotency:"
 REQUESTS_PREFIX = "chat:requests:"
+ATTEMPTS_PREFIX = "chat:attempts:"
 STOP_REQUESTS = "chat:stops"
 WRITE_PROBE = "chat:write-probe"
 
@@ -132,14 +133,46 @@ def idempotency_key(digest: str) -> str:
     return IDEMPOTENCY_PREFIX + digest
 
 
-def requests_key(digest: str) -> str:
-    """Return the key that counts the requests with an Idempotency-Key whose clients are there."""
-    return REQUESTS_PREFIX + digest
+def requests_key(turn_id: str) -> str:
+    """Return the key of the set of the requests that wait for a turn with an Idempotency-Key."""
+    return REQUESTS_PREFIX + turn_id
 
 
-def restore_claim(turn_id: str) -> Command:
-    """Return the command that claims a turn for its worker again if Redis has lost the claim."""
-    return ("SET", claim_key(turn_id), "restored", "NX", "EX", TURN_LEASE_S)
+def attempts_key(turn_id: str) -> str:
+    """Return the key of the number of attempts at a turn."""
+    return ATTEMPTS_PREFIX + turn_id
+
+
+def keyed_turn_keys(turn_id: str) -> tuple[str, str, str]:
+    """Return the keys that only a turn with an Idempotency-Key has."""
+    return claim_key(turn_id), requests_key(turn_id), attempts_key(turn_id)
+
+
+def add_request(turn_id: str, request: str) -> tuple[Command, Command]:
+    """Return the commands that count a request that waits for a turn."""
+    name = requests_key(turn_id)
+    return ("SADD", name, request), ("EXPIRE", name, IDEMPOTENCY_TTL_S)
+
+
+def remove_request(turn_id: str, request: str) -> tuple[Command, Command]:
+    """Return the commands that remove a request, and reply how many still wait."""
+    name = requests_key(turn_id)
+    return ("SREM", name, request), ("SCARD", name)
+
+
+def next_attempt(turn_id: str) -> tuple[Command, Command]:
+    """Return the commands that reply a number which no earlier attempt has.
+
+    If they are sent twice, a number is skipped, which has no effect.
+    """
+    name = attempts_key(turn_id)
+    return ("INCR", name), ("EXPIRE", name, IDEMPOTENCY_TTL_S)
+
+
+def hold_claim(turn_id: str, token: str) -> tuple[Command, Command]:
+    """Return the commands that claim a turn if nobody has, and reply the token of its claim."""
+    name = claim_key(turn_id)
+    return ("SET", name, token, "NX", "EX", TURN_LEASE_S), ("GET", name)
 
 
 def restart_turn(turn_id: str) -> tuple[Command]:
@@ -154,7 +187,7 @@ def end_repeatable_turn(turn_id: str, ttl_s: int) -> tuple[Command, Command]:
 
 def delete_turn(turn_id: str) -> tuple[Command]:
     """Return the command that deletes the events of a turn and its claim."""
-    return (("UNLINK", turn_key(turn_id), claim_key(turn_id)),)
+    return (("UNLINK", turn_key(turn_id), *keyed_turn_keys(turn_id)),)
 
 
 def request_to_workers(**fields: str) -> tuple[Command, Command]:

@@ -12,6 +12,7 @@ import msgspec
 import orjson
 
 from groqchat.lenient_json import loads, loads_exact
+from groqchat.storage.keys import Command
 from groqchat.storage.message_ids import (
     MAX_SCORE_S,
     MESSAGE_ID,
@@ -241,3 +242,11 @@ def member_id(scored: ScoredMember) -> str:
 def member_micros(scored: ScoredMember) -> int:
     """Return the time of a member in microseconds, clamped to the range of message ids."""
     return round(min(max(scored[1], 0.0), MAX_SCORE_S) * MICROS_PER_S)
+
+
+def add_members(key: str, messages: Sequence[Message], members: Sequence[bytes]) -> Command:
+    """Return the command that adds encoded messages to a session."""
+    scored: list[str | bytes] = []
+    for message, member in zip(messages, members, strict=True):
+        scored += (message.score_text, member)
+    return ("ZADD", key, *scored)

@@ -20,6 +20,7 @@ from groqchat.services.openai.messages import (
     trim_to_budget,
 )
 from groqchat.settings import Settings
+from groqchat.storage.claims import Claim
 from groqchat.storage.messages import INCOMPLETE, ROLES, Message
 
 # How far back the tool calls that a request answers, and their user message, may be.
@@ -33,7 +34,7 @@ class Conversation:
     """The messages for the model, and which of them are new.
 
     `last_message` is the stored message that the answer follows, None if it is not stored. `budget`
-    limits the time that the request waits for Redis.
+    limits the time that the request waits for Redis. `claim` belongs to an Idempotency-Key.
     """
 
     session_id: str
@@ -41,6 +42,7 @@ class Conversation:
     budget: WaitBudget
     new: Sequence[Message] = ()
     last_message: Message | None = None
+    claim: Claim | None = None
 
 
 class Conversations:
@@ -50,7 +52,9 @@ class Conversations:
         self._history = history
         self._settings = settings
 
-    async def begin(self, session_id: str, messages: object, model: str | None) -> Conversation:
+    async def begin(
+        self, session_id: str, messages: object, model: str | None, *, claim: Claim | None = None
+    ) -> Conversation:
         """Return the conversation for the model; raise InvalidField if `messages` is not valid.
 
         If the history cannot be read, the conversation contains only the request's messages.
@@ -83,12 +87,14 @@ class Conversations:
             budget=budget,
             new=new,
             last_message=last_message,
+            claim=claim,
         )
 
     async def end(self, conversation: Conversation, answer: Message) -> bool:
         """Store an answer, and return whether it and the messages of the request are stored.
 
-        An empty answer that was cut short need not be stored.
+        An empty answer that was cut short need not be stored. Raises TurnLost if another attempt
+        runs the turn.
         """
         if conversation.last_message is None:
             return False
@@ -98,6 +104,7 @@ class Conversations:
             conversation.session_id,
             answer,
             user_message=conversation.last_message,
+            claim=conversation.claim,
             max_wait_s=conversation.budget.left_s,
         )
 

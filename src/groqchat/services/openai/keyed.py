@@ -26,6 +26,7 @@ from groqchat.services.turns.idempotency import IdempotencyKeys, KeyedRequest
 from groqchat.services.turns.limiter import TurnLimiter
 from groqchat.services.turns.registry import TurnRegistry
 from groqchat.services.turns.turn import Turn
+from groqchat.storage.claims import Claim
 
 LATIN_1 = "latin-1"
 ERROR_EVENT = b"event: error\n"
@@ -83,12 +84,12 @@ class KeyedCompletions:
         body: bytes,
         request: ChatCompletionRequest,
         session_id: str | None,
-        turn_id: str,
+        claim: Claim,
         turn_session_id: str,
     ) -> None:
         self._limiter.check_turn()
-        turn = Turn(turn_id, turn_session_id, is_shared=True)
-        turn.add("start", {"turn_id": turn_id})
+        turn = Turn(claim.turn_id, turn_session_id, claim=claim)
+        turn.add("start", {"turn_id": turn.id})
         task = asyncio.create_task(self._run(turn, body, request, session_id))
         # A done callback also runs if the task is cancelled before its first step.
         task.add_done_callback(lambda _: self._end(turn))
@@ -100,7 +101,10 @@ class KeyedCompletions:
     ) -> None:
         try:
             async with turn.stoppable(self._timeout_s):
-                await self._answer(turn, await self._proxy.complete(body, request, session_id))
+                reply = await self._proxy.complete(body, request, session_id, claim=turn.claim)
+                await self._answer(turn, reply)
+        except TurnLost:
+            turn.supersede()
         except GroqChatError as error:
             turn.error = error
         except Exception as error:
@@ -128,7 +132,7 @@ class KeyedCompletions:
 
     def _end(self, turn: Turn) -> None:
         """Add the error of a turn without an outcome, and end it."""
-        if not turn.has_outcome:
+        if not (turn.has_outcome or turn.is_superseded):
             error = turn.error or turn.stop_error() or ShuttingDown()
             data = self._turns.encode_error(error)
             turn.add(

@@ -10,7 +10,13 @@ import orjson
 from aiohttp import ClientResponse
 
 from groqchat import sse
-from groqchat.errors import CompletionUnavailable, GroqChatError, RateLimited, ShuttingDown
+from groqchat.errors import (
+    CompletionUnavailable,
+    GroqChatError,
+    RateLimited,
+    ShuttingDown,
+    TurnLost,
+)
 from groqchat.services.groq.client import GroqClient
 from groqchat.services.groq.completions import StreamParser
 from groqchat.services.groq.errors import strip_tracebacks
@@ -34,6 +40,7 @@ from groqchat.services.turns.limiter import TurnLimiter
 from groqchat.services.turns.registry import TurnRegistry
 from groqchat.services.turns.turn import Turn
 from groqchat.settings import Settings
+from groqchat.storage.claims import Claim
 from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import FAILED, INCOMPLETE, Message
 
@@ -64,18 +71,24 @@ class OpenAIProxy:
         self._relays: set[Relay] = set()
 
     async def complete(
-        self, body: bytes, request: ChatCompletionRequest, session_id: str | None
+        self,
+        body: bytes,
+        request: ChatCompletionRequest,
+        session_id: str | None,
+        *,
+        claim: Claim | None = None,
     ) -> ProxyResponse:
         """Return Groq's answer, or its error for this request; raise CompletionError otherwise.
 
-        The caller has a slot of the limiter, until the response is sent.
+        The caller has a slot of the limiter, until the response is sent. `claim` belongs to the
+        Idempotency-Key of the request.
         """
         self._groq.check_model(request.model or "")
         conversation = None
         if session_id is not None:
             parsed = RequestBody(body)
             conversation = await self._conversations.begin(
-                session_id, parsed.messages, request.model
+                session_id, parsed.messages, request.model, claim=claim
             )
             body = parsed.with_messages(conversation.messages)
         return await self._forward(body, request, conversation)
@@ -198,6 +211,8 @@ class OpenAIProxy:
             self._release(stream)
         try:
             await self._conversations.end(conversation, _streamed_answer(turn, parser, texts))
+        except TurnLost as error:
+            turn.error = strip_tracebacks(error)
         finally:
             # The client expects one error at most.
             if turn.error is not None and not parser.has_error_event:

@@ -15,6 +15,7 @@ from groqchat.errors import (
     GroqChatError,
     ShuttingDown,
     StorageError,
+    TurnLost,
 )
 from groqchat.models import ChatRequest, ChatResponse, StartEvent
 from groqchat.retry import WaitBudget
@@ -27,6 +28,7 @@ from groqchat.services.turns.limiter import TurnLimiter
 from groqchat.services.turns.registry import TurnRegistry
 from groqchat.services.turns.turn import Turn
 from groqchat.settings import Settings
+from groqchat.storage.claims import Claim
 from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import FAILED, INCOMPLETE, STOPPED, Message, PromptMessage
 
@@ -42,13 +44,13 @@ log = logging.getLogger(__name__)
 class _TurnState:
     """The user message and session of a turn, and whether the user message is stored.
 
-    `is_retry`: the turn has an Idempotency-Key, so an earlier request may have run it.
+    `claim`: the turn has an Idempotency-Key, so an earlier request may have run it.
     """
 
     session_id: str
     user_message: Message
     budget: WaitBudget
-    is_retry: bool = False
+    claim: Claim | None = None
     is_stored: bool = False
 
 
@@ -90,16 +92,16 @@ class ChatService:
         self._limiter.check_turn()
 
     def start(
-        self, request: ChatRequest, *, turn_id: str | None = None, session_id: str | None = None
+        self, request: ChatRequest, *, claim: Claim | None = None, session_id: str | None = None
     ) -> Turn:
         """Start a turn in a task of its own and return it.
 
-        With a `turn_id`, an earlier request may have run the turn already, and other clients may
+        With a `claim`, an earlier request may have run the turn already, and other clients may
         follow its events.
         """
         self._limiter.check_turn()
-        state = self._new_state(request, turn_id=turn_id, session_id=session_id)
-        turn = Turn(state.user_message.id, state.session_id, is_shared=state.is_retry)
+        state = self._new_state(request, claim=claim, session_id=session_id)
+        turn = Turn(state.user_message.id, state.session_id, claim=claim)
         task = asyncio.create_task(self._run_with_events(request, state, turn))
         # A done callback also runs if the task is cancelled before its first step.
         task.add_done_callback(lambda _: self._end(turn))
@@ -108,15 +110,15 @@ class ChatService:
         return turn
 
     def _new_state(
-        self, request: ChatRequest, *, turn_id: str | None = None, session_id: str | None = None
+        self, request: ChatRequest, *, claim: Claim | None = None, session_id: str | None = None
     ) -> _TurnState:
         self._groq.check_model(request.model)
         return _TurnState(
             session_id=session_id or request.session_id or str(uuid.uuid4()),
             budget=WaitBudget(self._settings.redis_timeout_s),
-            is_retry=turn_id is not None,
+            claim=claim,
             user_message=Message(
-                id=turn_id or new_message_id(),
+                id=claim.turn_id if claim else new_message_id(),
                 role="user",
                 content=request.message,
                 model=request.model or self._settings.groq_default_model,
@@ -135,10 +137,13 @@ class ChatService:
             turn.add("start", start.model_dump_json().encode())
             complete = self._stream_completion if request.stream else self._complete
             response = await self._run(request, state, partial(complete, turn))
+            turn.is_incomplete = response.status == INCOMPLETE
             if turn.error is None:
                 turn.add("done", response.model_dump_json().encode())
             else:
                 self._add_error(turn, turn.error)
+        except TurnLost:
+            turn.supersede()
         except GroqChatError as error:
             self._add_error(turn, error)
         except Exception as error:
@@ -147,7 +152,7 @@ class ChatService:
 
     def _end(self, turn: Turn) -> None:
         """Mark the end of a turn, which has no outcome yet if it was cancelled early."""
-        if not turn.has_outcome:
+        if not (turn.has_outcome or turn.is_superseded):
             self._add_error(turn, ShuttingDown())
         turn.end()
 
@@ -160,7 +165,7 @@ class ChatService:
     ) -> ChatResponse:
         """Store the user message, complete the prompt, store the answer."""
         user_message = state.user_message
-        if state.is_retry:
+        if state.claim is not None:
             await self._drop_partial_answer(state)
         earlier = await self._store_user_message(request, state)
         prompt = build_prompt(request, user_message, earlier, self._settings)
@@ -218,17 +223,23 @@ class ChatService:
         """Store the answer, and the user message if it is not stored yet.
 
         An empty answer that was cut short is not stored: nothing is missing then. If the user
-        message was deleted since, the answer is not stored either.
+        message was deleted since, the answer is not stored either. Raises TurnLost if another
+        attempt runs the turn.
         """
         answers = [answer] if answer.content or not answer.status else []
         if not state.is_stored:
             return await self._history.try_save(
-                state.session_id, state.user_message, *answers, max_wait_s=state.budget.left_s
+                state.session_id,
+                state.user_message,
+                *answers,
+                claim=state.claim,
+                max_wait_s=state.budget.left_s,
             )
         return not answers or await self._history.try_save(
             state.session_id,
             *answers,
             user_message=state.user_message,
+            claim=state.claim,
             max_wait_s=state.budget.left_s,
         )
 
@@ -266,7 +277,8 @@ class ChatService:
             turn.error = strip_tracebacks(error)
         else:
             turn.error = turn.stop_error()
-        if turn.error is not None and not size:
+        # The partial answer of an attempt that was superseded is not stored.
+        if turn.error is not None and not (size and turn.stop_reason != "superseded"):
             failure, turn.error = turn.error, None
             try:
                 raise failure

@@ -30,10 +30,12 @@ class TurnEvents(Sequence[bytes]):
     """Encoded events, which can be added but not changed.
 
     Only the latest events are in memory as they are. From the texts of the earlier ones, the same
-    events are encoded again for a follower that lags behind.
+    events are encoded again for a follower that lags behind. `first_number` is the number of the
+    first event.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first_number: int = 1) -> None:
+        self.first_number = first_number
         # The event before the first text; in `_latest` until there is a block.
         self._first = b""
         self._blocks: list[_Block] = []
@@ -61,7 +63,12 @@ class TurnEvents(Sequence[bytes]):
         if position == 0:
             return self._first
         block, part = divmod(position - 1, BLOCK_EVENTS)
-        return _encode_text(self._blocks[block].part(part), position + 1)
+        return _encode_text(self._blocks[block].part(part), self.first_number + position)
+
+    @property
+    def next_number(self) -> int:
+        """The number of the event that is added next."""
+        return self.first_number + self._earlier + len(self._latest)
 
     @property
     def text(self) -> str:
@@ -75,8 +82,8 @@ class TurnEvents(Sequence[bytes]):
 
     def add_text(self, text: str) -> None:
         """Add a `delta` event."""
-        number = self._earlier + len(self._latest) + 1
-        if number == 1:
+        number = self.next_number
+        if number == self.first_number:
             self._has_other = True
         self._latest.append(_encode_text(text, number))
         self._texts.append(text)
@@ -91,9 +98,9 @@ class TurnEvents(Sequence[bytes]):
             self._earlier += removed
 
     def joined(self, after: int, max_bytes: int) -> tuple[bytes, int]:
-        """Join the events after a number, up to `max_bytes`, but one event at least.
+        """Join the events after the first `after`, up to `max_bytes`, but one event at least.
 
-        Returns them and the number of the last one.
+        Returns them and how many events precede the next one.
         """
         latest = after - self._earlier
         if latest == len(self._latest) - 1:

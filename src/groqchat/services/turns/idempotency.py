@@ -5,7 +5,8 @@ import hashlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, dataclass
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, field
 
 import orjson
 
@@ -14,6 +15,7 @@ from groqchat.errors import (
     GroqChatError,
     IdempotencyKeyReused,
     SessionCleared,
+    StorageError,
     TurnLost,
     TurnNotFound,
 )
@@ -22,6 +24,7 @@ from groqchat.retry import Backoff
 from groqchat.services.turns.chat import ChatService
 from groqchat.services.turns.registry import TurnRegistry, last_events
 from groqchat.storage import keys
+from groqchat.storage.claims import Claim
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.event_log import is_final
 from groqchat.storage.message_ids import new_message_id
@@ -39,12 +42,20 @@ UNFINGERPRINTED_FIELDS = {"stream", "on_disconnect"}
 class KeyedRequest:
     """A request with an Idempotency-Key: the fields of its fingerprint, and how its turn starts.
 
-    `start` receives the id of the turn and that of its session.
+    `start` receives the claim of the turn and the id of its session.
     """
 
     fields: str
     session_id: str | None
-    start: Callable[[str, str], object]
+    start: Callable[[Claim, str], object]
+
+
+@dataclass(slots=True)
+class Waiter:
+    """A request whose client waits for a turn; `turn_id` is None while it is not counted."""
+
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    turn_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,68 +87,97 @@ class IdempotencyKeys:
         self._chat = chat
         self._turns = turns
 
+    @asynccontextmanager
+    async def waiting(self) -> AsyncIterator[Waiter]:
+        """Yield a waiter for one request, which counts until the context exits."""
+        waiter = Waiter()
+        try:
+            yield waiter
+        finally:
+            # The count is deleted at the end of the turn at the latest.
+            with suppress(StorageError):
+                await self._remove(waiter)
+
     async def follow(
-        self, key: str, request: ChatRequest | KeyedRequest, *, waits_for_text: bool = False
+        self,
+        key: str,
+        request: ChatRequest | KeyedRequest,
+        *,
+        waiter: Waiter | None = None,
+        waits_for_text: bool = False,
     ) -> FollowedTurn:
         """Follow a key's turn, and start it unless another request has claimed it.
 
-        With `waits_for_text`, waits as `Turn.wait_for_text`.
+        Counts `waiter` as a request that waits for the turn. With `waits_for_text`, waits as
+        `Turn.wait_for_text`.
         """
         keyed = self._keyed(request)
         record = await self._find_or_create(key, keyed)
+        turn_id = record.turn_id
         deadline = asyncio.get_running_loop().time() + CLAIM_TIMEOUT_S
+        # An attempt that had ended before this request is not followed, but run again.
+        ended = self._turns.local(turn_id)
+        ended = ended if ended and ended.rejects_new_requests else None
         polls = 0
         while True:
             self._chat.check()
-            if await self._claim(record, key):
-                await self._start(record, keyed)
-            try:
-                events = await self._turns.follow(
-                    record.turn_id, waits_for_text=waits_for_text, waits_for_start=False
-                )
-                if events is not None:
-                    return FollowedTurn(turn_id=record.turn_id, events=events)
-            except TurnNotFound:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise TurnLost(f"turn {record.turn_id} did not start") from None
+            await self._claim_or_join(record, key, keyed, waiter)
+            turn = self._turns.local(turn_id)
+            if turn is None or turn is not ended or not turn.rejects_new_requests:
+                with suppress(TurnNotFound):
+                    events = await self._turns.follow(
+                        turn_id, waits_for_text=waits_for_text, waits_for_start=False
+                    )
+                    if events is not None:
+                        return FollowedTurn(turn_id=turn_id, events=events)
+            if asyncio.get_running_loop().time() > deadline:
+                raise TurnLost(f"turn {turn_id} did not start")
             await asyncio.sleep(CLAIM_BACKOFF.delay_s(polls))
             polls += 1
 
-    async def outcome(self, key: str, request: ChatRequest | KeyedRequest) -> bytes:
+    async def outcome(
+        self, key: str, request: ChatRequest | KeyedRequest, *, waiter: Waiter | None = None
+    ) -> bytes:
         """Return the final event of a key's turn; run the turn again if its worker dies."""
         for _ in range(OUTCOME_ATTEMPTS - 1):
             try:
-                return await self._final_event(key, request)
+                return await self._final_event(key, request, waiter)
             except TurnLost:
                 # A deletion of the session has deleted the record of the key too.
                 if not await self._exists(key):
                     raise SessionCleared from None
-        return await self._final_event(key, request)
+        return await self._final_event(key, request, waiter)
 
-    async def leave(self, key: str) -> None:
-        """Stop a key's turn if this worker runs it and no other client waits for it.
+    async def leave(self, waiter: Waiter) -> bool | None:
+        """Stop the turn of a waiter if this worker runs it and no other request waits for it.
 
-        Call this when a client that asked for `on_disconnect: cancel` has disconnected. A client
-        that leaves without this call counts as one that waits.
+        Returns whether the turn is stopped, None if the waiter is not counted. Call this when a
+        client that asked for `on_disconnect: cancel` has disconnected.
         """
-        digest = _digest(key)
-        count = keys.requests_key(digest)
-        waiting, _, found = await self._batcher.transact(
-            [
-                ("DECR", count),
-                ("EXPIRE", count, keys.IDEMPOTENCY_TTL_S),
-                ("GET", keys.idempotency_key(digest)),
-            ]
-        )
-        if found and waiting <= 0:
-            self._turns.stop_local(_Record(**orjson.loads(found)).turn_id, "disconnected")
+        turn_id = waiter.turn_id
+        if turn_id is None:
+            return None
+        if await self._remove(waiter):
+            return False
+        turn = self._turns.local(turn_id)
+        if turn is not None:
+            turn.stop("disconnected")
+        return turn is not None
+
+    async def _remove(self, waiter: Waiter) -> int:
+        """Count a waiter no longer; return how many other requests wait."""
+        turn_id, waiter.turn_id = waiter.turn_id, None
+        if turn_id is None:
+            return 0
+        _, others = await self._batcher.transact(keys.remove_request(turn_id, waiter.id))
+        return int(others)
 
     def _keyed(self, request: ChatRequest | KeyedRequest) -> KeyedRequest:
         if isinstance(request, KeyedRequest):
             return request
 
-        def start(turn_id: str, session_id: str) -> None:
-            self._chat.start(request, turn_id=turn_id, session_id=session_id)
+        def start(claim: Claim, session_id: str) -> None:
+            self._chat.start(request, claim=claim, session_id=session_id)
 
         return KeyedRequest(
             # Without defaults: a new optional field must not change the fingerprint of old
@@ -147,16 +187,24 @@ class IdempotencyKeys:
             start=start,
         )
 
-    async def _final_event(self, key: str, request: ChatRequest | KeyedRequest) -> bytes:
-        followed = await self.follow(key, request)
+    async def _final_event(
+        self, key: str, request: ChatRequest | KeyedRequest, waiter: Waiter | None
+    ) -> bytes:
+        followed = await self.follow(key, request, waiter=waiter)
         last = sse.last_event(await last_events(followed.events))
         if not is_final(last):
             raise TurnLost("the events ended without an outcome")
+        if waiter is not None:
+            # The last write of the turn deletes the count.
+            waiter.turn_id = None
         return last
 
-    async def _start(self, record: _Record, request: KeyedRequest) -> None:
+    async def _start(self, record: _Record, request: KeyedRequest, claim: Claim) -> None:
         try:
-            request.start(record.turn_id, record.session_id)
+            if claim.attempt:
+                # Requests that come now must not receive the events of the earlier attempt.
+                await self._batcher.transact(keys.restart_turn(record.turn_id))
+            request.start(claim, record.session_id)
         except GroqChatError:
             # The next request need not wait until the lease expires.
             await self._batcher.transact([("DEL", keys.claim_key(record.turn_id))])
@@ -169,14 +217,11 @@ class IdempotencyKeys:
             session_id=request.session_id or str(uuid.uuid4()),
             fingerprint=hashlib.sha256(request.fields.encode()).hexdigest(),
         )
-        digest = _digest(key)
-        name, count = keys.idempotency_key(digest), keys.requests_key(digest)
-        _, found, *_ = await self._batcher.transact(
+        name = keys.idempotency_key(_digest(key))
+        _, found = await self._batcher.transact(
             [
                 ("SET", name, orjson.dumps(asdict(own)), "NX", "EX", keys.IDEMPOTENCY_TTL_S),
                 ("GET", name),
-                ("INCR", count),
-                ("EXPIRE", count, keys.IDEMPOTENCY_TTL_S),
             ]
         )
         record = _Record(**orjson.loads(found))
@@ -189,23 +234,50 @@ class IdempotencyKeys:
         (exists,) = await self._batcher.transact([("EXISTS", keys.idempotency_key(_digest(key)))])
         return bool(exists)
 
-    async def _claim(self, record: _Record, key: str) -> bool:
-        """Return whether this request may run the turn; the claim expires if it is not renewed.
+    async def _claim_or_join(
+        self, record: _Record, key: str, request: KeyedRequest, waiter: Waiter | None
+    ) -> None:
+        """Claim the turn and start it, unless another request has claimed it or it runs here.
 
-        The claim and the record of the key are deleted with the session.
+        The claim of a turn that runs here may have expired while Redis was unavailable. It is
+        restored then.
         """
-        token = uuid.uuid4().hex.encode()
-        name = keys.claim_key(record.turn_id)
-        *_, holder = await self._batcher.transact(
+        running = self._turns.local(record.turn_id)
+        if running is not None and not running.is_over and running.claim is not None:
+            await self._claim(record, key, running.claim.token, waiter)
+            return
+        token = uuid.uuid4().hex
+        attempt = await self._claim(record, key, token, waiter)
+        if attempt is not None:
+            claim = Claim(turn_id=record.turn_id, token=token, attempt=attempt)
+            await self._start(record, request, claim)
+
+    async def _claim(
+        self, record: _Record, key: str, token: str, waiter: Waiter | None
+    ) -> int | None:
+        """Return the number of the attempt that has this token, None if another one has the claim.
+
+        The claim expires if it is not renewed. All keys of the turn are deleted with the session;
+        raises SessionCleared if that has happened.
+        """
+        turn_id, record_key = record.turn_id, keys.idempotency_key(_digest(key))
+        names = (record_key, *keys.keyed_turn_keys(turn_id))
+        exists, *_, attempts, _, _, holder = await self._batcher.transact(
             [
-                *keys.link_to_session(
-                    record.session_id, name, keys.idempotency_key(_digest(key)), now_s=time.time()
-                ),
-                ("SET", name, token, "NX", "EX", keys.TURN_LEASE_S),
-                ("GET", name),
+                ("EXISTS", record_key),
+                *keys.link_to_session(record.session_id, *names, now_s=time.time()),
+                *(keys.add_request(turn_id, waiter.id) if waiter else ()),
+                *keys.next_attempt(turn_id),
+                *keys.hold_claim(turn_id, token),
             ]
         )
-        return bool(holder == token)
+        if not exists:
+            linked = [name.encode() for name in names]
+            await self._batcher.transact(keys.unlink_from_session(record.session_id, linked))
+            raise SessionCleared
+        if waiter is not None:
+            waiter.turn_id = turn_id
+        return int(attempts) - 1 if holder == token.encode() else None
 
 
 def _digest(key: str) -> str:

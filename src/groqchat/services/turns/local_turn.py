@@ -6,16 +6,24 @@ from groqchat.services.turns.turn import Turn
 from groqchat.storage import keys
 from groqchat.storage.event_log import EventBatch
 
+# After this time without a renewal, another worker may soon claim the turn. The rest of the lease
+# is time for a command that Redis executes late, at the default deadline (REDIS_TIMEOUT_S).
+SAFE_LEASE_S = keys.TURN_LEASE_S - 2.0
+
 
 @dataclass(slots=True)
 class LocalTurn:
     """A turn of this process, and how much of it Redis has."""
 
     turn: Turn
+    # How many events Redis has, and how many it has after the current batch.
     published: int = 0
+    sent: int = 0
     is_last_batch: bool = False
     is_published: bool = False
     renewed_at: float = -keys.LEASE_RENEWAL_S
+    # When the lease of the claim was renewed or confirmed.
+    claimed_at: float = 0.0
     published_at: float = 0.0
     over_since: float | None = None
     # Whether the session of the turn was deleted; connected clients still receive its events.
@@ -26,9 +34,13 @@ class LocalTurn:
         """Whether no further client may follow the turn."""
         return self.turn.is_private or self.is_deleted
 
+    def needs_confirmation(self, now: float) -> bool:
+        """Return whether another attempt may have claimed the turn."""
+        return self.turn.claim is not None and now - self.claimed_at >= SAFE_LEASE_S
+
     def is_due(self, now: float) -> bool:
         """Return whether Redis needs events of the turn or a renewed lease."""
-        if self.is_hidden:
+        if self.is_hidden or self.turn.is_superseded:
             return False
         has_events = self.published < len(self.turn.events)
         return has_events or self.turn.is_over != self.is_published or self._ttl_s(now) is not None
@@ -39,31 +51,38 @@ class LocalTurn:
         events, last = b"", self.published
         if last < len(turn.events):
             events, last = turn.next_events(last)
+        self.sent = last
         self.is_last_batch = turn.is_over and last == len(turn.events)
         return EventBatch(
             turn_id=turn.id,
             session_id=turn.session_id,
             events=events,
-            last=last,
+            last=turn.events.first_number + last - 1,
             is_first=self.published == 0,
             ttl_s=self._ttl_s(now),
-            is_attempt=turn.is_shared,
+            claim=turn.claim,
+            is_last=self.is_last_batch,
             is_repeatable=self.is_last_batch and turn.is_repeatable,
         )
 
     def mark_published(self, batch: EventBatch, now: float) -> None:
         """Record that Redis has a batch."""
-        self.published = batch.last
+        self.published = self.sent
         self.published_at = now
         self.is_published = self.is_last_batch
         if batch.ttl_s is not None:
-            self.renewed_at = now
+            self.renewed_at = self.claimed_at = now
 
     def mark_lost(self) -> None:
         """Record that Redis has lost the turn, so that all its events are written again."""
         self.published = 0
         self.is_published = False
         self.renewed_at = -keys.LEASE_RENEWAL_S
+        self.doubt_claim()
+
+    def doubt_claim(self) -> None:
+        """Let the claim be confirmed before the next write."""
+        self.claimed_at = -keys.TURN_LEASE_S
 
     def _ttl_s(self, now: float) -> int | None:
         if self.is_last_batch:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal, TypeAlias
@@ -11,26 +10,11 @@ import orjson
 
 from groqchat import sse
 from groqchat.background import background_task
-from groqchat.errors import (
-    HistoryFailed,
-    HistoryUnavailable,
-    ShuttingDown,
-    StorageError,
-    TurnLost,
-    TurnNotFound,
-)
-from groqchat.retry import Backoff
+from groqchat.errors import HistoryFailed, StorageError, TurnNotFound
 from groqchat.services.turns.local_turn import LocalTurn
-from groqchat.services.turns.turn import (
-    FIRST_TEXT_WAIT_S,
-    SECOND_EVENT,
-    StopReason,
-    Turn,
-    raise_early_failure,
-)
-from groqchat.storage import keys
-from groqchat.storage.event_log import EventLog, EventSlice, TurnRequests
-from groqchat.storage.message_ids import MICROS_PER_S, micros_of
+from groqchat.services.turns.remote_turns import RemoteTurns
+from groqchat.services.turns.turn import Turn
+from groqchat.storage.event_log import AppendResult, EventBatch, EventLog, TurnRequests
 from groqchat.storage.messages import STOPPED
 
 # Events that arrive within this time are written to Redis together.
@@ -42,21 +26,10 @@ MAX_GROUP = 64
 FINAL_FLUSHES = 100
 # How often stop requests are read while turns run.
 STOP_REQUESTS_POLL_S = 0.1
-# How often a follower of another worker's turn polls; less often while there are no events.
-FOLLOW_BACKOFF = Backoff(base_s=0.025, cap_s=0.2)
-# A worker that lives restores the events of a running turn within this time if Redis lost them.
-RESTORE_S = keys.LEASE_RENEWAL_S + 0.2
-# How long followers wait while Redis is unavailable, and then until workers restore the events.
-OUTAGE_S = 15.0
 # A finished turn stays in memory until Redis has its events, but at most for this time.
 UNPUBLISHED_RETENTION_S = 60.0
 # A worker stops a turn within a fraction of a second, unless it is busy or has died.
 STOP_TIMEOUT_S = 5.0
-# The first events of a turn that is younger than this might not have reached Redis.
-NEW_TURN_S = 2.0
-NO_EVENTS = EventSlice(events=b"", exists=False, is_over=False)
-# An event number that is higher than all others.
-MAX_NUMBER = 2**53
 
 StopResult: TypeAlias = Literal["stopped", "finished", "stopping"]
 
@@ -73,6 +46,7 @@ class TurnRegistry:
         self, event_log: EventLog, encode_error: Callable[[Exception], dict[str, Any]]
     ) -> None:
         self._log = event_log
+        self._remote = RemoteTurns(event_log)
         self.encode_error = encode_error
         self._local: dict[str, LocalTurn] = {}
         self._has_turns = asyncio.Event()
@@ -80,20 +54,28 @@ class TurnRegistry:
         self._last_request = "0-0"
         self._requests_read_at = 0.0
         self._is_failing = False
-        # Set at shutdown, when the events of the turns of other workers end.
-        self._is_closing = False
 
     def add(self, turn: Turn) -> None:
         """Make a turn of this process available to followers and stop requests."""
-        self._local[turn.id] = LocalTurn(turn)
+        self._local[turn.id] = LocalTurn(turn, claimed_at=asyncio.get_running_loop().time())
         self._has_turns.set()
+
+    def local(self, turn_id: str) -> Turn | None:
+        """Return a turn of this process that clients may follow; None if there is none."""
+        local = self._find(turn_id)
+        return None if local is None or local.is_hidden else local.turn
+
+    def _find(self, turn_id: str) -> LocalTurn | None:
+        local = self._local.get(turn_id)
+        # Another worker runs a turn that was superseded here.
+        return None if local is None or local.turn.is_superseded else local
 
     def shut_down(self) -> None:
         """Stop the turns of this process, and end the events of other workers' turns.
 
         The followers of these turns receive ShuttingDown and can resume on another worker.
         """
-        self._is_closing = True
+        self._remote.is_closing = True
         for local in list(self._local.values()):
             local.turn.stop("shutdown")
 
@@ -108,29 +90,22 @@ class TurnRegistry:
         """Return an iterator over the events with a higher number than `after`.
 
         Returns None if the turn is over and has no such events. Raises TurnNotFound if the turn
-        does not exist or is private. With `waits_for_text`, waits as `Turn.wait_for_text`; with
+        does not exist or is private, TurnLost if the number belongs to another attempt at it. With
+        `waits_for_text`, waits as `Turn.wait_for_text`; with
         `waits_for_start`, waits for a new turn that is not in Redis yet.
         """
-        local = self._local.get(turn_id)
+        local = self._find(turn_id)
         if local is not None and local.is_hidden:
             raise TurnNotFound
         if local is not None:
             turn = local.turn
             if waits_for_text:
                 await turn.wait_for_text()
-            return None if turn.is_over and after >= len(turn.events) else turn.follow(after)
-        first = await self._read_existing(turn_id, after, NEW_TURN_S if waits_for_start else 0.0)
-        if waits_for_text:
-            first = await self._wait_for_text(turn_id, first)
-        if first.is_over and not first.events:
-            return None
-        return self._follow_remote(turn_id, after, first)
-
-    def stop_local(self, turn_id: str, reason: StopReason) -> None:
-        """Stop a turn of this process; no effect if another worker runs it."""
-        local = self._local.get(turn_id)
-        if local is not None:
-            local.turn.stop(reason)
+            has_all = turn.is_over and turn.position(after) >= len(turn.events)
+            return None if has_all else turn.follow(after)
+        return await self._remote.follow(
+            turn_id, after, waits_for_text=waits_for_text, waits_for_start=waits_for_start
+        )
 
     def delete_session(self, session_id: str, *, last_turn_id: str) -> list[str]:
         """Hide the turns of a deleted session with an id up to `last_turn_id`; return their ids.
@@ -148,11 +123,11 @@ class TurnRegistry:
 
     async def stop(self, turn_id: str) -> StopResult:
         """Stop a turn on any worker and wait at most STOP_TIMEOUT_S for its end."""
-        local = self._local.get(turn_id)
+        local = self._find(turn_id)
         events = await self.follow(turn_id)
         if local is not None:
             local.turn.stop("stopped")
-        elif not (await self._log.read(turn_id, MAX_NUMBER)).is_over:
+        elif not await self._log.is_over(turn_id):
             await self._log.request_stop(turn_id)
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
@@ -161,64 +136,6 @@ class TurnRegistry:
             return "stopping"
         outcome = orjson.loads(sse.parse_event(last)[1])
         return "stopped" if outcome.get("finish_reason") == STOPPED else "finished"
-
-    async def _read_existing(self, turn_id: str, after: int, max_age_s: float) -> EventSlice:
-        """Read a turn's events; wait for a turn up to this age that is not in Redis yet."""
-        found = await self._log.read(turn_id, after)
-        age_s = time.time() - micros_of(turn_id) / MICROS_PER_S
-        while not found.exists and abs(age_s) < max_age_s:
-            await asyncio.sleep(FOLLOW_BACKOFF.base_s)
-            age_s += FOLLOW_BACKOFF.base_s
-            found = await self._log.read(turn_id, after)
-        if not found.exists:
-            raise TurnNotFound
-        return found
-
-    async def _wait_for_text(self, turn_id: str, found: EventSlice) -> EventSlice:
-        """Read a turn's events until its first text, at most FIRST_TEXT_WAIT_S."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + FIRST_TEXT_WAIT_S
-        while found.exists and not found.is_over and loop.time() < end:
-            last = sse.last_event(found.events)
-            if last and sse.event_number(last) >= SECOND_EVENT:
-                break
-            await asyncio.sleep(FOLLOW_BACKOFF.base_s)
-            found = await self._log.read(turn_id, 0)
-        raise_early_failure(turn_id, sse.last_event(found.events))
-        return found
-
-    async def _follow_remote(
-        self, turn_id: str, after: int, found: EventSlice
-    ) -> AsyncIterator[bytes]:
-        loop = asyncio.get_running_loop()
-        read_at = exists_at = loop.time()
-        patience_s = RESTORE_S
-        polls = 0
-        while True:
-            if found.events:
-                for events in sse.split_writes(found.events):
-                    yield events
-                after = sse.event_number(sse.last_event(found.events))
-                polls = 0
-            if found.is_over:
-                return
-            await asyncio.sleep(FOLLOW_BACKOFF.delay_s(polls))
-            if self._is_closing:
-                raise ShuttingDown
-            polls += 1
-            try:
-                found = await self._log.read(turn_id, after)
-            except HistoryUnavailable:
-                if loop.time() - read_at > OUTAGE_S:
-                    raise
-                patience_s = OUTAGE_S
-                found = NO_EVENTS
-                continue
-            read_at = loop.time()
-            if found.exists:
-                exists_at, patience_s = read_at, RESTORE_S
-            elif read_at - exists_at > patience_s:
-                raise TurnLost(f"turn {turn_id}")
 
     @asynccontextmanager
     async def publishing(self) -> AsyncIterator[None]:
@@ -254,6 +171,10 @@ class TurnRegistry:
     async def _flush(self) -> None:
         now = asyncio.get_running_loop().time()
         due = [local for local in self._local.values() if local.is_due(now)]
+        doubtful = [local for local in due if local.needs_confirmation(now)]
+        if doubtful:
+            due = [local for local in due if local not in doubtful]
+            await asyncio.gather(*(self._confirm(local, now) for local in doubtful))
         for begin in range(0, len(due), MAX_GROUP):
             group = due[begin : begin + MAX_GROUP]
             try:
@@ -263,25 +184,50 @@ class TurnRegistry:
                 for local in group:
                     await self._append_alone(local, now)
 
+    async def _confirm(self, local: LocalTurn, now: float) -> None:
+        """Find out whether another attempt runs a turn, before more of it is written."""
+        claim = local.turn.claim
+        if claim is None or await self._log.confirm(claim):
+            local.claimed_at = now
+        else:
+            self._supersede(local)
+
+    def _supersede(self, local: LocalTurn) -> None:
+        """Stop a turn that another attempt runs, without a further write."""
+        local.turn.supersede()
+        if self._local.get(local.turn.id) is local:
+            del self._local[local.turn.id]
+
     async def _append(self, group: Sequence[LocalTurn], now: float) -> None:
         batches = [local.unpublished(now) for local in group]
-        exist = await self._log.append(batches)
-        for local, batch, exists in zip(group, batches, exist, strict=True):
-            if exists:
-                local.mark_published(batch, now)
-            else:
-                local.mark_lost()
-                # The reason may be a deletion of the session.
-                self._requests_read_at = 0.0
+        results = await self._log.append(batches)
+        for local, batch, result in zip(group, batches, results, strict=True):
+            self._record(local, batch, result, now)
+
+    def _record(
+        self, local: LocalTurn, batch: EventBatch, result: AppendResult, now: float
+    ) -> None:
+        if result == "stored":
+            local.mark_published(batch, now)
+        elif result == "superseded":
+            self._supersede(local)
+        else:
+            local.mark_lost()
+            # The reason may be a deletion of the session.
+            self._requests_read_at = 0.0
 
     async def _append_alone(self, local: LocalTurn, now: float) -> None:
         batch = local.unpublished(now)
         try:
-            await self._log.append([batch])
+            (result,) = await self._log.append([batch])
         except HistoryFailed as error:
-            # Redis has these events already, or the key has another type: do not retry.
+            # Redis has these events already, or those of a newer attempt, or the key has another
+            # type: do not retry.
             log.info("Redis rejected events of turn %s: %s", batch.turn_id, error)
-        local.mark_published(batch, now)
+            local.mark_published(batch, now)
+            await self._confirm(local, now)
+        else:
+            self._record(local, batch, result, now)
 
     async def _read_requests(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -315,7 +261,8 @@ class TurnRegistry:
             # A deletion of the session must find a turn that was published after it.
             has_read = self._requests_read_at > local.published_at
             is_done = has_read and (local.is_published or local.is_deleted)
-            if is_done or is_expired or local.turn.is_private:
+            is_ours = not (local.turn.is_private or local.turn.is_superseded)
+            if is_done or is_expired or not is_ours:
                 del self._local[local.turn.id]
         if not self._local:
             self._has_turns.clear()

@@ -11,11 +11,12 @@ from groqchat.errors import CompletionTimeout, GroqChatError, ShuttingDown
 from groqchat.services.turns.events import TurnEvents
 from groqchat.sse import MAX_WRITE_BYTES, encode_event, event_number, parse_event
 from groqchat.storage import keys
+from groqchat.storage.claims import Claim, attempt_of, position_of, superseded
 
 EventName: TypeAlias = Literal["start", "delta", "done", "error"]
-# Why a turn ends before its answer is complete: a client stopped it, its client disconnected, or
-# the service shuts down.
-StopReason: TypeAlias = Literal["stopped", "disconnected", "shutdown"]
+# Why a turn ends before its answer is complete: a client stopped it, its client disconnected, the
+# service shuts down, or another worker runs the turn.
+StopReason: TypeAlias = Literal["stopped", "disconnected", "shutdown", "superseded"]
 
 # Most failures of Groq arrive within this time. A stream that fails in it is answered with an HTTP
 # status and Retry-After. If neither text nor a failure arrives, the response starts with `start`.
@@ -37,38 +38,48 @@ class Turn:
     """The state of a turn that runs in its own task: its events and whether it is stopped.
 
     Followers, which are clients that receive the events, read from one shared list, so a slow
-    follower needs no buffer of its own. The events of a chat turn are numbered from 1. The turn of
-    the OpenAI-compatible endpoint contains Groq's bytes instead and has no numbers.
+    follower needs no buffer of its own. The events of a chat turn are numbered from 1; those of a
+    further attempt at a turn, from a higher number. The turn of the OpenAI-compatible endpoint
+    contains Groq's bytes instead and has no numbers.
 
-    `is_shared`: the turn has an Idempotency-Key, through which other requests may follow it.
+    `claim`: the turn has an Idempotency-Key, through which other requests may follow it.
     `is_private`: only the request that started the turn may follow it, and Redis has no events.
     `error`: set by the service that runs the turn.
     """
 
     def __init__(
-        self, turn_id: str, session_id: str, *, is_shared: bool = False, is_private: bool = False
+        self,
+        turn_id: str,
+        session_id: str,
+        *,
+        claim: Claim | None = None,
+        is_private: bool = False,
     ) -> None:
         self.id = turn_id
         self.session_id = session_id
-        self.is_shared = is_shared
+        self.claim = claim
         self.is_private = is_private
-        self.events = TurnEvents()
+        self.events = TurnEvents(claim.first_number if claim else 1)
         self.is_over = False
         # Whether the final event, `done` or `error`, was added.
         self.has_outcome = False
         self.error: GroqChatError | None = None
         self.stop_reason: StopReason | None = None
+        # Whether the answer was cut short by a stop.
+        self.is_incomplete = False
         self._waiting: list[asyncio.Future[None]] = []
         self._limit: asyncio.Timeout | None = None
         # Whether the request to Groq has ended.
         self._is_complete = False
         self._is_abandoned = False
+        # Whether another attempt runs the turn, so that this one ends without an outcome.
+        self.is_superseded = False
 
     def add(self, name: EventName, data: dict[str, Any] | bytes) -> None:
         """Add an event and wake the followers; `data` is encoded as JSON unless it is bytes."""
         self.has_outcome = name in {"done", "error"}
         json = data if isinstance(data, bytes) else orjson.dumps(data)
-        self.events.add(encode_event(json, name=name, number=len(self.events) + 1))
+        self.events.add(encode_event(json, name=name, number=self.events.next_number))
         self._wake()
 
     def add_text(self, text: str) -> None:
@@ -95,8 +106,11 @@ class Turn:
         self._wake()
 
     async def follow(self, after: int = 0) -> AsyncIterator[bytes]:
-        """Yield the events after a number until the last one; events that are ready are joined."""
-        after = min(after, len(self.events))
+        """Yield the events after a number until the last one; events that are ready are joined.
+
+        Raises TurnLost at the end of an attempt that another one has superseded.
+        """
+        after = min(self.position(after), len(self.events))
         while True:
             if after < len(self.events):
                 events, after = self.next_events(after)
@@ -105,6 +119,8 @@ class Turn:
                     # There is no other follower.
                     self.events.discard(after)
             elif self.is_over:
+                if self.is_superseded and not self.has_outcome:
+                    raise superseded(self.id)
                 return
             else:
                 await self._next_wake()
@@ -117,10 +133,22 @@ class Turn:
                     await self._next_wake()
         raise_early_failure(self.id, self.events[-1] if self.events else b"")
 
-    def next_events(self, after: int) -> tuple[bytes, int]:
-        """Join the events after a number, up to about MAX_WRITE_BYTES.
+    def position(self, number: int) -> int:
+        """Return how many events a client has whose last event has this number.
 
-        Returns them and the number of the last one. At least one event must follow.
+        Raises TurnLost if the event belongs to another attempt at the turn.
+        """
+        if not number:
+            return 0
+        attempt = self.claim.attempt if self.claim else 0
+        if attempt_of(number) != attempt:
+            raise superseded(self.id)
+        return position_of(number)
+
+    def next_events(self, after: int) -> tuple[bytes, int]:
+        """Join the events after the first `after`, up to about MAX_WRITE_BYTES.
+
+        Returns them and how many events precede the next one. At least one event must follow.
         """
         return self.events.joined(after, MAX_WRITE_BYTES)
 
@@ -138,6 +166,12 @@ class Turn:
         if self.stop_reason is None and not self._is_complete:
             self.stop_reason = reason
             self._interrupt()
+
+    def supersede(self) -> None:
+        """Interrupt the request to Groq, because another attempt runs the turn."""
+        if not self.has_outcome:
+            self.is_superseded = True
+            self.stop("superseded")
 
     @asynccontextmanager
     async def stoppable(self, timeout_s: float) -> AsyncIterator[None]:
@@ -161,17 +195,26 @@ class Turn:
     @property
     def retention_s(self) -> int:
         """How long Redis retains the events after the end of the turn, in seconds."""
-        is_answer = self.is_shared and not self.is_repeatable
+        is_answer = self.claim is not None and not self.is_repeatable
         return keys.IDEMPOTENCY_TTL_S if is_answer else keys.TURN_RETENTION_S
 
     @property
     def is_repeatable(self) -> bool:
         """Whether another request with the Idempotency-Key runs the turn again."""
+        if self.claim is None:
+            return False
         is_failed = bool(self.events) and b"\nevent: error\n" in self.events[-1]
-        return self.is_shared and (is_failed or self.stop_reason == "disconnected")
+        return is_failed or (self.is_incomplete and self.stop_reason == "disconnected")
+
+    @property
+    def rejects_new_requests(self) -> bool:
+        """Whether a request that comes now must wait until it may run the turn again."""
+        return self.is_repeatable if self.is_over else self.stop_reason == "disconnected"
 
     def stop_error(self) -> GroqChatError | None:
-        """Return the error of a turn that was stopped by a shutdown; other stops are no errors."""
+        """Return the error of a turn that the service stopped; other stops are no errors."""
+        if self.stop_reason == "superseded":
+            return superseded(self.id)
         return ShuttingDown() if self.stop_reason == "shutdown" else None
 
     def _interrupt(self) -> None:
@@ -192,7 +235,7 @@ class Turn:
 
 def raise_early_failure(turn_id: str, last_event: bytes) -> None:
     """Raise TurnFailed if the latest event of a turn is an `error` before the first text."""
-    if last_event and event_number(last_event) <= SECOND_EVENT:
+    if last_event:
         name, data = parse_event(last_event)
-        if name == "error":
+        if name == "error" and position_of(event_number(last_event)) <= SECOND_EVENT:
             raise TurnFailed(turn_id, data)

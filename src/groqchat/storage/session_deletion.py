@@ -1,0 +1,39 @@
+"""Deleting a session: its messages, the events of its turns, and what belongs to its keys."""
+
+import logging
+from collections.abc import Sequence
+
+from groqchat.errors import StorageError
+from groqchat.storage import keys
+from groqchat.storage.command_batcher import CommandBatcher
+from groqchat.storage.message_ids import new_message_id
+
+log = logging.getLogger(__name__)
+
+
+async def delete_session(batcher: CommandBatcher, session_id: str) -> None:
+    """Delete every key of a session; no effect on an unknown session."""
+    *_, names = await batcher.transact(
+        [
+            *keys.delete_session(session_id),
+            ("ZRANGE", keys.session_keys_key(session_id), 0, -1),
+        ]
+    )
+    # Before the events are deleted: a worker that misses them must find the reason.
+    await _announce(batcher, session_id, names)
+    if names:
+        await batcher.transact(keys.unlink_from_session(session_id, names))
+
+
+async def _announce(batcher: CommandBatcher, session_id: str, names: Sequence[bytes]) -> None:
+    """Tell the workers that run turns of a session that it was deleted."""
+    # The clock of the worker of a turn may be ahead of the clock of this worker.
+    last_turn = max(filter(None, map(keys.turn_id_of, names)), default="")
+    request = keys.request_to_workers(
+        session=session_id, last_turn=max(last_turn, new_message_id())
+    )
+    try:
+        await batcher.transact(request)
+    except StorageError as error:
+        # A full Redis rejects this write, but not the deletion.
+        log.warning("running turns do not notice a deletion: %s", error)

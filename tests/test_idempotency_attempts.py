@@ -1,0 +1,132 @@
+"""Further attempts at the turn of an Idempotency-Key: when they run, and what is stored."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+from redis.asyncio import Redis
+
+from groqchat.storage import keys
+from tests.conftest import Serve
+from tests.support.api import BASE, assert_error
+from tests.support.events import all_events, read_events
+from tests.support.groq import MockGroq
+from tests.support.streams import history, wait_until
+
+ANSWER = 'This is the mock Groq server, not a model. You said: "Hello". Messages received: 1.'
+CANCEL: dict[str, Any] = {"on_disconnect": "cancel", "stream": True}
+
+
+async def post(api: ClientSession, key: str = "key", **fields: Any) -> Any:
+    body = {"message": "Hello", "session_id": "s", **fields}
+    return await api.post(f"{BASE}/chat", json=body, headers={"Idempotency-Key": key})
+
+
+async def lose_lease(redis: Redis) -> None:
+    """Delete the keys that expire while a worker cannot reach Redis."""
+    names = [await redis.keys(f"{prefix}*") for prefix in (keys.CLAIM_PREFIX, keys.TURN_PREFIX)]
+    await redis.delete(*names[0], *names[1])
+
+
+def hold(groq: MockGroq) -> asyncio.Event:
+    """Let Groq answer after the returned event is set."""
+    release = asyncio.Event()
+
+    async def wait() -> None:
+        await release.wait()
+
+    groq.before_response = wait
+    return release
+
+
+async def is_published(redis: Redis) -> bool:
+    return bool(await redis.keys(f"{keys.TURN_PREFIX}*"))
+
+
+async def test_a_turn_that_still_runs_on_this_worker_is_not_run_again(
+    api: ClientSession, groq: MockGroq, redis: Redis
+) -> None:
+    release = hold(groq)
+    first = asyncio.create_task(post(api))
+    await wait_until(lambda: is_published(redis))
+    await lose_lease(redis)
+    second = asyncio.create_task(post(api))
+
+    async def is_claimed() -> bool:
+        return bool(await redis.keys(f"{keys.CLAIM_PREFIX}*"))
+
+    await wait_until(is_claimed)
+    release.set()
+    answers = [await (await each).json() for each in (first, second)]
+    assert answers[0] == answers[1]
+    assert len(groq.requests) == 1
+    assert [message["role"] for message in await history(api)] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_only_the_answer_of_the_newest_attempt_is_stored(
+    serve: Serve, groq: MockGroq, redis: Redis, *, stream: bool
+) -> None:
+    workers = [await serve(), await serve()]
+    release = hold(groq)
+    first = asyncio.create_task(post(workers[0], stream=stream))
+    await wait_until(lambda: is_published(redis))
+    # The first worker pauses longer than its lease. Meanwhile the second one claims the turn.
+    (name,) = await redis.keys(f"{keys.CLAIM_PREFIX}*")
+    await redis.delete(name)
+    second = asyncio.create_task(post(workers[1]))
+
+    async def both_run() -> bool:
+        return len(groq.requests) == 2
+
+    await wait_until(both_run)
+    release.set()
+    answer = await (await second).json()
+    response = await first
+    if stream:
+        last = (await all_events(response))[-1]
+        assert (last.id, last.name, last.data["error"]["code"]) == (None, "error", "turn_lost")
+    else:
+        # A plain request waits for the newest attempt.
+        assert await response.json() == answer
+    assert [message["id"] for message in await history(workers[0])] == [
+        answer["turn_id"],
+        answer["message_id"],
+    ]
+    assert await (await post(workers[0])).json() == answer
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_just_after_a_failure_runs_the_turn_again(
+    serve: Serve, groq: MockGroq, *, stream: bool
+) -> None:
+    api = await serve(groq_max_retries=0)
+    for number in range(5):
+        groq.options.fail = "500"
+        await assert_error(await post(api, f"key {number}"), 502, "completion_unavailable")
+        groq.options.fail = None
+        response = await post(api, f"key {number}", stream=stream)
+        assert response.status == 200, await response.text()
+        await response.read()
+        assert len(groq.requests) == 2 * (number + 1)
+
+
+async def test_a_request_just_after_a_cancelled_turn_runs_the_turn_again(
+    api: ClientSession, groq: MockGroq
+) -> None:
+    groq.options.chunk_ms = 50
+    response = await post(api, **CANCEL)
+    events = read_events(response)
+    while (await anext(events)).name != "delta":
+        pass
+    response.close()
+
+    async def is_stored() -> bool:
+        return len(await history(api)) == 2
+
+    await wait_until(is_stored)
+    assert (await history(api))[1]["status"] == "incomplete"
+    answer = await (await post(api)).json()
+    assert (answer["message"], answer["finish_reason"]) == (ANSWER, "stop")
+    assert [message["content"] for message in await history(api)] == ["Hello", ANSWER]
