@@ -17,6 +17,7 @@ from groqchat.storage import command_batcher
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.connection import open_redis
 from groqchat.storage.redis_internals import execute_raw
+from tests.support.garbage import no_gc
 from tests.support.store import new_store, save_messages
 
 
@@ -153,14 +154,10 @@ async def test_a_failed_call_creates_no_reference_cycle(redis_url: str) -> None:
                 await batcher.transact([("NO-SUCH-COMMAND",)])
 
         await fail()
-        gc.collect()
-        gc.disable()
-        try:
+        with no_gc():
             for _ in range(50):
                 await fail()
             assert gc.collect() < 50
-        finally:
-            gc.enable()
 
 
 async def test_a_batch_is_retried_although_an_earlier_batch_fails_meanwhile(

@@ -20,6 +20,7 @@ from groqchat.services.groq.errors import BY_CLASS, completion_error
 from groqchat.settings import Settings
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
+from tests.support.garbage import no_gc
 from tests.support.groq import MockGroq
 
 EXPECTED: dict[Failure, tuple[int, str, str | None]] = {
@@ -225,11 +226,7 @@ async def test_a_failed_connection_to_groq_creates_no_reference_cycle() -> None:
                 await client.list_models()
 
         await fail()
-        gc.collect()
-        gc.disable()
-        try:
+        with no_gc():
             for _ in range(20):
                 await fail()
             assert gc.collect() < 20
-        finally:
-            gc.enable()

@@ -11,6 +11,7 @@ from groqchat.errors import CompletionError, CompletionUnavailable
 from groqchat.services.groq.client import GroqClient, open_groq_client
 from groqchat.services.groq.completions import Prompt, StreamParser
 from groqchat.settings import Settings
+from tests.support.garbage import no_gc
 from tests.support.raw_groq import STREAM_HEAD, RawGroq, Respond, chunked, event, whole
 from tests.support.turn_service import events_of, open_service, request, run_to_end
 
@@ -100,16 +101,12 @@ async def test_a_failed_request_leaves_no_cycle(send: Send, respond: Respond) ->
 
             for _ in range(2):
                 await run()
-            gc.collect()
-            gc.disable()
-            try:
+            with no_gc():
                 for _ in range(REPEATS):
                     await run()
                 # The server needs a moment to close its side.
                 await asyncio.sleep(0.05)
                 found = gc.collect()
-            finally:
-                gc.enable()
     assert found / REPEATS < MAX_OBJECTS
 
 

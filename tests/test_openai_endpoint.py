@@ -1,4 +1,4 @@
-"""The OpenAI-compatible endpoint, called with the SDKs of OpenAI and Groq and with LangChain."""
+"""The OpenAI-compatible endpoint, called with the SDKs of OpenAI and Groq."""
 
 import json
 from collections.abc import AsyncIterator
@@ -8,8 +8,6 @@ import groq
 import openai
 import pytest
 from aiohttp import ClientSession
-from langchain_openai import ChatOpenAI
-from pydantic import SecretStr
 
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
@@ -161,20 +159,6 @@ async def test_rate_limit_headers_are_forwarded(groq_client: Any) -> None:
 async def test_the_models_are_listed(client: Any) -> None:
     models = await client.models.list()
     assert MODEL in [model.id for model in models.data]
-
-
-async def test_langchain_can_chat_and_stream(api: ClientSession) -> None:
-    chat = ChatOpenAI(
-        base_url=f"{await origin(api)}/openai/v1",
-        api_key=SecretStr("any"),
-        model=MODEL,
-        default_headers=SESSION,
-        stream_usage=False,
-    )
-    first = await chat.ainvoke("Hello")
-    assert str(first.content).endswith("Messages received: 1.")
-    chunks = [str(chunk.content) async for chunk in chat.astream("And again?")]
-    assert "".join(chunks).endswith("Messages received: 3.")
 
 
 async def test_without_a_session_nothing_is_stored(openai_client: Any, api: ClientSession) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from groqchat.services.openai.relay import GroqEvents
 from groqchat.services.turns.turn import Turn
 from groqchat.settings import Settings
 from tests.conftest import Serve
+from tests.support.garbage import no_gc
 from tests.support.raw_groq import DONE, LAST_CHUNK, STREAM_HEAD, RawGroq, chunked, event
 from tests.support.streams import wait_until
 from tests.test_openai_events import BODY, COMPLETIONS, error_of
@@ -80,25 +81,14 @@ def idle_reader(port: int) -> Iterator[socket.socket]:
         yield client
 
 
-@contextmanager
-def no_gc() -> Iterator[Callable[[], Awaitable[bool]]]:
-    """Disable garbage collection; yield a check that no stream of the block remains."""
-    gc.collect()
-    gc.disable()
-    earlier = remaining(GroqEvents)
-
-    async def is_clean() -> bool:
-        return all(any(found is known for known in earlier) for found in remaining(GroqEvents))
-
-    try:
-        yield is_clean
-    finally:
-        gc.enable()
+def remaining(kind: type) -> list[Any]:
+    """Return the objects of a class that the block of `no_gc` has created and that exist."""
+    return [found for found in gc.get_objects() if isinstance(found, kind)]
 
 
-def remaining(*kinds: type) -> list[Any]:
-    """Return the objects of some classes that exist, although no garbage collection ran."""
-    return [found for found in gc.get_objects() if isinstance(found, kinds)]
+async def is_clean() -> bool:
+    """Return whether no stream of the block of `no_gc` remains."""
+    return not remaining(GroqEvents)
 
 
 @pytest.fixture
@@ -139,11 +129,6 @@ async def test_a_slow_reader_receives_the_whole_stream(
     assert last.endswith(DONE)
 
 
-def new_since(earlier: list[Any], *kinds: type) -> list[Any]:
-    known = set(map(id, earlier))
-    return [each for each in remaining(*kinds) if id(each) not in known]
-
-
 def held_bytes(turns: list[Any]) -> int:
     """Return the size of the raw events of turns."""
     return sum(len(event) for turn in turns for event in turn.events._latest)
@@ -160,13 +145,12 @@ async def test_a_stream_within_a_session_that_breaks_off_leaves_no_reference_cyc
     async with RawGroq(break_off).serve() as raw:
         api = await serve(groq_base_url=raw.url, groq_max_retries=0)
         with no_gc():
-            earlier = remaining(Turn)
             headers = {"X-Session-Id": "s"}
             async with api.post(COMPLETIONS, json=BODY, headers=headers) as response:
                 assert b"completion_unavailable" in await response.read()
 
             async def is_released() -> bool:
-                return not new_since(earlier, Turn)
+                return not remaining(Turn)
 
             await wait_until(is_released)
 
@@ -191,26 +175,25 @@ async def test_a_stream_within_a_session_stores_no_event_that_its_client_has_rec
         await writer.wait_closed()
 
     finished = asyncio.Event()
-    earlier = remaining(Turn)
+    with no_gc():
+        async with RawGroq(respond).serve() as raw:
+            api = await serve(groq_base_url=raw.url)
+            response = await api.post(COMPLETIONS, json=BODY, headers={"X-Session-Id": "s"})
+            await response.content.readexactly(pieces // 2 * 16_000)
+            await half.wait()
+            if disconnects:
+                response.close()
+            goes_on.set()
+            if not disconnects:
+                await response.content.readexactly((pieces // 2 - 2) * 16_000)
+            await finished.wait()
 
-    async with RawGroq(respond).serve() as raw:
-        api = await serve(groq_base_url=raw.url)
-        response = await api.post(COMPLETIONS, json=BODY, headers={"X-Session-Id": "s"})
-        await response.content.readexactly(pieces // 2 * 16_000)
-        await half.wait()
-        if disconnects:
+            async def is_released() -> bool:
+                return held_bytes(remaining(Turn)) < 10 * len(PIECE)
+
+            await wait_until(is_released)
+            assert len(remaining(Turn)) == 1
             response.close()
-        goes_on.set()
-        if not disconnects:
-            await response.content.readexactly((pieces // 2 - 2) * 16_000)
-        await finished.wait()
-
-        async def is_released() -> bool:
-            return held_bytes(new_since(earlier, Turn)) < 10 * len(PIECE)
-
-        await wait_until(is_released)
-        assert len(new_since(earlier, Turn)) == 1
-        response.close()
 
 
 async def is_idle(api: ClientSession) -> bool:
@@ -264,7 +247,7 @@ async def test_a_relay_ends_with_an_error_after_the_timeouts_of_groq(
 ) -> None:
     async with RawGroq(silent).serve() as raw:
         api = await serve(groq_base_url=raw.url, max_concurrent_turns=1, **{setting: 0.3})
-        with no_gc() as is_clean:
+        with no_gc():
             for _ in range(3):
                 response = await start(api)
                 assert error_of(await response.read())["code"] == "completion_timeout"
@@ -284,7 +267,7 @@ async def test_a_stream_that_breaks_off_ends_with_an_error(serve: Serve, end: by
 
     async with RawGroq(respond).serve() as raw:
         api = await serve(groq_base_url=raw.url)
-        with no_gc() as is_clean:
+        with no_gc():
             for _ in range(3):
                 response = await api.post(COMPLETIONS, json=BODY)
                 stream = await response.read()

@@ -6,6 +6,7 @@ import gc
 import pytest
 
 from groqchat.retry import Deadlines
+from tests.support.garbage import no_gc
 
 SHORT_S = 0.05
 
@@ -130,11 +131,7 @@ async def test_a_failed_block_creates_no_reference_cycle(*, is_late: bool) -> No
         assert isinstance(task.exception(), TimeoutError)
 
     await run()
-    gc.collect()
-    gc.disable()
-    try:
+    with no_gc():
         for _ in range(50):
             await run()
         assert gc.collect() < 50
-    finally:
-        gc.enable()

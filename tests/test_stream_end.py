@@ -13,6 +13,7 @@ from groqchat.services.groq import stream_end
 from groqchat.services.groq.stream_end import StreamEnds
 from tests.conftest import Serve
 from tests.support.api import BASE
+from tests.support.garbage import no_gc
 from tests.support.raw_groq import DONE, LAST_CHUNK, STREAM_HEAD, RawGroq, chunked, event
 
 ANSWER = STREAM_HEAD + chunked(event("Hi")) + chunked(event(None, "stop")) + chunked(DONE)
@@ -142,19 +143,10 @@ async def test_an_end_leaves_no_reference_cycle() -> None:
             await wait_for_drains()
 
         await read_and_release()
-        gc.collect()
-        gc.disable()
-        try:
+        with no_gc():
             for _ in range(10):
                 await read_and_release()
-            # The responses of other tests may be alive.
-            found = [
-                each
-                for each in gc.get_objects()
-                if isinstance(each, aiohttp.ClientResponse) and str(each.url).startswith(groq.url)
-            ]
-        finally:
-            gc.enable()
+            found = [each for each in gc.get_objects() if isinstance(each, aiohttp.ClientResponse)]
     assert len(found) <= 1
 
 

@@ -1,6 +1,5 @@
 """Turns are freed when they end, without the garbage collector, however their clients behave."""
 
-import gc
 import socket
 import weakref
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from groqchat.services.turns.registry import TurnRegistry
 from groqchat.services.turns.turn import Turn
 from tests.conftest import Serve
 from tests.support.events import all_events, read_events
+from tests.support.garbage import no_gc
 from tests.support.groq import MockGroq
 from tests.support.slow_clients import api_port, never_reading_client
 from tests.support.streams import start_stream, wait_until
@@ -39,10 +39,8 @@ class Turns:
 def turns(monkeypatch: pytest.MonkeyPatch) -> Iterator[Turns]:
     """The turns of the service, while the garbage collector does not run."""
     monkeypatch.setattr(event_stream, "INSPECTION_INTERVAL_S", 0.05)
-    gc.collect()
-    gc.disable()
-    yield Turns(monkeypatch)
-    gc.enable()
+    with no_gc():
+        yield Turns(monkeypatch)
 
 
 async def test_a_finished_turn_is_freed(api: ClientSession, turns: Turns) -> None:

@@ -1,5 +1,6 @@
 """LangChain: structured output, and a conversation that the service stores."""
 
+import asyncio
 import uuid
 
 import requests
@@ -36,3 +37,14 @@ assert f'Before that you said: "{QUESTION}". Messages received: 3.' in streamed
 history = requests.get(f"{SERVICE_URL}/api/groq-chat/history/{session_id}", timeout=30).json()
 contents = [message["content"] for message in history["messages"]]
 assert contents == [QUESTION, ANSWER, "And her work?", streamed]
+
+
+async def continue_conversation() -> None:
+    """Do the same with the asynchronous methods."""
+    answer = await remembering.ainvoke("And again?")
+    assert str(answer.content).endswith("Messages received: 5.")
+    chunks = [str(chunk.content) async for chunk in remembering.astream("And now?")]
+    assert "".join(chunks).endswith("Messages received: 7.")
+
+
+asyncio.run(continue_conversation())
