@@ -133,6 +133,25 @@ async def test_the_count_is_deleted_with_the_end_of_the_turn(
     await wait_until(is_deleted)
 
 
+async def test_a_request_that_receives_the_stored_answer_leaves_no_count(
+    api: ClientSession, redis: Redis
+) -> None:
+    await (await open_stream(api, STREAM)).read()
+
+    async def is_published() -> bool:
+        (claim,) = await redis.keys(f"{keys.CLAIM_PREFIX}*")
+        return int(await redis.ttl(claim)) > keys.TURN_LEASE_S
+
+    async def is_deleted() -> bool:
+        return not await redis.keys(f"{keys.REQUESTS_PREFIX}*")
+
+    await wait_until(is_published)
+    for body in (PLAIN, STREAM):
+        response = await api.post(f"{BASE}/chat", json=body, headers=KEY)
+        await response.read()
+        await wait_until(is_deleted)
+
+
 async def test_the_count_is_deleted_with_the_session(
     api: ClientSession, groq: MockGroq, redis: Redis
 ) -> None:

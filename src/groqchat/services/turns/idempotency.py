@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import orjson
 
@@ -94,9 +95,11 @@ class IdempotencyKeys:
         try:
             yield waiter
         finally:
-            # The count is deleted at the end of the turn at the latest.
-            with suppress(StorageError):
-                await self._remove(waiter)
+            if waiter.turn_id is not None:
+                # The response does not wait for Redis. The count expires if this call fails.
+                with suppress(StorageError):
+                    removed = self._batcher.transact(keys.remove_request(waiter.turn_id, waiter.id))
+                    removed.add_done_callback(_retrieve_error)
 
     async def follow(
         self,
@@ -154,23 +157,16 @@ class IdempotencyKeys:
         Returns whether the turn is stopped, None if the waiter is not counted. Call this when a
         client that asked for `on_disconnect: cancel` has disconnected.
         """
-        turn_id = waiter.turn_id
+        turn_id, waiter.turn_id = waiter.turn_id, None
         if turn_id is None:
             return None
-        if await self._remove(waiter):
+        _, others = await self._batcher.transact(keys.remove_request(turn_id, waiter.id))
+        if others:
             return False
         turn = self._turns.local(turn_id)
         if turn is not None:
             turn.stop("disconnected")
         return turn is not None
-
-    async def _remove(self, waiter: Waiter) -> int:
-        """Count a waiter no longer; return how many other requests wait."""
-        turn_id, waiter.turn_id = waiter.turn_id, None
-        if turn_id is None:
-            return 0
-        _, others = await self._batcher.transact(keys.remove_request(turn_id, waiter.id))
-        return int(others)
 
     def _keyed(self, request: ChatRequest | KeyedRequest) -> KeyedRequest:
         if isinstance(request, KeyedRequest):
@@ -194,9 +190,6 @@ class IdempotencyKeys:
         last = sse.last_event(await last_events(followed.events))
         if not is_final(last):
             raise TurnLost("the events ended without an outcome")
-        if waiter is not None:
-            # The last write of the turn deletes the count.
-            waiter.turn_id = None
         return last
 
     async def _start(self, record: _Record, request: KeyedRequest, claim: Claim) -> None:
@@ -278,6 +271,11 @@ class IdempotencyKeys:
         if waiter is not None:
             waiter.turn_id = turn_id
         return int(attempts) - 1 if holder == token.encode() else None
+
+
+def _retrieve_error(call: asyncio.Future[Any]) -> None:
+    if not call.cancelled():
+        call.exception()
 
 
 def _digest(key: str) -> str:

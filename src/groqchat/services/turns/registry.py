@@ -173,7 +173,7 @@ class TurnRegistry:
         due = [local for local in self._local.values() if local.is_due(now)]
         doubtful = [local for local in due if local.needs_confirmation(now)]
         if doubtful:
-            due = [local for local in due if local not in doubtful]
+            due = [local for local in due if not local.needs_confirmation(now)]
             await asyncio.gather(*(self._confirm(local, now) for local in doubtful))
         for begin in range(0, len(due), MAX_GROUP):
             group = due[begin : begin + MAX_GROUP]
