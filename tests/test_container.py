@@ -32,6 +32,12 @@ PINNED = re.compile(
 START_TIMEOUT_S = 10.0
 
 
+def versions_in(lock: str) -> dict[str, str]:
+    """Return the version of each package in a lock."""
+    pinned = re.findall(r"^([\w.-]+)==([\w.]+)", read(lock), flags=re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in pinned}
+
+
 @pytest.mark.parametrize("lock", LOCKS)
 def test_a_lock_contains_only_versions_with_hashes(lock: str) -> None:
     text = read(lock)
@@ -44,12 +50,16 @@ def test_the_locks_contain_every_dependency_within_its_bounds() -> None:
     for lock, requirements in (
         ("requirements.lock", PROJECT["project"]["dependencies"]),
         ("requirements-build.lock", PROJECT["build-system"]["requires"]),
+        ("requirements-dev.lock", PROJECT["project"]["optional-dependencies"]["dev"]),
     ):
-        versions = {
-            canonicalize_name(name): version for name, version, _ in PINNED.findall(read(lock))
-        }
+        versions = versions_in(lock)
         for requirement in map(Requirement, requirements):
-            assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)])
+            if requirement.name != PROJECT["project"]["name"]:
+                assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)])
+
+
+def test_the_tests_use_the_versions_of_the_image() -> None:
+    assert versions_in("requirements.lock").items() <= versions_in("requirements-dev.lock").items()
 
 
 def test_the_lock_contains_wheels_for_more_than_one_platform() -> None:
