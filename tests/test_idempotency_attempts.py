@@ -112,6 +112,25 @@ async def test_a_request_just_after_a_failure_runs_the_turn_again(
         assert len(groq.requests) == 2 * (number + 1)
 
 
+async def test_each_attempt_numbers_its_events_in_a_range_of_its_own(
+    serve: Serve, groq: MockGroq
+) -> None:
+    api = await serve(groq_max_retries=0)
+    groq.options.fail = "500"
+    groq.options.fail_after_chunks = 3
+    ids = []
+    for _ in range(3):
+        events = await all_events(await post(api, stream=True))
+        assert (events[0].name, events[-1].name) == ("start", "error")
+        ids.append((events[0].id, events[-1].id))
+    assert ids == [(1, 3), (10_000_001, 10_000_003), (20_000_001, 20_000_003)]
+    turn_id = events[0].data["turn_id"]
+    for after in ("2", "10000003"):
+        headers = {"Last-Event-ID": after}
+        response = await api.get(f"{BASE}/chat/{turn_id}/events", headers=headers)
+        await assert_error(response, 502, "turn_lost")
+
+
 async def test_a_request_just_after_a_cancelled_turn_runs_the_turn_again(
     api: ClientSession, groq: MockGroq
 ) -> None:

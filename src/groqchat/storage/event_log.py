@@ -101,6 +101,7 @@ class EventLog:
                 holder = len(commands) - 1
                 if batch.is_first:
                     commands += keys.restart_turn(batch.turn_id)
+                    commands.append(keys.record_attempt(batch.turn_id, batch.claim.attempt))
             # XADD replies None, or EXPIRE 0, if the key was lost.
             is_checked = not batch.is_first and (batch.events or batch.ttl_s is not None)
             indexes.append((holder, len(commands) if is_checked else None))

@@ -160,13 +160,14 @@ def remove_request(turn_id: str, request: str) -> tuple[Command, Command]:
     return ("SREM", name, request), ("SCARD", name)
 
 
-def next_attempt(turn_id: str) -> tuple[Command, Command]:
-    """Return the commands that reply a number which no earlier attempt has.
+def count_attempts(turn_id: str) -> Command:
+    """Return the command that replies how many attempts at a turn have had events."""
+    return ("GET", attempts_key(turn_id))
 
-    If they are sent twice, a number is skipped, which has no effect.
-    """
-    name = attempts_key(turn_id)
-    return ("INCR", name), ("EXPIRE", name, IDEMPOTENCY_TTL_S)
+
+def record_attempt(turn_id: str, attempt: int) -> Command:
+    """Return the command that stores that an attempt, numbered from 0, has events."""
+    return ("SET", attempts_key(turn_id), attempt + 1, "EX", IDEMPOTENCY_TTL_S)
 
 
 def hold_claim(turn_id: str, token: str) -> tuple[Command, Command]:

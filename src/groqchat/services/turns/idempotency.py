@@ -255,12 +255,12 @@ class IdempotencyKeys:
         """
         turn_id, record_key = record.turn_id, keys.idempotency_key(_digest(key))
         names = (record_key, *keys.keyed_turn_keys(turn_id))
-        exists, *_, attempts, _, _, holder = await self._batcher.transact(
+        exists, *_, attempts, _, holder = await self._batcher.transact(
             [
                 ("EXISTS", record_key),
                 *keys.link_to_session(record.session_id, *names, now_s=time.time()),
                 *(keys.add_request(turn_id, waiter.id) if waiter else ()),
-                *keys.next_attempt(turn_id),
+                keys.count_attempts(turn_id),
                 *keys.hold_claim(turn_id, token),
             ]
         )
@@ -270,7 +270,7 @@ class IdempotencyKeys:
             raise SessionCleared
         if waiter is not None:
             waiter.turn_id = turn_id
-        return int(attempts) - 1 if holder == token.encode() else None
+        return int(attempts or 0) if holder == token.encode() else None
 
 
 def _retrieve_error(call: asyncio.Future[Any]) -> None:
