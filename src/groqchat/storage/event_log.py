@@ -1,7 +1,7 @@
 """The event log: the events of turns in Redis, so that every worker can resume or stop them."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -105,13 +105,14 @@ class EventLog:
             # XADD replies None, or EXPIRE 0, if the key was lost.
             is_checked = not batch.is_first and (batch.events or batch.ttl_s is not None)
             indexes.append((holder, len(commands) if is_checked else None))
-            commands += _append_commands(batch, now_s)
+            _add_commands(commands, batch, now_s)
         replies = await self._batcher.transact(commands)
         results: list[AppendResult] = []
         for batch, (holder, checked) in zip(batches, indexes, strict=True):
-            is_owner = holder is None or (batch.claim and batch.claim.is_held_by(replies[holder]))
-            is_stored = checked is None or replies[checked]
-            results.append("superseded" if not is_owner else "stored" if is_stored else "lost")
+            if holder and batch.claim and not batch.claim.is_held_by(replies[holder]):
+                results.append("superseded")
+            else:
+                results.append("stored" if checked is None or replies[checked] else "lost")
         return results
 
     async def confirm(self, claim: Claim) -> bool:
@@ -174,21 +175,22 @@ class EventLog:
         return _parse_requests(found, after)
 
 
-def _append_commands(batch: EventBatch, now_s: float) -> Iterator[Command]:
+def _add_commands(commands: list[Command], batch: EventBatch, now_s: float) -> None:
     key = keys.turn_key(batch.turn_id)
     if batch.events:
         # If the key was lost, these events alone would be a stream without its start.
         only_existing = () if batch.is_first else ("NOMKSTREAM",)
         # Redis rejects the number of an earlier attempt.
-        yield ("XADD", key, *only_existing, f"{batch.last}-0", EVENTS_FIELD, batch.events)
+        entry_id = f"{batch.last}-0"
+        commands.append(("XADD", key, *only_existing, entry_id, EVENTS_FIELD, batch.events))
     if batch.is_first:
-        yield from keys.link_to_session(batch.session_id, key, now_s=now_s)
+        commands += keys.link_to_session(batch.session_id, key, now_s=now_s)
     if batch.ttl_s is not None and batch.is_repeatable:
-        yield from keys.end_repeatable_turn(batch.turn_id, batch.ttl_s)
+        commands += keys.end_repeatable_turn(batch.turn_id, batch.ttl_s)
     elif batch.ttl_s is not None:
-        yield from keys.touch_turn(batch.turn_id, batch.ttl_s)
+        commands += keys.touch_turn(batch.turn_id, batch.ttl_s)
     if batch.is_last and batch.claim is not None:
-        yield ("UNLINK", keys.requests_key(batch.turn_id))
+        commands.append(("UNLINK", keys.requests_key(batch.turn_id)))
 
 
 def _parse_requests(entries: Sequence[tuple[bytes, Sequence[bytes]]], after: str) -> TurnRequests:
