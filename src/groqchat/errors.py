@@ -9,7 +9,7 @@ GroqChatError
 ├── ModelNotFound                the path names a model that is not in the list of models
 ├── IdempotencyKeyReused         the key was used with a different request
 ├── TurnNotFound                 the turn does not exist, or its events have expired
-├── TurnLost                     the worker of the turn died
+├── TurnLost                     the worker of the turn died, or the turn was run again
 ├── DocsUnavailable              the page with the description of the API cannot be rendered
 ├── NotReady                     Redis is unavailable, or no API key is set
 ├── Overloaded                   too many turns or streams
