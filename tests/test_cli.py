@@ -94,13 +94,18 @@ def test_a_port_in_use_is_an_error_without_a_traceback(directory: Path, redis_ur
         result = run_groqchat(
             "serve", cwd=directory, PORT=str(port), REDIS_URL=redis_url, GROQ_BASE_URL="offline:"
         )
-        offline = run_groqchat("offline", "--port", str(port), cwd=directory)
-        assert offline.stderr.splitlines() == [
-            f"groqchat: cannot listen on 127.0.0.1:{port}: Address already in use"
-        ]
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert last == f"groqchat: cannot listen on 127.0.0.1:{port}: Address already in use"
+
+
+def test_the_mock_groq_server_needs_a_free_port(directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        result = run_groqchat("offline", "--port", str(port), cwd=directory)
+    assert result.stderr.splitlines() == [
+        f"groqchat: cannot listen on 127.0.0.1:{port}: Address already in use"
+    ]
 
 
 def test_every_invalid_setting_is_named(directory: Path) -> None:

@@ -30,14 +30,18 @@ def test_the_log_contains_the_addresses_once(directory: Path, workers: str) -> N
         for url in re.findall(r"http://[^\s,]+", service.log.split("answers at ")[-1]):
             assert requests.get(url, timeout=30).status_code == 200, url
         assert service.terminate() == 0
+    assert service.url.startswith("http://127.0.0.1:")
     assert service.url in urls
+    assert WARNING not in service.log
     assert f"documentation: {service.url}/docs" in service.log
     assert service.log.count("answers at") == 1 + service.log.count("mock Groq server answers at")
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize(
-    ("host", "is_exposed"), [("0.0.0.0", True), ("127.0.0.1", False), ("localhost", False)]
+    # The test above starts the service on 127.0.0.1.
+    ("host", "is_exposed"),
+    [("0.0.0.0", True), ("localhost", False)],
 )
 def test_an_exposed_service_logs_one_warning(
     directory: Path, host: str, workers: str, *, is_exposed: bool
