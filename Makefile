@@ -79,5 +79,7 @@ $(VENV)/.bench: $(VENV)/bin/python pyproject.toml
 # Without the versions, pip examines 120 releases that do not fit, for 15 s.
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml requirements-dev.lock
 	@$(REMOVE_OLD_NAME)
-	$(PIP) --constraint requirements-dev.lock --editable '.[dev]'
+	$(PIP) --no-compile --constraint requirements-dev.lock --editable '.[dev]'
+# pip compiles on one CPU.
+	@$(BIN)/python -m compileall -qq --workers 0 $(VENV)/lib
 	@touch $@ $(VENV)/.run
