@@ -186,9 +186,10 @@ def end_repeatable_turn(turn_id: str, ttl_s: int) -> tuple[Command, Command]:
     return ("EXPIRE", turn_key(turn_id), ttl_s), ("UNLINK", claim_key(turn_id))
 
 
-def delete_turn(turn_id: str) -> tuple[Command]:
-    """Return the command that deletes the events of a turn and its claim."""
-    return (("UNLINK", turn_key(turn_id), *keyed_turn_keys(turn_id)),)
+def delete_turn(turn_id: str) -> tuple[Command, ...]:
+    """Return the commands that delete the events of a turn and its claim."""
+    # One for each key, because a cluster may have them in different slots.
+    return tuple(("UNLINK", name) for name in (turn_key(turn_id), *keyed_turn_keys(turn_id)))
 
 
 def request_to_workers(**fields: str) -> tuple[Command, Command]:
