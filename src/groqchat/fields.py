@@ -49,9 +49,9 @@ OPTIONAL_MODELS_PLACEHOLDER = "GROQ_ALLOWED_MODELS or empty"
 MAX_CHARS_PLACEHOLDER = "CHAT_MAX_MESSAGE_CHARS"
 
 
-def is_session_id(value: object) -> bool:
-    """Return whether the API accepts a value as a session id."""
-    return isinstance(value, str) and SESSION_ID.fullmatch(value) is not None
+def is_session_id(text: str) -> bool:
+    """Return whether the API accepts a text as a session id."""
+    return SESSION_ID.fullmatch(text) is not None
 
 
 def _check_not_blank(text: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from groqchat.errors import InvalidField
-from groqchat.fields import PATTERN_RULES, SESSION_ID_PATTERN, is_session_id
+from groqchat.fields import PATTERN_RULES, SESSION_ID, SESSION_ID_PATTERN
 
 Command: TypeAlias = tuple[str | bytes | int | float, ...]
 
@@ -48,7 +48,11 @@ def write_probe() -> Command:
 
 def checked_key(session_id: str) -> str:
     """Return the key of a session; raise InvalidField for an id that the API rejects."""
-    if not is_session_id(session_id):
+    try:
+        is_valid = SESSION_ID.fullmatch(session_id)
+    except TypeError:
+        is_valid = None
+    if not is_valid:
         rule = PATTERN_RULES[SESSION_ID_PATTERN]
         raise InvalidField(message=f"session_id: {rule}", param="session_id")
     return session_key(session_id)
