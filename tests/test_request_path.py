@@ -18,6 +18,9 @@ MODEL = "openai/gpt-oss-20b"
 # With more modules, a reader loses track. The limits are today's numbers.
 MAX_MODULES = {"chat": 24, "stream": 33, "openai": 26}
 
+# A timer may call these during any request.
+OF_TIMERS = {"runtime/connections.py", "storage/index_pruner.py"}
+
 
 @dataclass
 class RequestPath:
@@ -41,7 +44,8 @@ def module_of(frame: FrameType) -> str | None:
     name = frame.f_code.co_filename
     if not name.startswith(SOURCE) or name.startswith(f"{SOURCE}offline/"):
         return None
-    return name.removeprefix(SOURCE)
+    module = name.removeprefix(SOURCE)
+    return None if module in OF_TIMERS else module
 
 
 def callers_of(frame: FrameType) -> Iterator[str]:
