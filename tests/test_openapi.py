@@ -106,8 +106,7 @@ def service() -> Iterator[Service]:
 
 @pytest.mark.timeout(SCHEMATHESIS_TIMEOUT_S + 30)
 def test_the_service_conforms_to_its_openapi_document(service: Service, tmp_path: Path) -> None:
-    config = ["--config-file", str(Path(__file__).with_name("schemathesis.toml"))]
-    command = [*config, "run", f"{service.url}/openapi.json", "--checks", "all", "--no-color"]
+    command = ["run", f"{service.url}/openapi.json", "--checks", "all", "--no-color"]
     bounds = ["--max-examples", str(EXAMPLES), "--request-timeout", "10", "--seed", "1"]
     result = subprocess.run(
         [sys.executable, "-m", "schemathesis.cli", *command, *bounds],

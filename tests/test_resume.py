@@ -156,7 +156,7 @@ async def test_the_events_of_a_turn_whose_worker_died_end_with_an_error(
     assert events[1].id is None
 
 
-@pytest.mark.parametrize("offset", [0, 1, 1000])
+@pytest.mark.parametrize("offset", [0, 1, 1000, 2_568_040_669])
 async def test_a_client_with_all_events_of_a_finished_turn_receives_204(
     serve: Serve, api: ClientSession, redis: Redis, offset: int
 ) -> None:

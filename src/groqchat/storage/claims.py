@@ -51,6 +51,12 @@ def superseded(turn_id: str) -> TurnLost:
     )
 
 
+def check_attempt(turn_id: str, number: int, *, newest: int) -> None:
+    """Raise TurnLost if the event with this number belongs to an attempt before the newest one."""
+    if attempt_of(number) < newest:
+        raise superseded(turn_id)
+
+
 def attempt_of(number: int) -> int:
     """Return the attempt to which the number of an event belongs."""
     return number // MAX_EVENTS

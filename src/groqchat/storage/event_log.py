@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from groqchat import sse
 from groqchat.storage import keys
-from groqchat.storage.claims import Claim, attempt_of, superseded
+from groqchat.storage.claims import Claim, attempt_of, check_attempt
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.keys import Command
 
@@ -122,7 +122,7 @@ class EventLog:
     async def read(self, turn_id: str, after: int) -> EventSlice:
         """Return the events after a number, at most those of READ_ENTRIES entries.
 
-        Raises TurnLost if the number belongs to another attempt than the events.
+        Raises TurnLost if the number belongs to an earlier attempt than the events.
         """
         key = keys.turn_key(turn_id)
         found, newest = await self._batcher.transact(
@@ -136,8 +136,8 @@ class EventLog:
             return EventSlice(events=events, exists=False, is_over=False)
         last = sse.last_event(newest[0][1][1])
         number = sse.event_number(last)
-        if after and attempt_of(after) != attempt_of(number):
-            raise superseded(turn_id)
+        if after:
+            check_attempt(turn_id, after, newest=attempt_of(number))
         position = sse.event_number(sse.last_event(events)) if events else after
         is_over = position >= number and is_final(last)
         return EventSlice(events=events, exists=True, is_over=is_over)

@@ -90,9 +90,9 @@ class TurnRegistry:
         """Return an iterator over the events with a higher number than `after`.
 
         Returns None if the turn is over and has no such events. Raises TurnNotFound if the turn
-        does not exist or is private, TurnLost if the number belongs to another attempt at it. With
-        `waits_for_text`, waits as `Turn.wait_for_text`; with
-        `waits_for_start`, waits for a new turn that is not in Redis yet.
+        does not exist or is private, TurnLost if the number belongs to an earlier attempt at it.
+        With `waits_for_text`, waits as `Turn.wait_for_text`; with `waits_for_start`, waits for a
+        new turn that is not in Redis yet.
         """
         local = self._find(turn_id)
         if local is not None and local.is_hidden:

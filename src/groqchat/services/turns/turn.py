@@ -8,10 +8,11 @@ from typing import Any, Literal, TypeAlias
 import orjson
 
 from groqchat.errors import CompletionTimeout, GroqChatError, ShuttingDown
+from groqchat.fields import MAX_EVENTS
 from groqchat.services.turns.events import TurnEvents
 from groqchat.sse import MAX_WRITE_BYTES, encode_event, event_number, parse_event
 from groqchat.storage import keys
-from groqchat.storage.claims import Claim, attempt_of, position_of, superseded
+from groqchat.storage.claims import Claim, check_attempt, position_of, superseded
 
 EventName: TypeAlias = Literal["start", "delta", "done", "error"]
 # Why a turn ends before its answer is complete: a client stopped it, its client disconnected, the
@@ -136,14 +137,13 @@ class Turn:
     def position(self, number: int) -> int:
         """Return how many events a client has whose last event has this number.
 
-        Raises TurnLost if the event belongs to another attempt at the turn.
+        Raises TurnLost if the event belongs to an earlier attempt at the turn.
         """
         if not number:
             return 0
         attempt = self.claim.attempt if self.claim else 0
-        if attempt_of(number) != attempt:
-            raise superseded(self.id)
-        return position_of(number)
+        check_attempt(self.id, number, newest=attempt)
+        return number - attempt * MAX_EVENTS
 
     def next_events(self, after: int) -> tuple[bytes, int]:
         """Join the events after the first `after`, up to about MAX_WRITE_BYTES.
