@@ -1,6 +1,7 @@
 """Clients that do not read the responses to their requests."""
 
 import asyncio
+import gc
 import json
 import socket
 import time
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import requests
-from aiohttp import ClientSession
+from aiohttp import ClientSession, web
 
+from groqchat.runtime.responses import LargeBody
 from tests.conftest import Serve
 from tests.support.api import BASE
+from tests.support.garbage import no_gc
 from tests.support.raw_http import post
 from tests.support.service import GROQCHAT, Service
 from tests.support.streams import history
@@ -105,6 +108,22 @@ async def test_a_client_that_reads_slowly_gets_the_whole_response(serve: Serve) 
     # Longer than the timeout for a client that reads nothing.
     assert time.monotonic() - begin > 3
     assert received.endswith(page)
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["while it is sent", "before the next request"])
+async def test_clients_that_leave_an_unread_response_leave_no_garbage(
+    serve: Serve, count: int
+) -> None:
+    api = await serve()
+    port, _ = await load_docs(api)
+    with no_gc():
+        for _ in range(5):
+            with unread(port, DOCS * count):
+                await asyncio.sleep(0.1)
+        await asyncio.sleep(0.2)
+        left = [each for each in gc.get_objects() if isinstance(each, (LargeBody, web.Request))]
+        # The garbage of aiohttp's connections does not refer to bodies.
+        assert left == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc, which Linux has")

@@ -12,6 +12,7 @@ from aiohttp.payload import Payload
 
 from groqchat.http.errors import ApiError
 from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
+from groqchat.services.groq.errors import strip_tracebacks
 
 # aiohttp waits for the client after more bytes than this.
 PIECE_BYTES = 65_536
@@ -34,10 +35,15 @@ class LargeBody(Payload):
         """Write one piece after another, and wait while the client does not read."""
         # Slices of bytes would be copies.
         value = memoryview(self._value)
-        for start in range(0, len(value), PIECE_BYTES):
-            await writer.write(value[start : start + PIECE_BYTES])
-            # A client that reads fast must not delay the others until the end of the body.
-            await asyncio.sleep(0)
+        try:
+            for start in range(0, len(value), PIECE_BYTES):
+                await writer.write(value[start : start + PIECE_BYTES])
+                # A client that reads fast must not delay the others until the end of the body.
+                await asyncio.sleep(0)
+        except ConnectionError as error:
+            # A frame of aiohttp refers to the error that refers to it.
+            strip_tracebacks(error)
+            raise
 
 
 class LastResponse(web.Response):

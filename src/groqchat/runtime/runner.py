@@ -11,6 +11,7 @@ from groqchat.http.endpoint import expectation_failed
 from groqchat.runtime.connections import ConnectionLimits, Connections
 from groqchat.runtime.protocol import HttpConnection
 from groqchat.runtime.responses import PIECE_BYTES, LargeBody
+from groqchat.services.groq.errors import strip_tracebacks
 
 # Requests that a client or a proxy sent before it saw the port close arrive within this time.
 IDLE_GRACE_S = 1.0
@@ -127,7 +128,8 @@ def _track_requests(server: web.Server, connections: Connections) -> None:
         try:
             # A client that sends requests without reading gets no further response.
             await request.writer.drain()
-        except ConnectionError:
+        except ConnectionError as error:
+            strip_tracebacks(error)
             # Only for the access log: the client is gone.
             return web.Response(status=CLIENT_CLOSED_REQUEST)
         try:
