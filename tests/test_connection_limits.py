@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import requests
 from aiohttp import ClientSession
 
+from groqchat.runtime.connections import SLOW_REQUEST_S
 from tests.conftest import Serve
 from tests.support.api import BASE
 from tests.support.raw_http import RawConnection, connect, post
@@ -47,6 +48,21 @@ async def test_idle_connections_are_closed_for_new_ones(serve: Serve) -> None:
             one = await stack.enter_async_context(connect(api))
             one.writer.write(post(CHAT, HELLO))
             assert (await one.response())[0] == 200
+
+
+async def test_clients_that_go_on_after_an_early_response_give_way_to_new_ones(
+    serve: Serve,
+) -> None:
+    api = await serve(max_connections=8)
+    async with AsyncExitStack() as stack:
+        for _ in range(8):
+            one = await stack.enter_async_context(connect(api))
+            one.writer.write(post("/nope", b" " * 1000)[:-1])
+            assert (await one.response())[0] == 404
+        await asyncio.sleep(SLOW_REQUEST_S)
+        async with connect(api) as late:
+            late.writer.write(post(CHAT, HELLO))
+            assert (await late.response())[0] == 200
 
 
 async def test_a_connection_beyond_the_limit_is_rejected_if_all_are_busy(serve: Serve) -> None:

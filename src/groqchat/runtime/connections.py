@@ -66,8 +66,16 @@ class Phase(Enum):
 
 
 WITHOUT_REQUEST = {Phase.SILENT, Phase.IDLE}
+# A request that has a response can get no error.
+WITHOUT_ERROR = {*WITHOUT_REQUEST, Phase.DISCARDING}
 # The order in which connections are closed for new ones.
-CLOSED_FOR_OTHERS = {Phase.SILENT: 0, Phase.IDLE: 1, Phase.HEAD: 2, Phase.BODY: 3}
+CLOSED_FOR_OTHERS = {
+    Phase.SILENT: 0,
+    Phase.IDLE: 1,
+    Phase.DISCARDING: 2,
+    Phase.HEAD: 3,
+    Phase.BODY: 4,
+}
 
 
 class Connection(Protocol):
@@ -315,7 +323,7 @@ def _end(connection: Connection, error: ApiError) -> None:
     """Close a connection; send an error if a request has begun and earlier responses are read."""
     if connection.unsent_bytes():
         connection.abort()
-    elif connection.phase in WITHOUT_REQUEST:
+    elif connection.phase in WITHOUT_ERROR:
         connection.drop()
     else:
         connection.reject(error)
