@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
+from groqchat.services.groq import aiohttp_internals
 from tests.conftest import Serve
 from tests.support.api import BASE
 from tests.support.groq import MockGroq
@@ -223,3 +224,27 @@ async def test_a_turn_may_take_longer_than_fifteen_minutes_if_the_setting_allows
     assert len(groq.requests) == 1
     assert 3600 in limits
     assert 900 not in limits
+
+
+@pytest.mark.parametrize("kind", ["chat", "chat stream"])
+async def test_an_error_body_without_an_end_is_not_read_to_the_deadline(
+    serve: Serve, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aiohttp_internals, "MAX_RESPONSE_BYTES", 1_000_000)
+    head = ENDLESS_HEAD.replace(b"200 OK", b"400 Bad Request").replace(b"9999", b"999999999")
+    sent = 0
+
+    async def respond(writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(head)
+        while True:
+            writer.write(b"x" * 100_000)
+            await writer.drain()
+            sent += 100_000
+
+    async with RawGroq(respond).serve() as groq:
+        api = await serve(groq_base_url=groq.url, groq_max_retries=0)
+        status, _ = await asyncio.wait_for(send(api, kind), 10)
+    assert status == 502
+    # What the service reads, and the buffers of the kernel.
+    assert sent < 20_000_000

@@ -300,7 +300,7 @@ class GroqClient(AsyncGroq):
             return response
         async with response:
             try:
-                content = await response.read()
+                content = await read_limited(response.content)
             except (aiohttp.ClientError, OSError) as error:
                 url = str(response.url)
                 raise connection_error("POST", url, error) from strip_tracebacks(error)
