@@ -77,10 +77,8 @@ async def test_a_document_is_compressed_for_clients_that_accept_it(
     assert len(bodies["gzip, deflate"]) < len(bodies[""]) / 3
 
 
-async def test_the_openapi_document_is_built_again_only_if_the_models_change(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    api = await serve()
+def record_documents(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Return a list that receives the models of each OpenAPI document that is built."""
     built: list[list[str]] = []
 
     def recorded(app: Any, settings: Any, models: list[str], **options: Any) -> dict[str, Any]:
@@ -88,6 +86,14 @@ async def test_the_openapi_document_is_built_again_only_if_the_models_change(
         return describe(app, settings, models, **options)
 
     monkeypatch.setattr(documentation, "describe", recorded)
+    return built
+
+
+async def test_the_openapi_document_is_built_again_only_if_the_models_change(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = await serve()
+    built = record_documents(monkeypatch)
     await api.get("/api/groq-chat/models")
     etags = []
     for _ in range(5):
@@ -101,13 +107,7 @@ async def test_the_openapi_document_is_built_once_for_all_prefixes(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api = await serve(trusted_proxies="127.0.0.1")
-    built: list[list[str]] = []
-
-    def recorded(app: Any, settings: Any, models: list[str], **options: Any) -> dict[str, Any]:
-        built.append(models)
-        return describe(app, settings, models, **options)
-
-    monkeypatch.setattr(documentation, "describe", recorded)
+    built = record_documents(monkeypatch)
     await api.get("/api/groq-chat/models")
     etags, documents = set(), []
     async with raw_client(api) as client:

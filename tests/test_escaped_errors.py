@@ -18,21 +18,27 @@ async def broken(request: web.Request, handler: Handler) -> web.StreamResponse:
     raise RuntimeError("a defect")
 
 
-async def test_an_error_that_escapes_is_logged_with_its_traceback_and_request_id(
-    redis_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def ask_broken(redis_url: str, *, outermost: bool) -> tuple[int, dict[str, str], bytes]:
+    """Return the response of a service whose outermost or innermost middleware fails."""
     settings = Settings(redis_url=SecretStr(redis_url), groq_base_url="offline:")
     runner = create_runner(settings)
-    runner.app.middlewares.insert(0, broken)
+    middlewares = runner.app.middlewares
+    middlewares.insert(0 if outermost else len(middlewares), broken)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         host, port = runner.addresses[0][:2]
         async with connect(f"http://{host}:{port}") as one:
             await one.send("GET /health%0D%1Bz HTTP/1.1", "Host: localhost")
-            status, headers, body = await one.response()
+            return await one.response()
     finally:
         await runner.cleanup()
+
+
+async def test_an_error_that_escapes_is_logged_with_its_traceback_and_request_id(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    status, headers, body = await ask_broken(redis_url, outermost=True)
     assert status == 500
     assert json.loads(body)["error"]["code"] == "internal_error"
     assert json.loads(body)["error"]["request_id"] == headers["X-Request-ID"]
@@ -59,18 +65,7 @@ async def test_malformed_http_is_logged_without_its_text(
 async def test_an_error_of_a_handler_is_logged_with_the_encoded_path(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = Settings(redis_url=SecretStr(redis_url), groq_base_url="offline:")
-    runner = create_runner(settings)
-    runner.app.middlewares.append(broken)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
-        async with connect(f"http://{host}:{port}") as one:
-            await one.send("GET /health%0D%1Bz HTTP/1.1", "Host: localhost")
-            status, *_ = await one.response()
-    finally:
-        await runner.cleanup()
+    status, *_ = await ask_broken(redis_url, outermost=False)
     assert status == 500
     (record,) = [one for one in caplog.records if one.levelno == logging.ERROR]
     assert record.getMessage() == "GET /health%0D%1Bz failed"

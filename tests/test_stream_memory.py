@@ -32,7 +32,7 @@ class Turns:
         monkeypatch.setattr(TurnRegistry, "add", record)
 
     async def are_freed(self) -> bool:
-        return all(reference() is None for reference in self.references)
+        return bool(self.references) and all(reference() is None for reference in self.references)
 
 
 @pytest.fixture

@@ -47,6 +47,8 @@ DEFAULT_RETRY_AFTER_S = 1
 MAX_DETAILS = 50
 # Paths of unknown fields are truncated to this length; those of known fields are shorter.
 MAX_PARAM_CHARS = 64
+# nginx logs this status for a client that has disconnected; nobody receives it.
+CLIENT_CLOSED_REQUEST = 499
 RETRY_AFTER_STATUS = frozenset({429, 503})
 
 _TYPES = {

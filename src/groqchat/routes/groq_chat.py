@@ -17,7 +17,7 @@ from groqchat.errors import (
 )
 from groqchat.http.departure import wait_or_leave
 from groqchat.http.endpoint import JSON, RouteDocs, endpoint
-from groqchat.http.errors import error_from_event
+from groqchat.http.errors import CLIENT_CLOSED_REQUEST, error_from_event
 from groqchat.http.event_stream import (
     EVENT_MODELS,
     STREAM_DESCRIPTION,
@@ -38,8 +38,6 @@ ERRORS = (
     IdempotencyKeyReused,
     TurnLost,
 )
-# nginx logs this status for a client that has disconnected; nobody receives it.
-CLIENT_CLOSED_REQUEST = 499
 DOCS = RouteDocs(errors=ERRORS, stream=STREAM_DESCRIPTION, events=EVENT_MODELS)
 
 

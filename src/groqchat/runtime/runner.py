@@ -8,6 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from groqchat.http.endpoint import expectation_failed
+from groqchat.http.errors import CLIENT_CLOSED_REQUEST
 from groqchat.runtime.connections import ConnectionLimits, Connections
 from groqchat.runtime.protocol import HttpConnection
 from groqchat.runtime.responses import PIECE_BYTES, LargeBody
@@ -18,9 +19,6 @@ IDLE_GRACE_S = 1.0
 DRAIN_CHECK_S = 0.05
 # Turns are drained before; this is the time to send their last answers.
 SHUTDOWN_TIMEOUT_S = 3.0
-# The status that nginx logs for a request whose client did not wait for the response.
-CLIENT_CLOSED_REQUEST = 499
-
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
