@@ -29,6 +29,7 @@ LAYERS = [
         "runtime.start_log",
         "runtime.connections",
         "runtime.responses",
+        "runtime.site",
         "runtime.gc_tuning",
         "runtime.file_limit",
         "runtime.logs",

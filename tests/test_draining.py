@@ -65,6 +65,39 @@ def test_no_request_is_cut(directory: Path, workers: str) -> None:
     assert set(outcomes) <= {"200", "503", "closed", "cut"}
 
 
+async def connect_repeatedly(url: str, outcomes: Counter[str]) -> None:
+    """Send each request on a new connection until the port is closed."""
+    while True:
+        try:
+            async with connect(url) as one:
+                one.writer.write(post(CHAT, HELLO, "Connection: close"))
+                try:
+                    status, _, _ = await one.response()
+                except (asyncio.IncompleteReadError, ConnectionError):
+                    status = 0
+        except ConnectionRefusedError:
+            return
+        outcomes[f"{status}"] += 1
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_no_new_connection_is_reset(directory: Path, workers: str) -> None:
+    async def run(service: Service) -> Counter[str]:
+        outcomes: Counter[str] = Counter()
+        async with asyncio.TaskGroup() as clients:
+            for _ in range(CLIENTS):
+                clients.create_task(connect_repeatedly(service.url, outcomes))
+            while outcomes["200"] < 2 * CLIENTS:
+                await asyncio.sleep(0.01)
+            service.terminate_later()
+        return outcomes
+
+    with Service(directory, "--local", "--workers", workers, GROQ_BASE_URL="offline:") as service:
+        outcomes = asyncio.run(run(service))
+        assert service.wait() == 0
+    assert set(outcomes) == {"200"}
+
+
 def test_a_request_on_an_idle_connection_is_answered_during_the_drain(directory: Path) -> None:
     async def ask(service: Service) -> tuple[int, str | None]:
         async with connect(service.url) as one:

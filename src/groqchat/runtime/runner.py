@@ -81,9 +81,6 @@ class Runner(web.AppRunner):
         before the port closed can arrive; later ones are rejected.
         """
         self.connections.start_draining()
-        # The event loop accepts the connections that the kernel holds: closing the port would
-        # reset them.
-        await asyncio.sleep(DRAIN_CHECK_S)
         for site in self.sites:
             await site.stop()
         await self._close_idle()

@@ -23,11 +23,10 @@ from groqchat.runtime.file_limit import raise_file_limit
 from groqchat.runtime.gc_tuning import tuned_gc
 from groqchat.runtime.protocol import MAX_REQUEST_LINE_BYTES
 from groqchat.runtime.runner import Runner
+from groqchat.runtime.site import Site
 from groqchat.runtime.start_log import log_addresses
 from groqchat.settings import Settings
 
-# A few thousand clients may connect at the same moment.
-BACKLOG = 4096
 # If no file descriptor is left, the event loop reports an error for each waiting client.
 LOG_INTERVAL_S = 10.0
 
@@ -157,9 +156,7 @@ def _stop_if_orphaned(stop: asyncio.Event) -> None:
 
 async def _listen(runner: web.AppRunner, settings: Settings, *, reuse_port: bool) -> int:
     """Open the port and return it."""
-    site = web.TCPSite(
-        runner, settings.host, settings.port, backlog=BACKLOG, reuse_port=reuse_port or None
-    )
+    site = Site(runner, settings.host, settings.port, reuse_port=reuse_port)
     try:
         await site.start()
     except OSError as error:
