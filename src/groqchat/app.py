@@ -16,7 +16,7 @@ from groqchat.http.event_stream import EventStreams
 from groqchat.http.hosts import AllowedHosts
 from groqchat.http.origins import AllowedOrigins
 from groqchat.http.proxies import PROXIES, Proxies
-from groqchat.http.state import ALLOWED_HOSTS, ALLOWED_ORIGINS, SERVICES, SETTINGS, Services
+from groqchat.http.state import SERVICES, SETTINGS, Services
 from groqchat.offline.options import parse_options
 from groqchat.offline.server import serve_mock_groq
 from groqchat.routes import docs, groq_chat, health, history, models, openai, sessions, turns
@@ -65,8 +65,6 @@ def create_app(settings: Settings) -> web.Application:
     app[SETTINGS] = settings
     app[PROXIES] = proxies
     app[DOCUMENTATION] = Documentation()
-    app[ALLOWED_HOSTS] = hosts
-    app[ALLOWED_ORIGINS] = origins
     for table in ROUTE_TABLES:
         app.add_routes(table)
         if settings.root_path:

@@ -20,11 +20,10 @@ from groqchat.http.errors import (
     ApiError,
     RequestError,
     api_error_for_status,
-    to_api_error,
     validation_error,
 )
 from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
-from groqchat.http.state import ALLOWED_HOSTS, ALLOWED_ORIGINS, SERVICES
+from groqchat.http.state import SERVICES
 from groqchat.models import NoQuery
 
 Handler = Callable[..., Awaitable[BaseModel | web.StreamResponse]]
@@ -212,6 +211,8 @@ def _check_content_type(request: web.Request) -> None:
 async def _read(request: web.Request) -> bytes:
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() not in ENCODINGS:
         _reject(415, "unsupported_media_type", "The content encoding of the body is not supported.")
+    if hdrs.EXPECT in request.headers:
+        await _send_continue(request)
     try:
         return await request.read()
     except (web.RequestPayloadError, ContentEncodingError, TransferEncodingError):
@@ -225,34 +226,33 @@ async def _read(request: web.Request) -> bytes:
 
 
 async def handle_expect(request: web.Request) -> web.Response | None:
-    """Send 100 Continue to a client that expects it; reject other expectations with 417.
+    """Reject an expectation other than 100 Continue, which is sent before the body is read.
 
     aiohttp calls this function before the middlewares.
     """
     if request.headers[hdrs.EXPECT].lower() != "100-continue":
         return expectation_failed(request)
-    try:
-        request.app[ALLOWED_HOSTS].check(request)
-        request.app[ALLOWED_ORIGINS].check(request)
-    except GroqChatError as refusal:
-        return _early_response(request, to_api_error(refusal))
-    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    # These bytes do not count as part of the response.
-    request.writer.output_size = 0
     return None
 
 
 def expectation_failed(request: web.BaseRequest) -> web.Response:
-    """Return the response to a request with an unknown expectation."""
-    return _early_response(request, api_error_for_status(417))
+    """Return the response to a request with an unknown expectation.
 
-
-def _early_response(request: web.BaseRequest, error: ApiError) -> web.Response:
-    """Return an error response with the request's id, which no middleware adds."""
+    It has the request's id, which no middleware adds.
+    """
     request_id = new_request_id(request.headers.get(REQUEST_ID_HEADER, ""))
-    response = error.response()
+    response = api_error_for_status(417).response()
     response.headers[REQUEST_ID_HEADER] = request_id
     return response
+
+
+async def _send_continue(request: web.Request) -> None:
+    """Ask a client for its body that waits until everything else was accepted."""
+    if (request.content_length or 0) > request.client_max_size:
+        raise web.HTTPRequestEntityTooLarge(request.client_max_size)
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    # These bytes do not count as part of the response.
+    request.writer.output_size = 0
 
 
 async def _parse_body(

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from groqchat.http.event_stream import EventStreams
-from groqchat.http.hosts import AllowedHosts
-from groqchat.http.origins import AllowedOrigins
 from groqchat.services.groq.model_catalog import ModelCatalog
 from groqchat.services.openai.keyed import KeyedCompletions
 from groqchat.services.openai.proxy import OpenAIProxy
@@ -35,7 +33,5 @@ class Services:
 
 
 SETTINGS = web.AppKey("settings", Settings)
-ALLOWED_HOSTS = web.AppKey("allowed_hosts", AllowedHosts)
-ALLOWED_ORIGINS = web.AppKey("allowed_origins", AllowedOrigins)
 # Set while the application starts.
 SERVICES = web.AppKey("services", Services)
