@@ -13,7 +13,7 @@ from groqchat.services.history_store import (
     SessionInfo,
 )
 from groqchat.storage import keys
-from groqchat.storage.messages import FAILED, INCOMPLETE, Message, encode_member
+from groqchat.storage.messages import INCOMPLETE, Message, encode_member
 from tests.support.recording_batcher import RecordingBatcher
 from tests.support.store import new_message
 
@@ -91,30 +91,16 @@ async def test_a_session_that_is_created_again_meanwhile_is_listed(
     assert await fake_redis.zrange(INDEX, 0, -1) == [b"s"]
 
 
-@pytest.mark.parametrize(
-    ("role", "status", "is_removed"),
-    [
-        ("assistant", INCOMPLETE, True),
-        ("assistant", None, False),
-        ("assistant", FAILED, False),
-        ("tool", INCOMPLETE, False),
-    ],
-)
-async def test_only_an_incomplete_answer_right_after_the_user_message_is_dropped(
-    history: HistoryStore,
-    role: Any,
-    status: str | None,
-    is_removed: bool,  # noqa: FBT001 - a parameter of the test
-) -> None:
-    before = new_answer("before", status=INCOMPLETE)
+async def test_only_the_incomplete_answer_of_a_turn_is_dropped(history: HistoryStore) -> None:
+    before = new_answer("before", status=INCOMPLETE, turn_id="0")
     user_message = new_message("Hello")
-    fields = {} if status is None else {"status": status}
-    following = new_message("Hi", role, finish_reason="length", **fields)
-    later = new_answer("later", status=INCOMPLETE)
-    await history.save_messages("s", before, user_message, following, later)
+    of_other_turn = new_answer("of another turn", status=INCOMPLETE, turn_id=before.id)
+    of_turn = new_answer("of the turn", status=INCOMPLETE, turn_id=user_message.id)
+    complete = new_answer("complete")
+    stored_messages = [before, user_message, of_other_turn, of_turn, complete]
+    await history.save_messages("s", *stored_messages)
     await history.drop_incomplete_answer("s", user_message)
-    rest = [] if is_removed else [following]
-    assert await stored(history) == [before, user_message, *rest, later]
+    assert await stored(history) == [before, user_message, of_other_turn, complete]
 
 
 async def test_a_corrupt_member_after_the_user_message_stays(

@@ -12,7 +12,7 @@ from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.events import all_events, read_events
 from tests.support.groq import MockGroq
-from tests.support.streams import history, wait_until
+from tests.support.streams import history, start_stream, wait_until
 
 ANSWER = 'This is the mock Groq server, not a model. You said: "Hello". Messages received: 1.'
 CANCEL: dict[str, Any] = {"on_disconnect": "cancel", "stream": True}
@@ -149,3 +149,27 @@ async def test_a_request_just_after_a_cancelled_turn_runs_the_turn_again(
     answer = await (await post(api)).json()
     assert (answer["message"], answer["finish_reason"]) == (ANSWER, "stop")
     assert [message["content"] for message in await history(api)] == ["Hello", ANSWER]
+
+
+async def test_a_further_attempt_does_not_remove_the_stopped_answer_of_another_turn(
+    api: ClientSession, groq: MockGroq
+) -> None:
+    groq.options.chunk_ms, groq.options.chunks = 20, 400
+    other, start = await start_stream(api)
+    events = read_events(other)
+    while (await anext(events)).name != "delta":
+        pass
+    groq.options.fail, groq.options.fail_times = "400", 1
+    assert (await post(api)).status == 400
+    async with api.post(f"{BASE}/chat/{start.data['turn_id']}/stop") as response:
+        assert response.status == 200
+    done = [event async for event in events][-1].data
+    assert (done["status"], done["history_saved"]) == ("incomplete", True)
+    groq.options.chunk_ms = 0
+    answer = await (await post(api)).json()
+    assert [message["id"] for message in await history(api)] == [
+        start.data["turn_id"],
+        answer["turn_id"],
+        done["message_id"],
+        answer["message_id"],
+    ]

@@ -101,6 +101,7 @@ async def _open_services(app: web.Application) -> AsyncIterator[None]:
         history_store = RedisChatService(
             redis, batcher, ttl_s=settings.chat_history_ttl, timeout_s=settings.redis_timeout_s
         )
+        await stack.enter_async_context(history_store.checking_late_writes())
         limiter = TurnLimiter(settings.max_concurrent_turns)
         chat = ChatService(
             history=history_store, groq=groq, turns=registry, limiter=limiter, settings=settings

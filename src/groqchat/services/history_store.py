@@ -1,9 +1,12 @@
 """The history store: one sorted set of messages for each session."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -16,6 +19,7 @@ from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.errors import confirmed, redis_errors
 from groqchat.storage.history_reader import MAX_PAGE_BYTES, HistoryReader
 from groqchat.storage.keys import Command
+from groqchat.storage.late_writes import LateWrites
 from groqchat.storage.message_ids import iso_time
 from groqchat.storage.messages import (
     INCOMPLETE,
@@ -27,6 +31,7 @@ from groqchat.storage.messages import (
     encode_member,
     member_id,
     member_micros,
+    members_before,
     scored_members,
     warn_about_corrupt_members,
 )
@@ -38,6 +43,8 @@ from groqchat.storage.write_probe import WriteProbe
 # The messages that a turn reads together with its first write. Even the longest messages add up
 # to only a few MB; a whole context could be a hundred times as large.
 FIRST_CONTEXT = 50
+# Other turns of a session may have stored this many messages before a turn stored its answer.
+MAX_LATER_MESSAGES = 100
 # An answer, which Groq has charged for, gets a second attempt if time is left. It follows at once,
 # because the batcher has waited between its own attempts.
 SAVE_RETRIES = RetryPolicy(attempts=2, backoff=Backoff(base_s=0.0, cap_s=0.0))
@@ -86,6 +93,7 @@ class HistoryStore:
         self._timeout_s = timeout_s
         self._index = SessionIndex(redis)
         self._write_probe = WriteProbe(batcher)
+        self._late_writes = LateWrites(batcher.transact, self._remove_members)
 
     async def save_messages(  # noqa: PLR0913 - all but the session are independent options
         self,
@@ -99,53 +107,67 @@ class HistoryStore:
     ) -> list[PromptMessage]:
         """Store messages in one round trip and renew the session's TTL.
 
-        Returns role and content of up to `context` earlier messages. Messages before the latest
+        Returns role and content of up to `context` earlier messages; those before the latest
         FIRST_CONTEXT are read in further round trips, until `context_bytes` are read. A failed
-        save may be repeated, because saving a message twice stores it once.
+        save may be repeated.
 
         Waits at most `max_wait_s` for Redis to confirm the write, which may still succeed later.
-        Removes messages again and raises SessionCleared if `user_message`, without `context`, was
-        deleted, or TurnLost if another attempt than that of `claim` runs the turn.
+        Removes messages again, after a late write too (`checking_late_writes`), and raises
+        SessionCleared if `user_message`, without `context`, was deleted, or TurnLost if another
+        attempt than that of `claim` runs the turn.
         """
         key = keys.checked_key(session_id)
-        commands = _first_read(key, context, user_message)
+        answered = None if context else user_message
         members = [encode_member(message) for message in messages]
-        commands.append(add_members(key, messages, members))
-        commands += keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time())
+        commands = [
+            *_first_read(key, context, answered),
+            add_members(key, messages, members),
+            *keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time()),
+        ]
         if claim:
             commands.append(("GET", keys.claim_key(claim.turn_id)))
         began = time.monotonic()
         call = self._batcher.transact(commands)
-        replies = await (call if max_wait_s is None else confirmed(call, max_wait_s))
-        if user_message and not context and not replies[0]:
-            await self.remove_messages(session_id, messages)
-            raise SessionCleared(f"session {session_id} was deleted during the turn")
-        if claim:
-            await self._check_claim(claim, replies[-1], session_id, messages)
+        try:
+            replies = await (call if max_wait_s is None else confirmed(call, max_wait_s))
+        except (HistoryUnavailable, asyncio.CancelledError):
+            self._late_writes.add(session_id, messages, answered, claim)
+            raise
+        if claim or answered:
+            await self._check_answers(session_id, messages, answered, claim, replies)
         if not context:
             return []
-        before = replies[0]
-        # If a save is repeated, the session may contain its messages already.
-        if members[0] in before:
-            before = before[: before.index(members[0])]
-        earlier = decode_context(before, session_id=session_id)
-        if len(replies[0]) < FIRST_CONTEXT or context <= FIRST_CONTEXT:
-            return earlier
-        size = context_bytes - sum(len(message["content"].encode()) for message in earlier)
-        end = began + self._timeout_s
-        older = await self._older(key, replies[0][0], context - FIRST_CONTEXT, size, end)
-        return [*older, *earlier]
+        earlier = decode_context(members_before(replies[0], members[0]), session_id=session_id)
+        if len(replies[0]) == FIRST_CONTEXT < context:
+            size = context_bytes - sum(len(message["content"].encode()) for message in earlier)
+            reader = HistoryReader(self._batcher.transact, key, forward=False)
+            first, end = replies[0][0], began + self._timeout_s
+            older = await reader.read_before(first, context - FIRST_CONTEXT, size, end=end)
+            return [*older, *earlier]
+        return earlier
 
-    async def _check_claim(
-        self, claim: Claim, holder: bytes | None, session_id: str, messages: Sequence[Message]
+    async def _check_answers(
+        self,
+        session_id: str,
+        messages: Sequence[Message],
+        answered: Message | None,
+        claim: Claim | None,
+        replies: Sequence[Any],
     ) -> None:
-        """Remove the answers of an attempt that lost its claim, and raise TurnLost."""
-        if await claim.confirm(holder, self._batcher.transact):
+        """Remove messages if the one that they answer was deleted, or the claim was lost."""
+        if answered and not replies[0]:
+            await self.remove_messages(session_id, messages)
+            raise SessionCleared(f"session {session_id} was deleted during the turn")
+        if not claim or await claim.confirm(replies[-1], self._batcher.transact):
             return
         # The newer attempt stores the same user message.
         if answers := [message for message in messages if message.role == "assistant"]:
             await self.remove_messages(session_id, answers)
         raise superseded(claim.turn_id)
+
+    def checking_late_writes(self) -> AbstractAsyncContextManager[None]:
+        """Check the answers that Redis stores after the deadline, until the context exits."""
+        return self._late_writes.checking()
 
     async def try_save(
         self,
@@ -182,8 +204,11 @@ class HistoryStore:
 
     async def remove_messages(self, session_id: str, messages: Sequence[Message]) -> None:
         """Remove messages; a session without messages is removed from the index."""
-        key = keys.checked_key(session_id)
-        members = map(encode_member, messages)
+        keys.checked_key(session_id)
+        await self._remove_members(session_id, [encode_member(message) for message in messages])
+
+    async def _remove_members(self, session_id: str, members: Sequence[bytes]) -> None:
+        key = keys.session_key(session_id)
         _, exists = await self._batcher.transact([("ZREM", key, *members), ("EXISTS", key)])
         if not exists:
             await self._batcher.transact(keys.remove_from_index(session_id))
@@ -192,15 +217,17 @@ class HistoryStore:
                 await self._index.add_existing([session_id])
 
     async def drop_incomplete_answer(self, session_id: str, user_message: Message) -> None:
-        """Remove the answer that follows a user message, if it is incomplete."""
+        """Remove the incomplete answer of a turn, which may follow answers of other turns."""
         key = keys.checked_key(session_id)
         start = f"({user_message.score_text}"
-        next_member = ("ZRANGE", key, start, "+inf", "BYSCORE", "LIMIT", 0, 1, "WITHSCORES")
+        limits = ("LIMIT", 0, MAX_LATER_MESSAGES)
         async with redis_errors(self._timeout_s):
-            (reply,) = await self._batcher.transact([next_member])
+            (reply,) = await self._batcher.transact(
+                [("ZRANGE", key, start, "+inf", "BYSCORE", *limits, "WITHSCORES")]
+            )
             for member in scored_members(reply):
                 answer = decode_member(*member)
-                if answer and answer.role == "assistant" and answer.status == INCOMPLETE:
+                if answer and answer.status == INCOMPLETE and answer.turn_id == user_message.id:
                     await self._batcher.transact([("ZREM", key, member[0])])
 
     async def get_history_page(
@@ -312,29 +339,6 @@ class HistoryStore:
                 return bool(await self._redis.ping())
         except Exception:  # noqa: BLE001 - every failure means: not connected
             return False
-
-    async def _older(
-        self, key: str, member: bytes, count: int, size: int, end: float
-    ) -> list[PromptMessage]:
-        """Return up to `count` messages before a member, about `size` bytes, read until `end`.
-
-        If Redis fails, returns those that were read before: the caller has stored its message.
-        """
-        if size <= 0:
-            return []
-        reader = HistoryReader(self._batcher.transact, key, forward=False)
-        try:
-            async with redis_errors(end - time.monotonic()):
-                (score,) = await self._batcher.transact([("ZSCORE", key, member)])
-                if score is not None:
-                    await reader.read((member, float(score)), limit=count, max_bytes=size)
-        except StorageError as error:
-            log.warning("answering without some of the older messages: %s", error)
-        return [
-            {"role": message.role, "content": message.content}
-            for _, message in reversed(reader.entries)
-            if message is not None
-        ]
 
 
 def _first_read(key: str, context: int, user_message: Message | None) -> list[Command]:

@@ -49,7 +49,9 @@ class RedisChatService(HistoryStore):
             CommandBatcher(redis, timeout_s=timeout_s) as batcher,
             prune_index(redis, timeout_s),
         ):
-            yield cls(redis, batcher, ttl_s=ttl_s, timeout_s=timeout_s)
+            history = cls(redis, batcher, ttl_s=ttl_s, timeout_s=timeout_s)
+            async with history.checking_late_writes():
+                yield history
 
     async def save_message(
         self, session_id: str, role: str, content: str, model: str | None = None

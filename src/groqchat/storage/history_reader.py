@@ -1,12 +1,22 @@
 """Reading a session's sorted set in chunks, from a cursor or from one end."""
 
+import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
+from groqchat.errors import StorageError
+from groqchat.storage.errors import redis_errors
 from groqchat.storage.keys import Command
 from groqchat.storage.message_ids import MICROS_PER_S, micros_of
-from groqchat.storage.messages import Message, ScoredMember, decode_member, scored_members
+from groqchat.storage.messages import (
+    Message,
+    PromptMessage,
+    ScoredMember,
+    decode_member,
+    scored_members,
+)
 from groqchat.storage.pagination import index_after_member, index_after_message, read_after
 
 # A chunk should be about CHUNK_BYTES: a set of long messages is read in many small chunks.
@@ -22,6 +32,8 @@ Entry: TypeAlias = tuple[ScoredMember, Message | None]
 Transact: TypeAlias = Callable[[Sequence[Command]], Awaitable[list[Any]]]
 # A message id, or a member with its score.
 Cursor: TypeAlias = ScoredMember | str
+
+log = logging.getLogger(__name__)
 
 
 class HistoryReader:
@@ -73,6 +85,29 @@ class HistoryReader:
                 return entries
             position = members[-1]
             chunk = max(1, min(MAX_CHUNK, CHUNK_BYTES * len(entries) // max(size, 1)))
+
+    async def read_before(
+        self, member: bytes, limit: int, max_bytes: int, *, end: float
+    ) -> list[PromptMessage]:
+        """Return up to `limit` messages before a member, about `max_bytes`, oldest first.
+
+        If Redis fails, or at the time `end`, returns those that were read before: the caller has
+        stored its message.
+        """
+        if max_bytes <= 0:
+            return []
+        try:
+            async with redis_errors(end - time.monotonic()):
+                (score,) = await self._transact([("ZSCORE", self._key, member)])
+                if score is not None:
+                    await self.read((member, float(score)), limit=limit, max_bytes=max_bytes)
+        except StorageError as error:
+            log.warning("answering without some of the older messages: %s", error)
+        return [
+            {"role": message.role, "content": message.content}
+            for _, message in reversed(self.entries)
+            if message is not None
+        ]
 
     async def _members_after(self, cursor: Cursor | None, *, want: int) -> Sequence[ScoredMember]:
         if cursor is None:

@@ -67,7 +67,8 @@ log = logging.getLogger(__name__)
 class Message:
     """One message of a session; `tokens` counts the tokens of its whole turn.
 
-    `extra` contains further fields of OpenAI's message format, such as tool calls.
+    `extra` contains further fields of OpenAI's message format, such as tool calls. `turn_id`: only
+    an incomplete answer has it, because a further attempt at its turn replaces it.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Message:
     finish_reason: str | None = None
     status: str | None = None
     extra: dict[str, Any] | None = None
+    turn_id: str | None = None
 
     @property
     def score(self) -> float:
@@ -110,6 +112,8 @@ def encode_member(message: Message) -> bytes:
         fields["finish_reason"] = message.finish_reason
     if message.status is not None:
         fields["status"] = message.status
+    if message.turn_id is not None:
+        fields["turn_id"] = message.turn_id
     if message.extra is not None:
         fields["extra"] = message.extra
     try:
@@ -134,6 +138,7 @@ def decode_member(member: bytes, score: float) -> Message | None:
     tokens = fields.get("tokens")
     finish_reason = fields.get("finish_reason")
     status, extra = fields.get("status"), fields.get("extra")
+    turn_id = fields.get("turn_id")
     if is_native and finish_reason is None and role == "assistant":
         finish_reason = UNSTORED_FINISH_REASON
     return Message(
@@ -145,6 +150,7 @@ def decode_member(member: bytes, score: float) -> Message | None:
         finish_reason=finish_reason if isinstance(finish_reason, str) else None,
         status=status if isinstance(status, str) else None,
         extra=_exact_extra(extra, member) if isinstance(extra, dict) else None,
+        turn_id=turn_id if isinstance(turn_id, str) else None,
     )
 
 
@@ -250,3 +256,8 @@ def add_members(key: str, messages: Sequence[Message], members: Sequence[bytes])
     for message, member in zip(messages, members, strict=True):
         scored += (message.score_text, member)
     return ("ZADD", key, *scored)
+
+
+def members_before(members: list[bytes], new: bytes) -> list[bytes]:
+    """Return the members before a new one, which a repeated save finds in the session."""
+    return members[: members.index(new)] if new in members else members

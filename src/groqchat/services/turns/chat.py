@@ -177,7 +177,7 @@ class ChatService:
                     state.session_id, user_message, max_wait_s=state.budget.left_s
                 )
             raise
-        answer = _answer_message(completion)
+        answer = _answer_message(completion, user_message.id)
         is_saved = await self._store_answer(state, answer)
         return ChatResponse(
             message=answer.content,
@@ -299,7 +299,8 @@ def _finish_reason(turn: Turn, parser: StreamParser) -> str:
     return STOPPED if turn.stop_reason else parser.finish_reason or "stop"
 
 
-def _answer_message(completion: Completion) -> Message:
+def _answer_message(completion: Completion, turn_id: str) -> Message:
+    is_complete = completion.is_complete
     return Message(
         id=new_message_id(),
         role="assistant",
@@ -307,5 +308,6 @@ def _answer_message(completion: Completion) -> Message:
         model=completion.model,
         tokens=completion.tokens,
         finish_reason=completion.finish_reason,
-        status=None if completion.is_complete else INCOMPLETE,
+        status=None if is_complete else INCOMPLETE,
+        turn_id=None if is_complete else turn_id,
     )

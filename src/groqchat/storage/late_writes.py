@@ -1,0 +1,109 @@
+"""Late writes: answers that Redis may store after their deadline, although they must not stay."""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from groqchat.background import background_task
+from groqchat.errors import HistoryUnavailable, StorageError
+from groqchat.storage import keys
+from groqchat.storage.claims import Claim, Transact
+from groqchat.storage.keys import Command
+from groqchat.storage.messages import Message, member_id
+
+# A paused Redis executes what it has received when it runs again, before or after the commands of
+# other connections. TCP delivers what a broken network has delayed within seconds.
+CHECK_INTERVAL_S = 1.0
+CHECKS = 5
+# An entry takes about 500 bytes. Beyond this number, the oldest is not checked any more.
+MAX_WRITES = 10_000
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """Messages, by id and score, and what must hold for them to stay."""
+
+    session_id: str
+    messages: tuple[tuple[str, str], ...]
+    user_score: str | None
+    claim: Claim | None
+
+    def commands(self) -> list[Command]:
+        commands: list[Command] = []
+        if self.user_score:
+            key = keys.session_key(self.session_id)
+            commands.append(("ZCOUNT", key, self.user_score, self.user_score))
+        if self.claim:
+            commands.append(("GET", keys.claim_key(self.claim.turn_id)))
+        return commands
+
+    def must_not_stay(self, replies: Sequence[Any]) -> bool:
+        """Return whether the user message was deleted, or another attempt holds the claim."""
+        if self.user_score and not replies[0]:
+            return True
+        return bool(self.claim and replies[-1] and not self.claim.is_held_by(replies[-1]))
+
+
+class LateWrites:
+    """Checks the writes of answers that Redis did not confirm, until none can be executed later."""
+
+    def __init__(
+        self, transact: Transact, remove: Callable[[str, Sequence[bytes]], Awaitable[None]]
+    ) -> None:
+        self._transact = transact
+        self._remove = remove
+        # Each write, and how often Redis has answered its check.
+        self._writes: dict[_Write, int] = {}
+
+    def add(
+        self,
+        session_id: str,
+        messages: Sequence[Message],
+        user_message: Message | None,
+        claim: Claim | None,
+    ) -> None:
+        """Check later that the user message still exists and no other attempt holds the claim."""
+        answers = [each for each in messages if each.role == "assistant"]
+        if not answers or not (user_message or claim):
+            return
+        ids = tuple((each.id, each.score_text) for each in answers)
+        write = _Write(session_id, ids, user_message.score_text if user_message else None, claim)
+        self._writes[write] = 0
+        if len(self._writes) > MAX_WRITES:
+            del self._writes[next(iter(self._writes))]
+
+    def checking(self) -> AbstractAsyncContextManager[None]:
+        """Check the writes until the context exits."""
+        return background_task("check late writes", self._check_all)
+
+    async def _check_all(self) -> float:
+        for write, checks in list(self._writes.items()):
+            try:
+                if write.must_not_stay(await self._transact(write.commands())):
+                    await self._remove_messages(write)
+            except HistoryUnavailable:
+                # The others would wait for the same deadline.
+                break
+            except StorageError as error:
+                log.warning("could not check a late answer: %s", error)
+            if checks + 1 < CHECKS:
+                self._writes[write] = checks + 1
+            else:
+                self._writes.pop(write, None)
+        return CHECK_INTERVAL_S
+
+    async def _remove_messages(self, write: _Write) -> None:
+        key = keys.session_key(write.session_id)
+        found = await self._transact(
+            [("ZRANGE", key, score, score, "BYSCORE") for _, score in write.messages]
+        )
+        ids = {message_id for message_id, _ in write.messages}
+        # All members in question are the service's own, so their ids do not depend on a score.
+        members = [each for reply in found for each in reply if member_id((each, 0.0)) in ids]
+        if members:
+            log.info("removing a late answer from session %s", write.session_id)
+            await self._remove(write.session_id, members)

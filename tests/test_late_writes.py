@@ -1,0 +1,116 @@
+"""Answers that a paused Redis stores after their deadline, and that must not stay."""
+
+import asyncio
+
+import pytest
+from aiohttp import ClientSession
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from groqchat.storage.late_writes import CHECKS
+from tests.conftest import Serve
+from tests.support.api import BASE
+from tests.support.groq import MockGroq
+from tests.support.redis_servers import RedisServer
+from tests.support.streams import history
+
+KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
+QUESTION = {"message": "Hello", "session_id": "s"}
+LIMIT_S = 10.0
+
+
+@pytest.fixture
+async def late_api(serve: Serve, own_redis_server: RedisServer) -> ClientSession:
+    """A client of a service that waits briefly for its own Redis server."""
+    url = SecretStr(own_redis_server.url())
+    return await serve(redis_url=url, redis_timeout_s=0.4)
+
+
+async def calls_of(server: RedisServer, command: str) -> int:
+    async with Redis.from_url(server.url(), protocol=2) as redis:
+        stats = await redis.info("commandstats")
+    return int(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
+async def until_called(server: RedisServer, command: str, calls: int) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while await calls_of(server, command) < calls:
+            await asyncio.sleep(0.01)
+
+
+async def until_written(server: RedisServer, calls: int) -> None:
+    """Wait until Redis has executed a ZADD that it received while it was paused."""
+    await until_called(server, "zadd", calls + 1)
+
+
+@pytest.mark.parametrize("headers", [{}, KEY], ids=["plain", "keyed"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_deleted_session_does_not_return_with_a_late_answer(
+    late_api: ClientSession,
+    own_redis_server: RedisServer,
+    groq: MockGroq,
+    headers: dict[str, str],
+    stream: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    calls = 0
+
+    async def delete_and_freeze() -> None:
+        nonlocal calls
+        response = await late_api.delete(f"{BASE}/history/s")
+        assert response.status == 200
+        calls = await calls_of(own_redis_server, "zadd")
+        own_redis_server.freeze()
+
+    groq.before_response = delete_and_freeze
+    body = {**QUESTION, "stream": stream}
+    async with late_api.post(f"{BASE}/chat", json=body, headers=headers) as response:
+        assert response.status == 200
+        assert '"history_saved":false' in await response.text()
+    own_redis_server.thaw()
+    await until_written(own_redis_server, calls)
+    async with asyncio.timeout(LIMIT_S):
+        while await history(late_api):
+            await asyncio.sleep(0.05)
+    sessions = await late_api.get(f"{BASE}/sessions")
+    assert (await sessions.json())["sessions"] == []
+
+
+async def test_a_late_answer_of_a_superseded_attempt_is_removed(
+    late_api: ClientSession, own_redis_server: RedisServer, groq: MockGroq
+) -> None:
+    calls = 0
+
+    async def supersede_and_freeze() -> None:
+        nonlocal calls
+        async with Redis.from_url(own_redis_server.url(), protocol=2) as redis:
+            (claim,) = await redis.keys("chat:claim:*")
+            await redis.set(claim, "another attempt")
+        calls = await calls_of(own_redis_server, "zadd")
+        own_redis_server.freeze()
+
+    groq.before_response = supersede_and_freeze
+    async with late_api.post(f"{BASE}/chat", json=QUESTION, headers=KEY) as response:
+        await response.read()
+    own_redis_server.thaw()
+    await until_written(own_redis_server, calls)
+    async with asyncio.timeout(LIMIT_S):
+        while [message["role"] for message in await history(late_api)] != ["user"]:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_late_answer_of_a_session_that_exists_stays(
+    late_api: ClientSession, own_redis_server: RedisServer, groq: MockGroq
+) -> None:
+    async def freeze() -> None:
+        own_redis_server.freeze()
+
+    groq.before_response = freeze
+    async with late_api.post(f"{BASE}/chat", json=QUESTION) as response:
+        answer = await response.json()
+    assert answer["history_saved"] is False
+    own_redis_server.thaw()
+    await until_called(own_redis_server, "zcount", CHECKS)
+    assert [message["id"] for message in await history(late_api)] == [
+        answer["turn_id"],
+        answer["message_id"],
+    ]
