@@ -334,7 +334,7 @@ async def test_if_redis_fails_a_retry_does_not_remove_the_incomplete_answer(
     service.batcher.calls, service.batcher.failures = 0, [1]
     caplog.clear()
     await run_to_end(service, request(stream=True), claim=claim)
-    assert caplog.messages == ["the incomplete answer of an earlier attempt was not removed: down"]
+    assert caplog.messages == ["the answer of an earlier attempt was not found: down"]
     assert await service.contents() == ["Hello", "Hello", "Complete"]
 
 

@@ -8,7 +8,9 @@ import pytest
 from redis.asyncio import Redis
 
 from groqchat import sse
+from groqchat.errors import HistoryFailed
 from groqchat.storage import event_log, keys
+from groqchat.storage.claims import Claim
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.event_log import (
     Deletion,
@@ -145,9 +147,15 @@ async def test_a_turn_is_over_for_a_client_that_has_its_final_event(
 
     final = event(3, name)
     await log.append([final_batch(3, name)])
-    assert await log.read("t", 2) == EventSlice(events=final, exists=True, is_over=True)
-    assert await log.read("t", 3) == EventSlice(events=b"", exists=True, is_over=True)
-    assert await log.read("t", 4) == EventSlice(events=b"", exists=True, is_over=True)
+    assert await log.read("t", 2) == EventSlice(
+        events=final, exists=True, is_over=True, has_outcome=True
+    )
+    assert await log.read("t", 3) == EventSlice(
+        events=b"", exists=True, is_over=True, has_outcome=True
+    )
+    assert await log.read("t", 4) == EventSlice(
+        events=b"", exists=True, is_over=True, has_outcome=True
+    )
 
 
 async def test_a_follower_that_is_far_behind_reads_again(
@@ -158,8 +166,12 @@ async def test_a_follower_that_is_far_behind_reads_again(
     await log.append([batch(1, is_first=True), batch(2), batch(3)])
     await log.append([final_batch(4, "done")])
 
-    assert await log.read("t", 0) == EventSlice(events=events(1, 2), exists=True, is_over=False)
-    assert await log.read("t", 2) == EventSlice(events=events(3) + final, exists=True, is_over=True)
+    assert await log.read("t", 0) == EventSlice(
+        events=events(1, 2), exists=True, is_over=False, has_outcome=True
+    )
+    assert await log.read("t", 2) == EventSlice(
+        events=events(3) + final, exists=True, is_over=True, has_outcome=True
+    )
 
 
 async def test_a_request_is_read_by_every_worker(log: EventLog, any_redis: Redis) -> None:
@@ -232,3 +244,30 @@ async def test_deleted_events_do_not_exist(log: EventLog, any_redis: Redis) -> N
 )
 def test_done_and_error_are_final_events(text: bytes, *, expected: bool) -> None:
     assert is_final(text) is expected
+
+
+def attempt(number: int, *numbers: int) -> EventBatch:
+    """Return the first batch of an attempt at the turn of an Idempotency-Key."""
+    claim = Claim(turn_id="t", token=f"token {number}", attempt=number)
+    return replace(batch(*numbers, is_first=True, ttl_s=4), claim=claim)
+
+
+async def test_the_late_first_events_of_an_earlier_attempt_change_nothing(
+    log: EventLog, any_redis: Redis
+) -> None:
+    newer = attempt(1, 10_000_001)
+    assert await log.append([newer]) == ["stored"]
+    before = await any_redis.xrange(TURN)
+    with pytest.raises(HistoryFailed):
+        await log.append([attempt(0, 1, 2)])
+    assert await any_redis.xrange(TURN) == before
+    assert await any_redis.get(keys.attempts_key("t")) == b"2"
+
+
+async def test_the_first_events_of_an_attempt_replace_late_events_of_an_earlier_one(
+    log: EventLog, any_redis: Redis
+) -> None:
+    assert await log.append([attempt(0, 1, 2)]) == ["stored"]
+    await any_redis.delete(keys.claim_key("t"))
+    assert await log.append([attempt(1, 10_000_001)]) == ["stored"]
+    assert (await log.read("t", 0)).events == events(10_000_001)

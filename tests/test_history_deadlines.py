@@ -63,7 +63,7 @@ async def test_every_operation_ends_within_its_deadline_if_redis_does_not_reply(
         started = time.monotonic()
         is_connected, *errors = await asyncio.gather(
             store.is_connected(),
-            store.drop_incomplete_answer("s", new_message("Hello")),
+            store.earlier_answer("s", new_message("Hello")),
             store.get_history_page("s"),
             store.clear_session("s"),
             store.get_session_size("s"),

@@ -1,6 +1,6 @@
 """The history store: removed messages, pages, and sessions."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,9 @@ from groqchat.services.history_store import (
     SessionInfo,
 )
 from groqchat.storage import keys
+from groqchat.storage.event_log import EventLog
+from groqchat.storage.keys import Command
+from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import INCOMPLETE, Message, encode_member
 from tests.support.recording_batcher import RecordingBatcher
 from tests.support.store import new_message
@@ -99,8 +102,17 @@ async def test_only_the_incomplete_answer_of_a_turn_is_dropped(history: HistoryS
     complete = new_answer("complete")
     stored_messages = [before, user_message, of_other_turn, of_turn, complete]
     await history.save_messages("s", *stored_messages)
-    await history.drop_incomplete_answer("s", user_message)
+    assert await history.earlier_answer("s", user_message) is None
     assert await stored(history) == [before, user_message, of_other_turn, complete]
+
+
+async def test_the_complete_answer_of_a_turn_is_found(history: HistoryStore) -> None:
+    user_message = new_message("Hello")
+    other = new_answer("of another turn", turn_id="0")
+    answer = new_answer("of the turn", turn_id=user_message.id)
+    await history.save_messages("s", user_message, other, answer)
+    assert await history.earlier_answer("s", user_message) == answer
+    assert await history.get_session_size("s") == 3
 
 
 async def test_a_corrupt_member_after_the_user_message_stays(
@@ -109,15 +121,31 @@ async def test_a_corrupt_member_after_the_user_message_stays(
     user_message = new_message("Hello")
     await history.save_messages("s", user_message)
     await fake_redis.zadd(KEY, {"corrupt": user_message.score + 1})
-    await history.drop_incomplete_answer("s", user_message)
+    await history.earlier_answer("s", user_message)
     assert await history.get_session_size("s") == 2
 
 
 async def test_without_a_following_message_nothing_is_dropped(
     history: HistoryStore, batcher: RecordingBatcher
 ) -> None:
-    await history.drop_incomplete_answer("s", new_message("Hello"))
+    await history.earlier_answer("s", new_message("Hello"))
     assert batcher.names == [["ZRANGE"]]
+
+
+async def test_a_turn_that_starts_during_a_deletion_is_not_deleted(
+    history: HistoryStore, batcher: RecordingBatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transact, started = batcher.transact, list[str]()
+
+    async def start_afterwards(commands: Sequence[Command]) -> Any:
+        replies = await transact(commands)
+        started.append(new_message_id())
+        return replies
+
+    monkeypatch.setattr(batcher, "transact", start_afterwards)
+    await history.clear_session("s")
+    (deletion,) = (await EventLog(batcher).requests("0-0")).deletions
+    assert deletion.last_turn_id < started[0]
 
 
 async def test_clearing_a_session_deletes_its_messages_in_one_transaction(

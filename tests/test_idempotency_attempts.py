@@ -173,3 +173,30 @@ async def test_a_further_attempt_does_not_remove_the_stopped_answer_of_another_t
         done["message_id"],
         answer["message_id"],
     ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("prefixes", [(keys.CLAIM_PREFIX, keys.TURN_PREFIX), (keys.TURN_PREFIX,)])
+async def test_a_stored_answer_is_repeated_if_redis_has_lost_the_events_of_its_turn(
+    serve: Serve, groq: MockGroq, redis: Redis, prefixes: tuple[str, ...], *, stream: bool
+) -> None:
+    workers = [await serve(), await serve()]
+    first = await (await post(workers[0])).json()
+
+    async def is_released() -> bool:
+        # The first worker keeps the turn until Redis has its events.
+        (claim,) = await redis.keys(f"{keys.CLAIM_PREFIX}*")
+        return await redis.ttl(claim) > keys.TURN_LEASE_S
+
+    await wait_until(is_released)
+    for prefix in prefixes:
+        await redis.delete(*await redis.keys(f"{prefix}*"))
+    response = await post(workers[1], stream=stream)
+    if stream:
+        start, delta, done = await all_events(response)
+        assert (start.id, delta.data) == (10_000_001, {"text": first["message"]})
+        assert done.data == {name: value for name, value in first.items() if name != "stream"}
+    else:
+        assert await response.json() == first
+    assert len(groq.requests) == 1
+    assert [message["role"] for message in await history(workers[1])] == ["user", "assistant"]

@@ -2,19 +2,26 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
 
+from groqchat import sse
 from groqchat.errors import (
+    CompletionUnavailable,
     IdempotencyKeyReused,
     Overloaded,
+    SessionCleared,
     ShuttingDown,
     UnknownModel,
 )
+from groqchat.services.turns.idempotency import KeyedRequest
 from groqchat.storage import keys
+from groqchat.storage.claims import Claim
+from groqchat.storage.event_log import EventBatch, EventLog
+from groqchat.storage.keys import Command
 from tests.support.key_workers import KEY, Worker, request
 from tests.support.streams import wait_until
 
@@ -149,15 +156,109 @@ async def test_a_claim_expires_with_the_lease_if_its_worker_dies(
 
 
 @pytest.mark.parametrize("session_id", ["s", None])
-async def test_a_request_runs_the_turn_whose_claim_has_expired(
+async def test_a_request_repeats_the_stored_answer_of_a_turn_whose_claim_has_expired(
     worker: Worker, other: Worker, fake_redis: FakeAsyncRedis, session_id: str | None
 ) -> None:
     first = await worker.outcome(session_id=session_id)
     await wait_until(lambda: is_removed(worker, first["turn_id"]))
     await fake_redis.delete(keys.turn_key(first["turn_id"]), keys.claim_key(first["turn_id"]))
     second = await other.outcome(session_id=session_id)
-    assert (second["turn_id"], second["session_id"]) == (first["turn_id"], first["session_id"])
-    assert len(other.groq.prompts) == 1
+    assert second == first
+    assert other.groq.prompts == []
+
+
+async def test_an_attempt_counts_before_redis_has_its_events(
+    fake_redis: FakeAsyncRedis, other: Worker
+) -> None:
+    # This worker dies before it writes the first event.
+    dead = Worker(fake_redis)
+    first = await dead.keys.follow(KEY, request())
+    assert (await anext(first.events)).startswith(b"id: 1\n")
+    await fake_redis.delete(keys.claim_key(first.turn_id))
+    second = await other.keys.follow(KEY, request())
+    assert (await anext(second.events)).startswith(b"id: 10000001\n")
+
+
+async def test_a_failed_start_neither_counts_nor_takes_the_claim_of_another_attempt(
+    worker: Worker, other: Worker, fake_redis: FakeAsyncRedis
+) -> None:
+    worker.groq.is_known = False
+    with pytest.raises(UnknownModel):
+        await worker.outcome()
+    followed = await other.keys.follow(KEY, request())
+    assert (await anext(followed.events)).startswith(b"id: 1\n")
+    claim = keys.claim_key(followed.turn_id)
+    holder = await fake_redis.get(claim)
+    await Claim(turn_id=followed.turn_id, token="stale").release(worker.batcher.transact)
+    assert await fake_redis.get(claim) == holder
+
+
+async def test_a_request_that_meets_a_deletion_keeps_the_new_record_of_its_key(
+    worker: Worker, other: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await worker.outcome()
+    await wait_until(lambda: is_empty(worker))
+    find, transact = worker.keys._find_or_create, worker.batcher.transact
+    again: list[dict[str, Any]] = []
+
+    async def find_before_the_deletion(key: str, keyed: KeyedRequest) -> Any:
+        record = await find(key, keyed)
+        await other.history.clear_session("s")
+        monkeypatch.setattr(worker.batcher, "transact", claim_before_the_next_record)
+        return record
+
+    async def claim_before_the_next_record(commands: Sequence[Command]) -> Any:
+        monkeypatch.setattr(worker.batcher, "transact", transact)
+        replies = await transact(commands)
+        again.append(await other.outcome())
+        return replies
+
+    monkeypatch.setattr(worker.keys, "_find_or_create", find_before_the_deletion)
+    with pytest.raises(SessionCleared):
+        await worker.outcome()
+    assert [await other.outcome()] == again
+
+
+async def test_a_request_does_not_receive_the_error_of_an_attempt_before_the_running_one(
+    worker: Worker, other: Worker, fake_redis: FakeAsyncRedis
+) -> None:
+    async def fail() -> None:
+        raise CompletionUnavailable("down")
+
+    worker.groq.before = fail
+    followed = await worker.keys.follow(KEY, request())
+    assert b"event: error\n" in await read(followed.events)
+    turn_id = followed.turn_id
+    await wait_until(lambda: is_empty(worker))
+    # Another worker has claimed the turn, and deletes the events in a moment.
+    claim = Claim(turn_id=turn_id, token="next", attempt=1)
+    await fake_redis.set(keys.claim_key(turn_id), claim.token, ex=keys.TURN_LEASE_S)
+    waiting = asyncio.create_task(other.keys.follow(KEY, request()))
+    await wait_until(lambda: has_polled(other, turn_id))
+    await worker.batcher.transact(keys.restart_turn(turn_id, claim.attempt))
+    start = sse.encode_event(b"{}", name="start", number=claim.first_number)
+    await EventLog(worker.batcher).append(
+        [
+            EventBatch(
+                turn_id=turn_id,
+                session_id="s",
+                events=start,
+                last=claim.first_number,
+                is_first=True,
+                ttl_s=keys.TURN_LEASE_S,
+                claim=claim,
+            )
+        ]
+    )
+    assert await anext((await waiting).events) == start
+
+
+async def has_polled(worker: Worker, turn_id: str) -> bool:
+    return worker.batcher.count("XRANGE", keys.turn_key(turn_id)) >= 2
+
+
+async def is_empty(worker: Worker) -> bool:
+    return not worker.turns._local
 
 
 async def is_removed(worker: Worker, turn_id: str) -> bool:

@@ -17,7 +17,7 @@ from groqchat.storage import keys
 from groqchat.storage.claims import Claim, superseded
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.errors import confirmed, redis_errors
-from groqchat.storage.history_reader import MAX_PAGE_BYTES, HistoryReader
+from groqchat.storage.history_reader import MAX_PAGE_BYTES, HistoryReader, answers_of
 from groqchat.storage.keys import Command
 from groqchat.storage.late_writes import LateWrites
 from groqchat.storage.message_ids import iso_time
@@ -27,7 +27,6 @@ from groqchat.storage.messages import (
     PromptMessage,
     add_members,
     decode_context,
-    decode_member,
     encode_member,
     member_id,
     member_micros,
@@ -43,8 +42,6 @@ from groqchat.storage.write_probe import WriteProbe
 # The messages that a turn reads together with its first write. Even the longest messages add up
 # to only a few MB; a whole context could be a hundred times as large.
 FIRST_CONTEXT = 50
-# Other turns of a session may have stored this many messages before a turn stored its answer.
-MAX_LATER_MESSAGES = 100
 # An answer, which Groq has charged for, gets a second attempt if time is left. It follows at once,
 # because the batcher has waited between its own attempts.
 SAVE_RETRIES = RetryPolicy(attempts=2, backoff=Backoff(base_s=0.0, cap_s=0.0))
@@ -216,19 +213,15 @@ class HistoryStore:
             async with redis_errors(self._timeout_s):
                 await self._index.add_existing([session_id])
 
-    async def drop_incomplete_answer(self, session_id: str, user_message: Message) -> None:
-        """Remove the incomplete answer of a turn, which may follow answers of other turns."""
+    async def earlier_answer(self, session_id: str, user_message: Message) -> Message | None:
+        """Return the complete answer of an earlier attempt at a turn; remove an incomplete one."""
         key = keys.checked_key(session_id)
-        start = f"({user_message.score_text}"
-        limits = ("LIMIT", 0, MAX_LATER_MESSAGES)
         async with redis_errors(self._timeout_s):
-            (reply,) = await self._batcher.transact(
-                [("ZRANGE", key, start, "+inf", "BYSCORE", *limits, "WITHSCORES")]
-            )
-            for member in scored_members(reply):
-                answer = decode_member(*member)
-                if answer and answer.status == INCOMPLETE and answer.turn_id == user_message.id:
-                    await self._batcher.transact([("ZREM", key, member[0])])
+            for member, answer in await answers_of(user_message, self._batcher.transact, key):
+                if answer.status != INCOMPLETE:
+                    return answer
+                await self._batcher.transact([("ZREM", key, member)])
+        return None
 
     async def get_history_page(
         self,

@@ -42,6 +42,12 @@ class Claim:
             _, holder = await transact(keys.hold_claim(self.turn_id, self.token))
         return self.is_held_by(holder)
 
+    async def release(self, transact: Transact) -> None:
+        """Let the next request run the turn, unless another attempt holds its claim."""
+        (holder,) = await transact([("GET", keys.claim_key(self.turn_id))])
+        if self.is_held_by(holder):
+            await transact(keys.forget_attempt(self.turn_id, self.attempt))
+
 
 def superseded(turn_id: str) -> TurnLost:
     """Return the error for the clients of an attempt that is not the newest one."""

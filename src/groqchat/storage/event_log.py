@@ -48,12 +48,14 @@ class EventBatch:
 class EventSlice:
     """Events after a number.
 
-    `exists` is true if the turn is in Redis, `is_over` if these are its last events.
+    `exists` is true if the turn is in Redis, `is_over` if these are its last events, `has_outcome`
+    if Redis has its last event.
     """
 
     events: bytes
     exists: bool
     is_over: bool
+    has_outcome: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +101,6 @@ class EventLog:
             if batch.claim is not None:
                 commands += keys.hold_claim(batch.turn_id, batch.claim.token)
                 holder = len(commands) - 1
-                if batch.is_first:
-                    commands += keys.restart_turn(batch.turn_id)
-                    commands.append(keys.record_attempt(batch.turn_id, batch.claim.attempt))
             # XADD replies None, or EXPIRE 0, if the key was lost.
             is_checked = not batch.is_first and (batch.events or batch.ttl_s is not None)
             indexes.append((holder, len(commands) if is_checked else None))
@@ -139,8 +138,9 @@ class EventLog:
         if after:
             check_attempt(turn_id, after, newest=attempt_of(number))
         position = sse.event_number(sse.last_event(events)) if events else after
-        is_over = position >= number and is_final(last)
-        return EventSlice(events=events, exists=True, is_over=is_over)
+        has_outcome = is_final(last)
+        is_over = position >= number and has_outcome
+        return EventSlice(events=events, exists=True, is_over=is_over, has_outcome=has_outcome)
 
     async def is_over(self, turn_id: str) -> bool:
         """Return whether a turn has its final event."""
@@ -185,6 +185,10 @@ def _add_commands(commands: list[Command], batch: EventBatch, now_s: float) -> N
         commands.append(("XADD", key, *only_existing, entry_id, EVENTS_FIELD, batch.events))
     if batch.is_first:
         commands += keys.link_to_session(batch.session_id, key, now_s=now_s)
+        if batch.claim is not None:
+            # An earlier attempt may have written since this one began. Its later writes fail.
+            commands.append(keys.trim_turn(batch.turn_id, batch.claim.first_number))
+            commands.append(keys.restore_attempts(batch.turn_id, batch.claim.attempt))
     if batch.ttl_s is not None and batch.is_repeatable:
         commands += keys.end_repeatable_turn(batch.turn_id, batch.ttl_s)
     elif batch.ttl_s is not None:

@@ -27,6 +27,8 @@ CHUNK_BYTES = 1024 * 1024
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 # Members read for one page, corrupt members included.
 MAX_MEMBERS = 10_000
+# Other turns of a session may have stored this many messages before a turn stored its answer.
+MAX_LATER_MESSAGES = 100
 
 Entry: TypeAlias = tuple[ScoredMember, Message | None]
 Transact: TypeAlias = Callable[[Sequence[Command]], Awaitable[list[Any]]]
@@ -145,3 +147,14 @@ class HistoryReader:
         """
         micros = micros_of(message_id)
         return (micros - 1 if self._forward else micros + 1) / MICROS_PER_S
+
+
+async def answers_of(
+    user_message: Message, transact: Transact, key: str
+) -> list[tuple[bytes, Message]]:
+    """Return the answers to a user message that name its turn, with their members."""
+    start = f"({user_message.score_text}"
+    limits = ("LIMIT", 0, MAX_LATER_MESSAGES)
+    (reply,) = await transact([("ZRANGE", key, start, "+inf", "BYSCORE", *limits, "WITHSCORES")])
+    found = [(member[0], decode_member(*member)) for member in scored_members(reply)]
+    return [(member, each) for member, each in found if each and each.turn_id == user_message.id]

@@ -164,14 +164,18 @@ def remove_request(turn_id: str, request: str) -> tuple[Command, Command]:
     return ("SREM", name, request), ("SCARD", name)
 
 
-def count_attempts(turn_id: str) -> Command:
-    """Return the command that replies how many attempts at a turn have had events."""
-    return ("GET", attempts_key(turn_id))
+def count_attempt(turn_id: str) -> tuple[Command, Command]:
+    """Return the commands that record the first attempt, and reply how many were recorded before.
+
+    With `hold_claim` in one transaction, the first attempt is the one that gets the claim.
+    """
+    name = attempts_key(turn_id)
+    return ("GET", name), ("SET", name, 1, "NX", "EX", IDEMPOTENCY_TTL_S)
 
 
-def record_attempt(turn_id: str, attempt: int) -> Command:
-    """Return the command that stores that an attempt, numbered from 0, has events."""
-    return ("SET", attempts_key(turn_id), attempt + 1, "EX", IDEMPOTENCY_TTL_S)
+def restore_attempts(turn_id: str, attempt: int) -> Command:
+    """Return the command that records an attempt, numbered from 0, again if Redis has lost it."""
+    return ("SET", attempts_key(turn_id), attempt + 1, "NX", "EX", IDEMPOTENCY_TTL_S)
 
 
 def hold_claim(turn_id: str, token: str) -> tuple[Command, Command]:
@@ -180,9 +184,33 @@ def hold_claim(turn_id: str, token: str) -> tuple[Command, Command]:
     return ("SET", name, token, "NX", "EX", TURN_LEASE_S), ("GET", name)
 
 
-def restart_turn(turn_id: str) -> tuple[Command]:
-    """Return the command that deletes the events of an earlier attempt at a turn."""
-    return (("UNLINK", turn_key(turn_id)),)
+def restart_turn(turn_id: str, attempt: int) -> tuple[Command, Command]:
+    """Return the commands that delete the events of earlier attempts and record a further one."""
+    return (
+        ("UNLINK", turn_key(turn_id)),
+        ("SET", attempts_key(turn_id), attempt + 1, "EX", IDEMPOTENCY_TTL_S),
+    )
+
+
+def trim_turn(turn_id: str, first_number: int) -> Command:
+    """Return the command that deletes events of earlier attempts which were written late."""
+    return ("XTRIM", turn_key(turn_id), "MINID", first_number)
+
+
+def claim_state(turn_id: str) -> tuple[Command, Command]:
+    """Return the commands that reply the TTL of a turn's claim and whether the turn has events."""
+    return ("TTL", claim_key(turn_id)), ("EXISTS", turn_key(turn_id))
+
+
+def release_claim(turn_id: str) -> tuple[Command]:
+    """Return the command that lets another request run a turn."""
+    return (("UNLINK", claim_key(turn_id)),)
+
+
+def forget_attempt(turn_id: str, attempt: int) -> tuple[Command, ...]:
+    """Return the commands that release the claim of an attempt that has not started."""
+    names = (claim_key(turn_id), *(() if attempt else (attempts_key(turn_id),)))
+    return tuple(("UNLINK", name) for name in names)
 
 
 def end_repeatable_turn(turn_id: str, ttl_s: int) -> tuple[Command, Command]:

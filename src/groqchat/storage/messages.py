@@ -67,8 +67,8 @@ log = logging.getLogger(__name__)
 class Message:
     """One message of a session; `tokens` counts the tokens of its whole turn.
 
-    `extra` contains further fields of OpenAI's message format, such as tool calls. `turn_id`: only
-    an incomplete answer has it, because a further attempt at its turn replaces it.
+    `extra` contains further fields of OpenAI's message format, such as tool calls. `turn_id`: the
+    turn of an answer, if a further attempt at the turn may find it.
     """
 
     id: str

@@ -13,6 +13,8 @@ log = logging.getLogger(__name__)
 
 async def delete_session(batcher: CommandBatcher, session_id: str) -> None:
     """Delete every key of a session; no effect on an unknown session."""
+    # Before the deletion: a turn that starts from now on may be a part of the next session.
+    last_turn = new_message_id()
     *_, names = await batcher.transact(
         [
             *keys.delete_session(session_id),
@@ -20,18 +22,18 @@ async def delete_session(batcher: CommandBatcher, session_id: str) -> None:
         ]
     )
     # Before the events are deleted: a worker that misses them must find the reason.
-    await _announce(batcher, session_id, names)
+    await _announce(batcher, session_id, last_turn, names)
     if names:
         await batcher.transact(keys.unlink_from_session(session_id, names))
 
 
-async def _announce(batcher: CommandBatcher, session_id: str, names: Sequence[bytes]) -> None:
+async def _announce(
+    batcher: CommandBatcher, session_id: str, last_turn: str, names: Sequence[bytes]
+) -> None:
     """Tell the workers that run turns of a session that it was deleted."""
     # The clock of the worker of a turn may be ahead of the clock of this worker.
-    last_turn = max(filter(None, map(keys.turn_id_of, names)), default="")
-    request = keys.request_to_workers(
-        session=session_id, last_turn=max(last_turn, new_message_id())
-    )
+    turns = filter(None, map(keys.turn_id_of, names))
+    request = keys.request_to_workers(session=session_id, last_turn=max(last_turn, *turns))
     try:
         await batcher.transact(request)
     except StorageError as error:

@@ -30,7 +30,15 @@ from groqchat.services.turns.turn import Turn
 from groqchat.settings import Settings
 from groqchat.storage.claims import Claim
 from groqchat.storage.message_ids import new_message_id
-from groqchat.storage.messages import FAILED, INCOMPLETE, STOPPED, Message, PromptMessage
+from groqchat.storage.messages import (
+    FAILED,
+    INCOMPLETE,
+    STOPPED,
+    UNSTORED_FINISH_REASON,
+    UNSTORED_MODEL,
+    Message,
+    PromptMessage,
+)
 
 # Longer than the longest answer of any model that Groq lists.
 MAX_ANSWER_CHARS = 2_000_000
@@ -135,8 +143,10 @@ class ChatService:
                 timestamp=state.user_message.timestamp,
             )
             turn.add("start", start.model_dump_json().encode())
-            complete = self._stream_completion if request.stream else self._complete
-            response = await self._run(request, state, partial(complete, turn))
+            response = await self._run_again(state, turn) if state.claim else None
+            if response is None:
+                complete = self._stream_completion if request.stream else self._complete
+                response = await self._run(request, state, partial(complete, turn))
             turn.is_incomplete = response.status == INCOMPLETE
             if turn.error is None:
                 turn.add("done", response.model_dump_json().encode())
@@ -165,8 +175,6 @@ class ChatService:
     ) -> ChatResponse:
         """Store the user message, complete the prompt, store the answer."""
         user_message = state.user_message
-        if state.claim is not None:
-            await self._drop_partial_answer(state)
         earlier = await self._store_user_message(request, state)
         prompt = build_prompt(request, user_message, earlier, self._settings)
         try:
@@ -177,28 +185,22 @@ class ChatService:
                     state.session_id, user_message, max_wait_s=state.budget.left_s
                 )
             raise
-        answer = _answer_message(completion, user_message.id)
+        answer = _answer_message(completion, user_message.id if state.claim else None)
         is_saved = await self._store_answer(state, answer)
-        return ChatResponse(
-            message=answer.content,
-            model=completion.model,
-            timestamp=answer.timestamp,
-            tokens_used=answer.tokens,
-            finish_reason=completion.finish_reason,
-            session_id=state.session_id,
-            message_id=answer.id,
-            turn_id=user_message.id,
-            history_saved=is_saved,
-            status=answer.status,
-        )
+        return _response(state, answer, is_saved=is_saved)
 
-    async def _drop_partial_answer(self, state: _TurnState) -> None:
-        """Remove the incomplete answer of an earlier attempt at the turn."""
+    async def _run_again(self, state: _TurnState, turn: Turn) -> ChatResponse | None:
+        """Return the answer that an earlier attempt at the turn has stored, None if it has none."""
         try:
             with state.budget:
-                await self._history.drop_incomplete_answer(state.session_id, state.user_message)
+                answer = await self._history.earlier_answer(state.session_id, state.user_message)
         except StorageError as error:
-            log.warning("the incomplete answer of an earlier attempt was not removed: %s", error)
+            log.warning("the answer of an earlier attempt was not found: %s", error)
+            return None
+        if answer is None:
+            return None
+        turn.add_text(answer.content)
+        return _response(state, answer, is_saved=True)
 
     async def _store_user_message(
         self, request: ChatRequest, state: _TurnState
@@ -299,8 +301,7 @@ def _finish_reason(turn: Turn, parser: StreamParser) -> str:
     return STOPPED if turn.stop_reason else parser.finish_reason or "stop"
 
 
-def _answer_message(completion: Completion, turn_id: str) -> Message:
-    is_complete = completion.is_complete
+def _answer_message(completion: Completion, turn_id: str | None) -> Message:
     return Message(
         id=new_message_id(),
         role="assistant",
@@ -308,6 +309,21 @@ def _answer_message(completion: Completion, turn_id: str) -> Message:
         model=completion.model,
         tokens=completion.tokens,
         finish_reason=completion.finish_reason,
-        status=None if is_complete else INCOMPLETE,
-        turn_id=None if is_complete else turn_id,
+        status=None if completion.is_complete else INCOMPLETE,
+        turn_id=turn_id,
+    )
+
+
+def _response(state: _TurnState, answer: Message, *, is_saved: bool) -> ChatResponse:
+    return ChatResponse(
+        message=answer.content,
+        model=answer.model or UNSTORED_MODEL,
+        timestamp=answer.timestamp,
+        tokens_used=answer.tokens,
+        finish_reason=answer.finish_reason or UNSTORED_FINISH_REASON,
+        session_id=state.session_id,
+        message_id=answer.id,
+        turn_id=state.user_message.id,
+        history_saved=is_saved,
+        status=answer.status,
     )

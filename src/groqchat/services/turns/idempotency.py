@@ -76,6 +76,17 @@ class _Record:
     fingerprint: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Claimed:
+    """`attempt`: the number of the attempt, if the turn was claimed for it.
+
+    `is_running`: another attempt has the claim, and has not ended.
+    """
+
+    attempt: int | None = None
+    is_running: bool = False
+
+
 class IdempotencyKeys:
     """Runs one turn for each key: the request that claims the turn runs it, the others follow.
 
@@ -124,12 +135,15 @@ class IdempotencyKeys:
         polls = 0
         while True:
             self._chat.check()
-            await self._claim_or_join(record, key, keyed, waiter)
+            is_running = await self._claim_or_join(record, key, keyed, waiter)
             turn = self._turns.local(turn_id)
             if turn is None or turn is not ended or not turn.rejects_new_requests:
                 with suppress(TurnNotFound):
                     events = await self._turns.follow(
-                        turn_id, waits_for_text=waits_for_text, waits_for_start=False
+                        turn_id,
+                        waits_for_text=waits_for_text,
+                        waits_for_start=False,
+                        is_running=is_running,
                     )
                     if events is not None:
                         return FollowedTurn(turn_id=turn_id, events=events)
@@ -196,11 +210,12 @@ class IdempotencyKeys:
         try:
             if claim.attempt:
                 # Requests that come now must not receive the events of the earlier attempt.
-                await self._batcher.transact(keys.restart_turn(record.turn_id))
+                restart = keys.restart_turn(record.turn_id, claim.attempt)
+                await self._batcher.transact(restart)
             request.start(claim, record.session_id)
         except GroqChatError:
             # The next request need not wait until the lease expires.
-            await self._batcher.transact([("DEL", keys.claim_key(record.turn_id))])
+            await claim.release(self._batcher.transact)
             raise
 
     async def _find_or_create(self, key: str, request: KeyedRequest) -> _Record:
@@ -229,48 +244,57 @@ class IdempotencyKeys:
 
     async def _claim_or_join(
         self, record: _Record, key: str, request: KeyedRequest, waiter: Waiter | None
-    ) -> None:
+    ) -> bool:
         """Claim the turn and start it, unless another request has claimed it or it runs here.
 
-        The claim of a turn that runs here may have expired while Redis was unavailable. It is
-        restored then.
+        Returns whether another request has claimed it and its turn is not over. The claim of a turn
+        that runs here may have expired while Redis was unavailable. It is restored then.
         """
         running = self._turns.local(record.turn_id)
         if running is not None and not running.is_over and running.claim is not None:
             await self._claim(record, key, running.claim.token, waiter)
-            return
+            return False
         token = uuid.uuid4().hex
-        attempt = await self._claim(record, key, token, waiter)
-        if attempt is not None:
-            claim = Claim(turn_id=record.turn_id, token=token, attempt=attempt)
+        found = await self._claim(record, key, token, waiter)
+        if found.attempt is not None:
+            claim = Claim(turn_id=record.turn_id, token=token, attempt=found.attempt)
             await self._start(record, request, claim)
+        return found.is_running
 
     async def _claim(
         self, record: _Record, key: str, token: str, waiter: Waiter | None
-    ) -> int | None:
-        """Return the number of the attempt that has this token, None if another one has the claim.
+    ) -> _Claimed:
+        """Claim the turn for this token, unless another one has its claim.
 
         The claim expires if it is not renewed. All keys of the turn are deleted with the session;
         raises SessionCleared if that has happened.
         """
         turn_id, record_key = record.turn_id, keys.idempotency_key(_digest(key))
-        names = (record_key, *keys.keyed_turn_keys(turn_id))
-        exists, *_, attempts, _, holder = await self._batcher.transact(
+        names = keys.keyed_turn_keys(turn_id)
+        replies = await self._batcher.transact(
             [
                 ("EXISTS", record_key),
-                *keys.link_to_session(record.session_id, *names, now_s=time.time()),
+                *keys.link_to_session(record.session_id, record_key, *names, now_s=time.time()),
                 *(keys.add_request(turn_id, waiter.id) if waiter else ()),
-                keys.count_attempts(turn_id),
+                *keys.count_attempt(turn_id),
                 *keys.hold_claim(turn_id, token),
+                *keys.claim_state(turn_id),
             ]
         )
-        if not exists:
+        if not replies[0]:
+            # Not the record: another request may have created it again.
             linked = [name.encode() for name in names]
             await self._batcher.transact(keys.unlink_from_session(record.session_id, linked))
             raise SessionCleared
         if waiter is not None:
             waiter.turn_id = turn_id
-        return int(attempts or 0) if holder == token.encode() else None
+        attempts, _, _, holder, ttl_s, has_events = replies[-6:]
+        if holder == token.encode():
+            return _Claimed(attempt=int(attempts or 0))
+        if ttl_s > keys.TURN_LEASE_S and not has_events:
+            # The turn is over, and Redis has lost its events.
+            await self._batcher.transact(keys.release_claim(turn_id))
+        return _Claimed(is_running=ttl_s <= keys.TURN_LEASE_S)
 
 
 def _retrieve_error(call: asyncio.Future[Any]) -> None:

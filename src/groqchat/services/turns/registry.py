@@ -86,13 +86,15 @@ class TurnRegistry:
         *,
         waits_for_text: bool = False,
         waits_for_start: bool = True,
+        is_running: bool = False,
     ) -> AsyncIterator[bytes] | None:
         """Return an iterator over the events with a higher number than `after`.
 
         Returns None if the turn is over and has no such events. Raises TurnNotFound if the turn
         does not exist or is private, TurnLost if the number belongs to an earlier attempt at it.
         With `waits_for_text`, waits as `Turn.wait_for_text`; with `waits_for_start`, waits for a
-        new turn that is not in Redis yet.
+        new turn that is not in Redis yet. `is_running`: another worker runs the turn, so that a
+        turn which is over does not count.
         """
         local = self._find(turn_id)
         if local is not None and local.is_hidden:
@@ -104,7 +106,11 @@ class TurnRegistry:
             has_all = turn.is_over and turn.position(after) >= len(turn.events)
             return None if has_all else turn.follow(after)
         return await self._remote.follow(
-            turn_id, after, waits_for_text=waits_for_text, waits_for_start=waits_for_start
+            turn_id,
+            after,
+            waits_for_text=waits_for_text,
+            waits_for_start=waits_for_start,
+            is_running=is_running,
         )
 
     def delete_session(self, session_id: str, *, last_turn_id: str) -> list[str]:
