@@ -33,7 +33,7 @@ async def _announce(
     """Tell the workers that run turns of a session that it was deleted."""
     # The clock of the worker of a turn may be ahead of the clock of this worker.
     turns = filter(None, map(keys.turn_id_of, names))
-    request = keys.request_to_workers(session=session_id, last_turn=max(last_turn, *turns))
+    request = keys.request_to_workers(session=session_id, last_turn=max([last_turn, *turns]))
     try:
         await batcher.transact(request)
     except StorageError as error:
