@@ -30,6 +30,7 @@ LAYERS = [
         "runtime.connections",
         "runtime.responses",
         "runtime.site",
+        "runtime.socket_options",
         "runtime.gc_tuning",
         "runtime.file_limit",
         "runtime.logs",

@@ -172,7 +172,15 @@ async def _send_all(stream: _OpenStream, events: AsyncIterator[bytes]) -> None:
         data = orjson.dumps(error_event_data(error))
         await response.write(sse.encode_event(data, name="error"))
     stream.is_writing = True
+    _announce_end(stream.request)
     await response.write_eof()
+
+
+def _announce_end(request: web.Request) -> None:
+    """Tell the connection that the last bytes of the response follow."""
+    announce = getattr(request.protocol, "response_ending", None)
+    if announce is not None:
+        announce()
 
 
 def has_ended_sending(request: web.Request) -> bool:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import socket
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
@@ -21,15 +20,13 @@ from groqchat.runtime.connections import (
     Phase,
 )
 from groqchat.runtime.responses import LastResponse, raw_response
+from groqchat.runtime.socket_options import limit_kernel_buffer, send_with_end
 
 # Many proxies accept 8 to 16 KiB. A longer message belongs into the body of `POST /chat`.
 MAX_REQUEST_LINE_BYTES = 65_536
 # A client that still sends its request can read the error during this time. If the connection was
 # closed at once, its kernel would discard the error.
 LINGER_S = 2.0
-# Without a limit, Linux buffers up to 4 MB for each client that does not read; a thousand of them
-# use up the memory for TCP of the whole machine. This is enough for the fastest clients.
-MAX_UNSENT_IN_KERNEL_BYTES = 131_072
 
 INCOMPLETE_BODY = ApiError(
     status=400,
@@ -108,7 +105,7 @@ class HttpConnection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count the connection."""
         super().connection_made(transport)
-        _limit_kernel_buffer(transport)
+        limit_kernel_buffer(transport)
         self._all.add(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -164,7 +161,21 @@ class HttpConnection(web.RequestHandler):
         try:
             super().log_access(request, response, time)
         finally:
+            if self._closes_after_response():
+                # The head of the response may be older than the drain, so the client does not know.
+                response.force_close()
             self._response_ended()
+
+    def response_ending(self) -> None:
+        """Prepare for the last bytes of a stream: the end of the connection arrives with them.
+
+        Otherwise a proxy may use the connection for another request in between.
+        """
+        if self._closes_after_response() and self.transport is not None:
+            send_with_end(self.transport)
+
+    def _closes_after_response(self) -> bool:
+        return self._all.is_draining and not self._has_pipelined_requests()
 
     def _response_ended(self) -> None:
         if self.phase is Phase.CLOSING:
@@ -316,16 +327,6 @@ class HttpConnection(web.RequestHandler):
     def _end_lingering(self) -> None:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
-
-
-def _limit_kernel_buffer(transport: asyncio.BaseTransport) -> None:
-    """Make the kernel refuse bytes while the client reads too slowly."""
-    option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
-    if option is not None:
-        with suppress(OSError):
-            transport.get_extra_info("socket").setsockopt(
-                socket.IPPROTO_TCP, option, MAX_UNSENT_IN_KERNEL_BYTES
-            )
 
 
 def _status_of(error: HttpProcessingError, status: int) -> int:

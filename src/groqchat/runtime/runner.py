@@ -133,7 +133,6 @@ def _track_requests(server: web.Server, connections: Connections) -> None:
             # aiohttp raises it for an unknown path, before the middlewares.
             response = expectation_failed(request)
         _send_in_pieces(response)
-        # The client of a stream that has started does not know that it ends its connection.
         if connections.is_draining and not response.prepared:
             response.force_close()
         connection: Any = request.protocol
