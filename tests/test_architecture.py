@@ -31,6 +31,7 @@ LAYERS = [
         "runtime.responses",
         "runtime.site",
         "runtime.socket_options",
+        "runtime.static_routes",
         "runtime.gc_tuning",
         "runtime.file_limit",
         "runtime.logs",

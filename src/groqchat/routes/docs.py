@@ -4,7 +4,8 @@ from aiohttp import hdrs, web
 
 from groqchat.errors import DocsUnavailable
 from groqchat.http.documentation import DOCUMENTATION
-from groqchat.http.endpoint import JSON, RouteDocs, endpoint, handle_expect
+from groqchat.http.endpoint import JSON, RouteDocs, endpoint
+from groqchat.http.expectations import handle_expect
 from groqchat.http.proxies import PROXIES
 from groqchat.http.state import Services
 

@@ -5,13 +5,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
-from groqchat.http.endpoint import expectation_failed
 from groqchat.http.errors import CLIENT_CLOSED_REQUEST
+from groqchat.http.expectations import expectation_failed
 from groqchat.runtime.connections import ConnectionLimits, Connections
 from groqchat.runtime.protocol import HttpConnection
 from groqchat.runtime.responses import PIECE_BYTES, LargeBody
+from groqchat.runtime.static_routes import StaticRoutes, static_routes
 from groqchat.services.groq.errors import strip_tracebacks
 
 # Requests that a client or a proxy sent before it saw the port close arrive within this time.
@@ -58,7 +59,7 @@ class Runner(web.AppRunner):
         await super().setup()
         server = super().server
         if server is not None:
-            _track_requests(server, self.connections)
+            _track_requests(server, self.connections, static_routes(self.app))
         await self._stack.enter_async_context(self.connections.watching())
 
     async def cleanup(self) -> None:
@@ -106,7 +107,7 @@ class Runner(web.AppRunner):
             await asyncio.sleep(DRAIN_CHECK_S)
 
 
-def _track_requests(server: web.Server, connections: Connections) -> None:
+def _track_requests(server: web.Server, connections: Connections, routes: StaticRoutes) -> None:
     """Tell each connection when a request starts; close connections with the last response."""
     make_request = server.request_factory
     handle = server.request_handler
@@ -119,23 +120,30 @@ def _track_requests(server: web.Server, connections: Connections) -> None:
             message = message._replace(should_close=True)
         return make_request(message, payload, connection, writer, *rest)
 
-    async def respond(request: web.BaseRequest) -> web.StreamResponse:
+    async def respond(request: Any) -> web.StreamResponse:
+        connection: Any = request.protocol
+        if connection.unsent_bytes():
+            try:
+                # A client that sends requests without reading gets no further response.
+                await request.writer.drain()
+            except ConnectionError as error:
+                strip_tracebacks(error)
+                # Only for the access log: the client is gone.
+                return web.Response(status=CLIENT_CLOSED_REQUEST)
+        found = routes.get((request.method, request.raw_path))
         try:
-            # A client that sends requests without reading gets no further response.
-            await request.writer.drain()
-        except ConnectionError as error:
-            strip_tracebacks(error)
-            # Only for the access log: the client is gone.
-            return web.Response(status=CLIENT_CLOSED_REQUEST)
-        try:
-            response = await handle(request)
+            if found is None or hdrs.EXPECT in request.headers:
+                response = await handle(request)
+            else:
+                # Private in aiohttp, whose handler begins with this assignment.
+                request._match_info, handler = found  # noqa: SLF001
+                response = await handler(request)
         except web.HTTPExpectationFailed:
             # aiohttp raises it for an unknown path, before the middlewares.
             response = expectation_failed(request)
         _send_in_pieces(response)
         if connections.is_draining and not response.prepared:
             response.force_close()
-        connection: Any = request.protocol
         last: web.StreamResponse = connection.last_response(response)
         return last
 
