@@ -5,7 +5,7 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,12 @@ from groqchat import __version__
 from groqchat.app import groq_base_url_of
 from groqchat.configuration import env_file, ineffective_variables, load_settings, sources
 from groqchat.errors import ConfigurationError, GroqChatError
-from groqchat.offline.options import MockGroqOptions, parse_options
+from groqchat.offline.options import (
+    MockGroqAddress,
+    MockGroqOptions,
+    parse_address,
+    parse_options,
+)
 from groqchat.offline.server import serve_mock_groq
 from groqchat.runtime.gc_tuning import tuned_gc
 from groqchat.runtime.logs import configure_logging, report_failure
@@ -30,7 +35,6 @@ from groqchat.storage.errors import redis_errors
 from groqchat.storage.reindex import SCAN_BATCH, reindex
 from groqchat.urls import masked_url
 
-OFFLINE_PORT = 5001
 SERVE_OPTIONS = {
     "host": "address to listen on",
     "port": "port to listen on; 0: any free port",
@@ -81,9 +85,7 @@ def _parser() -> argparse.ArgumentParser:
             # Used by serve_workers for each worker process.
             added.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     offline = commands.add_parser("offline", help="serve the mock Groq server alone")
-    offline.add_argument("--host", default="127.0.0.1")
-    offline.add_argument("--port", type=int, default=OFFLINE_PORT)
-    for name, field in MockGroqOptions.model_fields.items():
+    for name, field in (MockGroqAddress.model_fields | MockGroqOptions.model_fields).items():
         offline.add_argument(f"--{name.replace('_', '-')}", help=field.description)
     offline.set_defaults(command=_offline)
     return parser
@@ -97,8 +99,7 @@ def _settings(options: argparse.Namespace) -> Settings:
             settings = decode_settings(pipe.readline())
         configure_logging(settings.log_level, settings.log_format)
         return settings
-    given = {name: getattr(options, name, None) for name in SERVE_OPTIONS}
-    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+    settings = load_settings(**_given(options, SERVE_OPTIONS))
     configure_logging(settings.log_level, settings.log_format)
     for warning in ineffective_variables():
         log.warning("%s", warning)
@@ -189,16 +190,22 @@ async def _reindex(options: argparse.Namespace) -> None:
 
 
 async def _offline(options: argparse.Namespace) -> None:
-    given = {name: getattr(options, name) for name in MockGroqOptions.model_fields}
-    behaviour = parse_options({name: value for name, value in given.items() if value is not None})
+    address = parse_address(_given(options, MockGroqAddress.model_fields))
+    behaviour = parse_options(_given(options, MockGroqOptions.model_fields))
     stop = stop_signal()
     try:
-        async with serve_mock_groq(behaviour, host=options.host, port=options.port) as url:
+        async with serve_mock_groq(behaviour, host=address.host, port=address.port) as url:
             print(f"the mock Groq server answers at {url}", flush=True)
             async with tuned_gc(lambda: 0):
                 await stop.wait()
     except OSError as error:
-        raise listen_error(options.host, options.port, error) from error
+        raise listen_error(address.host, address.port, error) from error
+
+
+def _given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, str]:
+    """Return the options that the command line contains."""
+    values = {name: getattr(options, name, None) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _shown(value: object) -> str:

@@ -1,7 +1,7 @@
 """The options of the mock Groq server: delays and failures."""
 
 from collections.abc import Mapping
-from typing import Literal, Self, TypeAlias, get_args
+from typing import Literal, Self, TypeAlias, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,11 +13,21 @@ Failure: TypeAlias = Literal[
     "500", "502", "503", "504", "drop", "hang", "garbage", "empty", "surrogate",
 ]  # fmt: skip
 
+M = TypeVar("M", bound=BaseModel)
+
 HEADER_PREFIX = "X-Offline-"
 # The maximum of each delay.
 MAX_WAIT_MS = 600_000
 # Longer than the answers of any model.
 MAX_CHUNKS = 1_000_000
+
+
+class MockGroqAddress(BaseModel):
+    """The address on which the mock Groq server listens if it runs alone."""
+
+    # `Settings.port` has the same bounds.
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(5001, ge=0, le=65535, description="port to listen on; 0: any free port")
 
 
 class MockGroqOptions(BaseModel):
@@ -69,12 +79,21 @@ class MockGroqOptions(BaseModel):
 
 def parse_options(given: Mapping[str, str]) -> MockGroqOptions:
     """Return the options in a URL or on a command line; ConfigurationError names an invalid one."""
+    return _parsed(MockGroqOptions, given)
+
+
+def parse_address(given: Mapping[str, str]) -> MockGroqAddress:
+    """Return the address on a command line; ConfigurationError names an invalid option."""
+    return _parsed(MockGroqAddress, given)
+
+
+def _parsed(model: type[M], given: Mapping[str, str]) -> M:
     try:
-        return MockGroqOptions.model_validate(given)
+        return model.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         option = str(first["loc"][0]).replace("_", "-")
-        message = message_of(first, MockGroqOptions.model_fields)
+        message = message_of(first, model.model_fields)
         raise ConfigurationError(f"--{option}: {message}") from None
 
 
