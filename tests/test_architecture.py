@@ -28,6 +28,7 @@ LAYERS = [
     {
         "runtime.start_log",
         "runtime.connections",
+        "runtime.parse_errors",
         "runtime.responses",
         "runtime.site",
         "runtime.socket_options",

@@ -1,7 +1,6 @@
 """Invalid requests: the shape and status of the error, and no side effects."""
 
 import asyncio
-import gzip
 import io
 import json
 from typing import Any
@@ -148,24 +147,6 @@ async def test_an_unknown_query_parameter_is_rejected_with_its_name(
     json_body = {"message": "a"} if method == "POST" else None
     response = await api.request(method, f"{BASE}/{path}?colour=red", json=json_body)
     await assert_error(response, 422, "invalid_field", param="colour")
-
-
-@pytest.mark.usefixtures("no_side_effects")
-async def test_a_body_with_an_invalid_content_encoding_is_rejected(api: ClientSession) -> None:
-    body = b'{"message": "a"}'
-    for encoding, status, code in (
-        ("gzip", 400, "malformed_body"),
-        ("snappy", 415, "unsupported_media_type"),
-    ):
-        headers = {**JSON, "Content-Encoding": encoding}
-        await assert_error(await api.post(CHAT, data=body, headers=headers), status, code)
-
-
-async def test_a_compressed_body_is_accepted(api: ClientSession) -> None:
-    headers = {**JSON, "Content-Encoding": "gzip"}
-    body = gzip.compress(b'{"message": "a"}')
-    async with api.post(CHAT, data=body, headers=headers) as response:
-        assert response.status == 200
 
 
 async def test_a_request_that_expects_100_continue_is_accepted(api: ClientSession) -> None:

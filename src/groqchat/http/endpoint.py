@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from groqchat.errors import GroqChatError
 from groqchat.fields import MAX_CHARS_PLACEHOLDER
 from groqchat.http.error_models import ErrorResponse
-from groqchat.http.errors import ApiError, RequestError, validation_error
+from groqchat.http.errors import UNSUPPORTED_ENCODING, ApiError, RequestError, validation_error
 from groqchat.http.expectations import handle_expect, send_continue
 from groqchat.http.state import SERVICES
 from groqchat.models import NoQuery
@@ -267,7 +267,7 @@ def _check_content_type(request: web.Request) -> None:
 
 async def _read(request: web.Request) -> bytes:
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() not in ENCODINGS:
-        _reject(415, "unsupported_media_type", "The content encoding of the body is not supported.")
+        raise RequestError(UNSUPPORTED_ENCODING)
     if hdrs.EXPECT in request.headers:
         await send_continue(request)
     try:

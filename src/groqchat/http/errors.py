@@ -143,6 +143,13 @@ class ApiError:
         return response
 
 
+UNSUPPORTED_ENCODING = ApiError(
+    status=415,
+    code="unsupported_media_type",
+    message="The content encoding of the body is not supported: use gzip, deflate or none.",
+)
+
+
 def to_api_error(error: Exception) -> ApiError:
     """Return the API error of an exception; a plain 500 for an unknown class."""
     if isinstance(error, RequestError):

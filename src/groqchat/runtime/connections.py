@@ -41,7 +41,6 @@ PUBLIC_ADDRESS_LIMIT = 1024
 IPV6_CUSTOMER_BITS = 64
 
 REQUEST_TIMEOUT = replace(api_error_for_status(408), closes=True)
-HEAD_TOO_LARGE = api_error_for_status(431)
 TOO_MANY_CONNECTIONS = ApiError(
     status=503, code="overloaded", message="Too many connections are open.", closes=True
 )

@@ -8,22 +8,20 @@ from typing import Any
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
+from aiohttp.http_exceptions import HttpProcessingError
 
 from groqchat.http.errors import ApiError, RequestError, api_error_for_status, to_api_error
 from groqchat.http.request_id import NO_REQUEST_ID, REQUEST_ID_HEADER, new_request_id, request_id
 from groqchat.runtime.connections import (
-    HEAD_TOO_LARGE,
     MAX_HEAD_BYTES,
     MAX_LINGERING,
     Connections,
     Phase,
 )
+from groqchat.runtime.parse_errors import HEAD_TOO_LARGE, parse_error
 from groqchat.runtime.responses import LastResponse, raw_response
 from groqchat.runtime.socket_options import limit_kernel_buffer, send_with_end
 
-# Many proxies accept 8 to 16 KiB. A longer message belongs into the body of `POST /chat`.
-MAX_REQUEST_LINE_BYTES = 65_536
 # A client that still sends its request can read the error during this time. If the connection was
 # closed at once, its kernel would discard the error.
 LINGER_S = 2.0
@@ -242,7 +240,7 @@ class HttpConnection(web.RequestHandler):
         """
         if isinstance(exc, HttpProcessingError):
             new_request_id()
-            error = api_error_for_status(_status_of(exc, status))
+            error = parse_error(exc, status)
             log.info("malformed HTTP request rejected: %s", type(exc).__name__)
         else:
             if request_id.get() == NO_REQUEST_ID:
@@ -327,13 +325,3 @@ class HttpConnection(web.RequestHandler):
     def _end_lingering(self) -> None:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
-
-
-def _status_of(error: HttpProcessingError, status: int) -> int:
-    """Return the status of a request that aiohttp cannot parse."""
-    if isinstance(error, LineTooLong):
-        is_request_line = error.args[1] == MAX_REQUEST_LINE_BYTES
-        return HTTPStatus.REQUEST_URI_TOO_LONG if is_request_line else HEAD_TOO_LARGE.status
-    if isinstance(error, BadHttpMessage) and error.message == "Too many headers received":
-        return HEAD_TOO_LARGE.status
-    return status

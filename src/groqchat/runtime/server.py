@@ -21,7 +21,7 @@ from groqchat.http.state import SERVICES
 from groqchat.runtime.connections import ConnectionLimits
 from groqchat.runtime.file_limit import raise_file_limit
 from groqchat.runtime.gc_tuning import tuned_gc
-from groqchat.runtime.protocol import MAX_REQUEST_LINE_BYTES
+from groqchat.runtime.parse_errors import MAX_REQUEST_LINE_BYTES
 from groqchat.runtime.runner import Runner
 from groqchat.runtime.site import Site
 from groqchat.runtime.start_log import log_addresses
