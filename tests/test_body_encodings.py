@@ -1,6 +1,8 @@
-"""Bodies with a Content-Encoding."""
+"""Bodies with a Content-Encoding or a Transfer-Encoding."""
 
 import gzip
+import json
+import logging
 from typing import Any
 
 import pytest
@@ -60,3 +62,40 @@ async def test_a_client_that_still_sends_an_undecodable_body_receives_the_error(
         one.writer.close()
         # aiohttp cannot read the next request, so the connection ends.
         assert await one.read_to_end() == b""
+
+
+def chunked(*headers: str) -> bytes:
+    """Return a request with a body in one chunk."""
+    lines = [f"POST {CHAT} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+
+
+@pytest.mark.usefixtures("no_turn")
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ("Transfer-Encoding: gzip, chunked",),
+        ("Transfer-Encoding: x-unknown,chunked", "Content-Encoding: identity"),
+    ],
+)
+async def test_an_unknown_transfer_encoding_is_a_501_and_the_connection_goes_on(
+    api: ClientSession, headers: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with connect(api) as one:
+        one.writer.write(chunked(*headers))
+        status, _, body = await one.response()
+        error = json.loads(body)["error"]
+        assert (status, error["code"]) == (501, "not_implemented")
+        assert error["type"] == "invalid_request_error"
+        assert error["message"] == "The only supported transfer encoding is chunked."
+        await one.send("GET /healthz HTTP/1.1", "Host: localhost")
+        assert (await one.response())[0] == 200
+    # An operator can do nothing about it.
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize("value", ["chunked", "Chunked"])
+async def test_a_chunked_body_is_accepted(api: ClientSession, value: str) -> None:
+    async with connect(api) as one:
+        one.writer.write(chunked(f"Transfer-Encoding: {value}"))
+        assert (await one.response())[0] == 200

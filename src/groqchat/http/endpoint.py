@@ -19,7 +19,13 @@ from pydantic import BaseModel, ValidationError
 from groqchat.errors import GroqChatError
 from groqchat.fields import MAX_CHARS_PLACEHOLDER
 from groqchat.http.error_models import ErrorResponse
-from groqchat.http.errors import UNSUPPORTED_ENCODING, ApiError, RequestError, validation_error
+from groqchat.http.errors import (
+    UNSUPPORTED_ENCODING,
+    UNSUPPORTED_TRANSFER_ENCODING,
+    ApiError,
+    RequestError,
+    validation_error,
+)
 from groqchat.http.expectations import handle_expect, send_continue
 from groqchat.http.state import SERVICES
 from groqchat.models import NoQuery
@@ -35,6 +41,7 @@ PARAMETER_PATTERN = re.compile(r":[^}]+\}")
 PARAMETERS = frozenset({"path", "query", "headers", "body"})
 # The content encodings that aiohttp decodes.
 ENCODINGS = frozenset({"identity", "gzip", "deflate"})
+CHUNKED = "chunked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,9 +273,13 @@ def _check_content_type(request: web.Request) -> None:
 
 
 async def _read(request: web.Request) -> bytes:
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() not in ENCODINGS:
+    headers = request.headers
+    if hdrs.CONTENT_ENCODING in headers and headers[hdrs.CONTENT_ENCODING].lower() not in ENCODINGS:
         raise RequestError(UNSUPPORTED_ENCODING)
-    if hdrs.EXPECT in request.headers:
+    if hdrs.TRANSFER_ENCODING in headers and headers[hdrs.TRANSFER_ENCODING].lower() != CHUNKED:
+        # aiohttp ignores every coding but the last one.
+        raise RequestError(UNSUPPORTED_TRANSFER_ENCODING)
+    if hdrs.EXPECT in headers:
         await send_continue(request)
     try:
         return await request.read()

@@ -56,6 +56,7 @@ _TYPES = {
     403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
+    501: "invalid_request_error",
     502: "upstream_error",
     503: "unavailable_error",
     504: "upstream_error",
@@ -147,6 +148,11 @@ UNSUPPORTED_ENCODING = ApiError(
     status=415,
     code="unsupported_media_type",
     message="The content encoding of the body is not supported: use gzip, deflate or none.",
+)
+UNSUPPORTED_TRANSFER_ENCODING = ApiError(
+    status=501,
+    code="not_implemented",
+    message="The only supported transfer encoding is chunked.",
 )
 
 

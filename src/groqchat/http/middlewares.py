@@ -74,7 +74,8 @@ def _http_exception_response(request: web.Request, error: web.HTTPException) -> 
 
 def _error_response(request: web.Request, error: GroqChatError | RequestError) -> web.Response:
     api_error = to_api_error(error)
-    if api_error.is_server_error:
+    # The client causes a 501.
+    if api_error.is_server_error and api_error.status != HTTPStatus.NOT_IMPLEMENTED:
         detail = error.detail if isinstance(error, GroqChatError) else ""
         # Temporary failures come in large numbers and end without an operator.
         level = logging.WARNING if api_error.status in RETRY_AFTER_STATUS else logging.ERROR

@@ -26,6 +26,7 @@ BODY_ERRORS = {
     400: ("malformed_json", "malformed_body", "incomplete_body"),
     413: ("body_too_large",),
     415: ("unsupported_media_type",),
+    501: ("not_implemented",),
 }
 QUERY_ERRORS = {400: ("malformed_query",), 414: ("uri_too_long",)}
 PATH_ERRORS = {404: ("not_found",)}
