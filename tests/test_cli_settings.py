@@ -52,6 +52,23 @@ def test_check_names_the_env_file_the_sources_and_the_address_of_redis(directory
     assert "GROQ_BASE_URL=offline:?chunk_ms=20  # --local" in lines
 
 
+def test_each_line_of_the_env_file_that_is_no_setting_is_reported_once(directory: Path) -> None:
+    (directory / ".env").write_text("REDIS_URL=memory:\nno setting\nPORT=1\nno setting either\n")
+    checked = run_groqchat("check", cwd=directory, GROQ_BASE_URL="offline:")
+    assert checked.returncode == 0
+    reported = [line for line in checked.stderr.splitlines() if "python-dotenv" in line]
+    assert [line.partition(" WARNING groqchat [-] ")[2] for line in reported] == [
+        ".env: python-dotenv could not parse statement starting at line 2",
+        ".env: python-dotenv could not parse statement starting at line 4",
+    ]
+    failed = run_groqchat("serve", cwd=directory, WORKERS="no")
+    assert failed.stderr.splitlines() == [
+        "groqchat: WORKERS: must be a whole number",
+        ".env: python-dotenv could not parse statement starting at line 2",
+        ".env: python-dotenv could not parse statement starting at line 4",
+    ]
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_the_options_of_serve_override_the_environment(directory: Path, workers: str) -> None:
     (directory / ".env").write_text("HOST=127.0.0.2\n")

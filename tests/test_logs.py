@@ -16,6 +16,9 @@ from groqchat.http.request_id import request_id
 from groqchat.runtime.logs import configure_logging
 from tests.support.service import Service, run_groqchat
 
+# The message of python-dotenv for the second line of a file.
+UNPARSED = "python-dotenv could not parse statement starting at line 2"
+
 
 @pytest.fixture(autouse=True)
 def restored_logging() -> Iterator[None]:
@@ -128,6 +131,20 @@ def test_with_json_a_failed_start_is_an_object_too(directory: Path) -> None:
         "CRITICAL",
         "REDIS_URL=memory: cannot be shared by workers: set WORKERS=1",
     )
+
+
+def test_with_json_a_line_of_the_env_file_that_is_no_setting_is_reported_in_one_object(
+    directory: Path,
+) -> None:
+    (directory / ".env").write_text("# a comment\nno setting\nREDIS_URL=memory:\n")
+    with Service(directory, LOG_FORMAT="json", GROQ_BASE_URL="offline:") as service:
+        assert service.terminate() == 0
+        service.read_to_end()
+    assert [
+        (line["level"], line["logger"], line["message"])
+        for line in lines_of(service.log)
+        if "python-dotenv" in line["message"]
+    ] == [("WARNING", "groqchat", f".env: {UNPARSED}")]
 
 
 def test_an_unknown_log_format_is_rejected(directory: Path) -> None:

@@ -1,8 +1,10 @@
 """The sources of settings, the environment and `.env`, and warnings for unknown names."""
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ FOREIGN_NAME = re.compile(
 FOREIGN_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
 # Names without other characters can be part of a log line.
 NAME = re.compile(r"[A-Z0-9_]{1,64}")
+# Logs a warning for each line that it cannot parse, whenever `.env` is read.
+DOTENV_LOGGER = "dotenv.main"
 
 
 class _GivenSettings(Settings):
@@ -60,13 +64,14 @@ def given_settings(**values: Any) -> Settings:
 
 def _validated(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     try:
-        return kind(**values)
+        with _dotenv_warnings() as warnings:
+            return kind(**values)
     except ValidationError as error:
         problems = [
             ": ".join([*(str(part).upper() for part in problem["loc"]), message_of(problem)])
             for problem in error.errors(include_url=False, include_input=False)
         ]
-        raise ConfigurationError("\n".join(problems)) from None
+        raise ConfigurationError("\n".join([*problems, *warnings])) from None
     except UnicodeDecodeError:
         raise ConfigurationError(".env is not encoded in UTF-8") from None
     except OSError as error:
@@ -81,14 +86,18 @@ def env_file() -> Path | None:
 
 def sources() -> dict[str, str]:
     """Return the source of each setting that has a value: `environment` or `.env`."""
-    found = dict.fromkeys(_given(_env_file_values()), ".env")
+    with _dotenv_warnings():
+        found = dict.fromkeys(_given(_env_file_values()), ".env")
     return found | dict.fromkeys(_given(os.environ), "environment")
 
 
 def ineffective_variables() -> Iterator[str]:
-    """Yield a warning for each variable that looks like a setting but is none."""
+    """Yield a warning for each line of `.env` and each variable that seems meant for a setting."""
+    with _dotenv_warnings() as warnings:
+        env_file_values = _env_file_values()
+    yield from warnings
     seen = set()
-    for where, variables in (("the environment", os.environ), (".env", _env_file_values())):
+    for where, variables in (("the environment", os.environ), (".env", env_file_values)):
         for name, value in variables.items():
             upper = name.upper()
             if upper not in seen and NAME.fullmatch(upper):
@@ -122,6 +131,23 @@ def _problem_of(name: str, value: str) -> str | None:
 def _env_file_values() -> Mapping[str, str | None]:
     path = env_file()
     return {} if path is None else dotenv_values(path)
+
+
+@contextmanager
+def _dotenv_warnings() -> Iterator[list[str]]:
+    """Collect the warnings of python-dotenv, which would appear before the log has its format."""
+    warnings: list[str] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        warnings.append(f".env: {record.getMessage()}")
+        return False
+
+    logger = logging.getLogger(DOTENV_LOGGER)
+    logger.addFilter(collect)
+    try:
+        yield warnings
+    finally:
+        logger.removeFilter(collect)
 
 
 def _given(variables: Mapping[str, str | None]) -> Iterator[str]:
