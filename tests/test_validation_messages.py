@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 from pydantic import BaseModel, ValidationError
+from yarl import URL
 
 from groqchat import models
 from groqchat.app import create_app
@@ -216,3 +217,24 @@ async def test_long_names_of_unknown_fields_are_not_compared(api: ClientSession)
     assert {detail["message"].partition(";")[2][:16] for detail in error["details"]} == {
         " the fields are "
     }
+
+
+SESSIONS_FIELDS = "the fields are `limit`, `order`, `after`, `before`"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "message"),
+    [
+        ("GET", "sessions?=&", None, f'"": unknown field; {SESSIONS_FIELDS}'),
+        ("GET", "sessions?=1&=2", None, '"": must not be repeated'),
+        ("GET", "sessions/s?=", None, '"": unknown field; no field is allowed here'),
+        ("POST", "chat", {"message": "a", "": 1}, '"": unknown field; the fields are '),
+    ],
+)
+async def test_a_field_with_an_empty_name_is_shown_in_quotes(
+    api: ClientSession, method: str, path: str, body: Any, message: str
+) -> None:
+    url = URL(f"{BASE}/{path}", encoded=True)
+    response = await api.request(method, url, json=body)
+    error = await assert_error(response, 422, "invalid_field", param="")
+    assert error["message"].startswith(message)

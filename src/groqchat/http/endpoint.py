@@ -24,6 +24,7 @@ from groqchat.http.errors import (
     UNSUPPORTED_TRANSFER_ENCODING,
     ApiError,
     RequestError,
+    about_field,
     validation_error,
 )
 from groqchat.http.expectations import handle_expect, send_continue
@@ -261,7 +262,7 @@ def _query_of(request: web.Request) -> dict[str, str]:
     if len(query) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        _reject(422, "invalid_field", f"{repeated}: must not be repeated", param=repeated)
+        _reject(422, "invalid_field", about_field(repeated, "must not be repeated"), param=repeated)
     return query
 
 

@@ -47,6 +47,7 @@ DEFAULT_RETRY_AFTER_S = 1
 MAX_DETAILS = 50
 # Paths of unknown fields are truncated to this length; those of known fields are shorter.
 MAX_PARAM_CHARS = 64
+EMPTY_NAME = '""'
 # nginx logs this status for a client that has disconnected; nobody receives it.
 CLIENT_CLOSED_REQUEST = 499
 RETRY_AFTER_STATUS = frozenset({429, 503})
@@ -224,14 +225,17 @@ def validation_error(error: ValidationError, model: type[BaseModel]) -> ApiError
         )
     details = [
         ErrorDetail(
-            param=_printable(".".join(str(part) for part in problem["loc"])) or None,
+            param=_param_of(problem["loc"]),
             message=message_of(problem, model.model_fields),
             type=problem["type"],
         )
         for problem in error.errors(include_url=False, include_input=False)
     ]
     first = details[0]
-    message = f"{first.param}: {first.message}" if first.param else f"The body {first.message}."
+    if first.param is None:
+        message = f"The body {first.message}."
+    else:
+        message = about_field(first.param, first.message)
     return ApiError(
         status=422,
         code=errors.InvalidField.code,
@@ -241,6 +245,14 @@ def validation_error(error: ValidationError, model: type[BaseModel]) -> ApiError
     )
 
 
-def _printable(param: str) -> str:
-    """Return the name of a field, which a client may have chosen, shortened and valid UTF-8."""
-    return param[:MAX_PARAM_CHARS].encode(errors="replace").decode()
+def about_field(name: str, message: str) -> str:
+    """Return a message about a field, whose name a client may have chosen."""
+    return f"{name or EMPTY_NAME}: {message}"
+
+
+def _param_of(location: tuple[int | str, ...]) -> str | None:
+    """Return the path of a field, shortened and valid UTF-8; None for the whole body."""
+    if not location:
+        return None
+    path = ".".join(str(part) for part in location)
+    return path[:MAX_PARAM_CHARS].encode(errors="replace").decode()
