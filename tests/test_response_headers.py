@@ -5,6 +5,7 @@ import json
 import pytest
 from aiohttp import ClientSession
 
+from tests.conftest import Serve
 from tests.support.api import BASE
 from tests.support.raw_http import connect
 
@@ -62,3 +63,32 @@ async def test_a_json_response_has_the_same_headers_for_every_request(
     }
     assert headers["Content-Type"] == "application/json"
     assert not has_body or json.loads(body)["sessions"] == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        (("GET / HTTP/1.1", "Host: localhost", "Bad Header: x"), 400),
+        ((*GET, "Content-Encoding: br"), 415),
+        ((f"GET /?{'x' * 100_000} HTTP/1.1", "Host: localhost"), 414),
+        (("GET / HTTP/1.1", *(f"X-{number}: {'x' * 5000}" for number in range(60))), 431),
+        (("POST /nowhere HTTP/1.1", "Host: localhost", "Expect: something"), 417),
+    ],
+    ids=["malformed", "undecodable", "long line", "large headers", "expectation"],
+)
+async def test_a_browser_does_not_guess_another_type_for_an_error_outside_of_the_application(
+    api: ClientSession, lines: tuple[str, ...], status: int
+) -> None:
+    async with connect(api) as one:
+        await one.send(*lines)
+        found, headers, _ = await one.response()
+    assert (found, headers["X-Content-Type-Options"]) == (status, "nosniff")
+
+
+async def test_a_browser_does_not_guess_another_type_for_the_error_of_a_full_service(
+    serve: Serve,
+) -> None:
+    api = await serve(max_connections_per_address=1)
+    async with connect(api), connect(api) as second:
+        found, headers, _ = await second.response()
+    assert (found, headers["X-Content-Type-Options"]) == (503, "nosniff")

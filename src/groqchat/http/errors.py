@@ -50,6 +50,9 @@ MAX_PARAM_CHARS = 64
 EMPTY_NAME = '""'
 # nginx logs this status for a client that has disconnected; nobody receives it.
 CLIENT_CLOSED_REQUEST = 499
+# A browser must not run stored text as a script or show it as HTML.
+CONTENT_TYPE_OPTIONS = "X-Content-Type-Options"
+NOSNIFF = "nosniff"
 RETRY_AFTER_STATUS = frozenset({429, 503})
 
 _TYPES = {
@@ -126,11 +129,11 @@ class ApiError:
         )
 
     def headers(self) -> dict[str, str]:
-        """Return the headers that the status requires."""
+        """Return the headers that every error or its status requires."""
         if self.status not in RETRY_AFTER_STATUS:
-            return {}
+            return {CONTENT_TYPE_OPTIONS: NOSNIFF}
         seconds = math.ceil(self.retry_after_s or DEFAULT_RETRY_AFTER_S)
-        return {"Retry-After": str(max(seconds, 1))}
+        return {CONTENT_TYPE_OPTIONS: NOSNIFF, "Retry-After": str(max(seconds, 1))}
 
     def response(self) -> web.Response:
         """Return the complete response."""

@@ -9,14 +9,17 @@ from aiohttp.typedefs import Handler, Middleware
 
 from groqchat.errors import GroqChatError
 from groqchat.http.cors import is_preflight, preflight_response
-from groqchat.http.errors import RETRY_AFTER_STATUS, RequestError, to_api_error
+from groqchat.http.errors import (
+    CONTENT_TYPE_OPTIONS,
+    NOSNIFF,
+    RETRY_AFTER_STATUS,
+    RequestError,
+    to_api_error,
+)
 from groqchat.http.hosts import AllowedHosts
 from groqchat.http.origins import SEC_FETCH_SITE, AllowedOrigins
 from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
 from groqchat.openai_paths import COMPLETIONS_PATH, MODELS_PATH
-
-CONTENT_TYPE_OPTIONS = "X-Content-Type-Options"
-NOSNIFF = "nosniff"
 
 # The second one is the path of OpenAI's own API.
 OPENAI_PATHS = ("/openai", "/v1")
@@ -53,7 +56,6 @@ def errors(hosts: AllowedHosts, origins: AllowedOrigins) -> Middleware:
             log.exception("%s %s failed", request.method, request.rel_url.raw_path)
             response = to_api_error(error).response()
         response.headers[REQUEST_ID_HEADER] = request_id
-        # A browser must not run stored text as a script or show it as HTML.
         response.headers[CONTENT_TYPE_OPTIONS] = NOSNIFF
         return response
 

@@ -159,7 +159,7 @@ class HttpConnection(web.RequestHandler):
         try:
             super().log_access(request, response, time)
         finally:
-            if self._closes_after_response():
+            if self._all.is_draining and self._closes_after_response():
                 # The head of the response may be older than the drain, so the client does not know.
                 response.force_close()
             self._response_ended()
