@@ -1,6 +1,7 @@
 """GET /readyz: the states of Redis and of Groq."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from pydantic import SecretStr
 from groqchat.storage import keys, write_probe
 from tests.conftest import Serve
 from tests.support.groq import MockGroq
+from tests.support.raw_groq import RawGroq
 from tests.support.redis_servers import RedisServer
+from tests.support.service import run_groqchat
 from tests.support.streams import wait_until
 
 
@@ -138,3 +141,45 @@ async def test_a_failure_of_groq_is_reported_and_does_not_make_the_service_unrea
         return await groq_state(api) == state
 
     await wait_until(is_reported)
+
+
+NO_LISTS = [b"{}", b"[]", b'{"data":null}', b'{"data":[1,{"id":2}]}', b"no JSON"]
+
+
+@pytest.mark.parametrize("models", NO_LISTS)
+async def test_a_response_that_is_no_list_of_models_is_a_failure_of_groq(
+    serve: Serve, models: bytes
+) -> None:
+    async with RawGroq(_no_completion, models).serve() as groq:
+        api = await serve(groq_base_url=groq.url)
+        assert (await api.get("/openai/v1/models")).status == 502
+        assert await groq_state(api) == "failing: completion_unavailable"
+
+
+async def test_an_empty_list_of_models_is_no_failure(serve: Serve) -> None:
+    async with RawGroq(_no_completion, b'{"data":[]}').serve() as groq:
+        api = await serve(groq_base_url=groq.url)
+        assert (await api.get("/openai/v1/models")).status == 200
+        assert await groq_state(api) == "ok"
+
+
+async def test_the_command_check_fails_if_the_response_is_no_list_of_models(
+    directory: Path,
+) -> None:
+    async with RawGroq(_no_completion, b"{}").serve() as groq:
+        checked = await asyncio.to_thread(
+            run_groqchat,
+            "check",
+            cwd=directory,
+            REDIS_URL="memory:",
+            GROQ_API_KEY="k",
+            GROQ_BASE_URL=groq.url,
+        )
+    assert checked.stdout.splitlines()[-1] == (
+        "Groq: FAILED: Groq's response is not a list of models"
+    )
+    assert checked.returncode == 1
+
+
+async def _no_completion(writer: asyncio.StreamWriter) -> None:
+    raise AssertionError("no test requests a completion")

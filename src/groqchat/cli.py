@@ -27,6 +27,7 @@ from groqchat.runtime.logs import configure_logging, report_failure
 from groqchat.runtime.server import listen_error, new_event_loop, serve, stop_signal
 from groqchat.runtime.workers import CONFIGURATION_STATUS, decode_settings, serve_workers
 from groqchat.services.groq.client import open_groq_client
+from groqchat.services.groq.model_catalog import parse_models
 from groqchat.services.history_store import HistoryStore
 from groqchat.settings import Settings
 from groqchat.storage.command_batcher import CommandBatcher
@@ -163,7 +164,7 @@ async def _check_groq(settings: Settings) -> str:
         groq_base_url_of(settings) as base_url,
         open_groq_client(settings, base_url) as groq,
     ):
-        await groq.list_models()
+        parse_models(await groq.list_models())
     return f"ok at {settings.groq_base_url}"
 
 

@@ -28,9 +28,13 @@ Respond: TypeAlias = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 @dataclass
 class RawGroq:
-    """The URL of the server, its connections, and the bodies of the completion requests."""
+    """The URL of the server, its connections, and the bodies of the completion requests.
+
+    `models` is the body of its list of models.
+    """
 
     respond: Respond
+    models: bytes = MODELS
     url: str = ""
     connections: int = 0
     bodies: list[bytes] = field(default_factory=list)
@@ -67,7 +71,7 @@ class RawGroq:
         length = re.search(rb"content-length: (\d+)", head.lower())
         body = await reader.readexactly(int(length[1]) if length else 0)
         if head.startswith(b"GET "):
-            writer.write(whole(MODELS))
+            writer.write(whole(self.models))
             return
         self.bodies.append(body)
         await self.respond(writer)

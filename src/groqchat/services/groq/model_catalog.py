@@ -136,7 +136,7 @@ class ModelCatalog:
 
     async def _refresh(self) -> None:
         try:
-            reply = parse_json(await self._groq.list_models())
+            models = parse_models(await self._groq.list_models())
             self.groq_state = "ok"
         except CompletionError as error:
             is_rejected = isinstance(error.__cause__, KEY_ERRORS)
@@ -145,18 +145,24 @@ class ModelCatalog:
         finally:
             self._last_attempt = time.monotonic()
             self.checked_at = iso_time(int(time.time() * MICROS_PER_S))
-        data = reply.get("data") if isinstance(reply, dict) else None
-        if not isinstance(data, list):
-            raise CompletionUnavailable("Groq's response is not a list of models")
         self._models = [
-            model
-            for model in data
-            if isinstance(model, dict)
-            and isinstance(model.get("id"), str)
-            and (not self._allowed or model["id"] in self._allowed)
+            model for model in models if not self._allowed or model["id"] in self._allowed
         ]
         self._names = frozenset(model["id"] for model in self._models)
         self.refreshed_at = iso_time(int(time.time() * MICROS_PER_S))
+
+
+def parse_models(content: bytes) -> list[dict[str, Any]]:
+    """Return the models in a response body of Groq; raise CompletionUnavailable without a list."""
+    reply = parse_json(content)
+    data = reply.get("data") if isinstance(reply, dict) else None
+    if isinstance(data, list):
+        models = [
+            model for model in data if isinstance(model, dict) and isinstance(model.get("id"), str)
+        ]
+        if models or not data:
+            return models
+    raise CompletionUnavailable("Groq's response is not a list of models")
 
 
 def _retrieve_error(task: asyncio.Task[None]) -> None:
