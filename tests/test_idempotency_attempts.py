@@ -7,6 +7,7 @@ import pytest
 from aiohttp import ClientSession
 from redis.asyncio import Redis
 
+from groqchat.services.turns import registry
 from groqchat.storage import keys
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
@@ -110,6 +111,24 @@ async def test_a_request_just_after_a_failure_runs_the_turn_again(
         assert response.status == 200, await response.text()
         await response.read()
         assert len(groq.requests) == 2 * (number + 1)
+
+
+async def test_another_worker_returns_the_error_until_it_is_written_and_then_runs_the_turn_again(
+    serve: Serve, groq: MockGroq, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = [await serve(groq_max_retries=0), await serve()]
+    release = hold(groq)
+    groq.options.fail = "500"
+    first = asyncio.create_task(post(workers[0]))
+    await wait_until(lambda: is_published(redis))
+    # The worker of the turn writes its last events later than usual.
+    monkeypatch.setattr(registry, "COALESCE_S", 1.0)
+    release.set()
+    await assert_error(await first, 502, "completion_unavailable")
+    groq.options.fail = None
+    await assert_error(await post(workers[1]), 502, "completion_unavailable")
+    assert len(groq.requests) == 1
+    assert (await (await post(workers[1])).json())["message"] == ANSWER
 
 
 async def test_each_attempt_numbers_its_events_in_a_range_of_its_own(
