@@ -37,6 +37,7 @@ LAYERS = [
         "runtime.file_limit",
         "runtime.logs",
     },
+    {"runtime.rejections"},
     {"app"},
     {"routes"},
     {"http"},

@@ -16,6 +16,7 @@ from typing import Protocol
 from groqchat.background import background_task
 from groqchat.errors import ShuttingDown
 from groqchat.http.errors import ApiError, api_error_for_status, to_api_error
+from groqchat.runtime.rejections import Rejections
 
 # A body of 4 MB passes over a link of 32 kbit/s: half of the speed to which mobile providers
 # throttle their customers.
@@ -43,6 +44,9 @@ IPV6_CUSTOMER_BITS = 64
 REQUEST_TIMEOUT = replace(api_error_for_status(408), closes=True)
 TOO_MANY_CONNECTIONS = ApiError(
     status=503, code="overloaded", message="Too many connections are open.", closes=True
+)
+TOO_MANY_OF_ADDRESS = replace(
+    TOO_MANY_CONNECTIONS, message="Too many connections from this address are open."
 )
 SHUTTING_DOWN = replace(to_api_error(ShuttingDown()), closes=True)
 TOO_MANY_BYTES = ApiError(
@@ -155,6 +159,7 @@ class Connections:
         self._idle: set[Connection] = set()
         self.lingering = 0
         self._search_s = 0.0
+        self._rejections = Rejections(clock)
         self._open: dict[Connection, str | None] = {}
         self._per_address: Counter[str] = Counter()
 
@@ -170,8 +175,11 @@ class Connections:
         """Count a new connection; close an old one for it, or reject it."""
         key = self._counted_address(connection.address)
         is_full = len(self._open) >= self.limits.max_connections and not self._make_room()
-        if is_full or (key is not None and self._per_address[key] >= self._address_limit):
-            connection.reject(TOO_MANY_CONNECTIONS)
+        if is_full:
+            self._reject(connection, TOO_MANY_CONNECTIONS, "MAX_CONNECTIONS")
+            return
+        if key is not None and self._per_address[key] >= self._address_limit:
+            self._reject(connection, TOO_MANY_OF_ADDRESS, "MAX_CONNECTIONS_PER_ADDRESS")
             return
         self._open[connection] = key
         if key is not None:
@@ -191,7 +199,11 @@ class Connections:
             largest = max(self._open, key=lambda each: each.buffered_bytes, default=None)
             if largest is None or not largest.buffered_bytes:
                 return
-            largest.reject(TOO_MANY_BYTES)
+            self._reject(largest, TOO_MANY_BYTES, "MAX_REQUEST_BUFFER_BYTES")
+
+    def _reject(self, connection: Connection, error: ApiError, setting: str) -> None:
+        self._rejections.add(setting, connection.address)
+        connection.reject(error)
 
     def reject_incomplete(self) -> None:
         """Reject the requests that have not arrived completely."""
@@ -282,6 +294,7 @@ class Connections:
             connection.abort()
         if stalled:
             log.info("closed %d connection(s) whose clients do not read", len(stalled))
+        self._rejections.log()
         limits = self.limits
         shortest_s = min(limits.header_timeout_s, limits.body_timeout_s, limits.write_timeout_s)
         return min(MAX_INSPECTION_INTERVAL_S, shortest_s / INSPECTIONS_PER_DEADLINE)
