@@ -94,6 +94,53 @@ async def test_a_follower_receives_earlier_events_at_once_and_later_ones_as_they
     assert received[2:] == []
 
 
+@pytest.mark.parametrize("is_private", [False, True])
+async def test_events_are_pushed_to_a_follower_that_waits_and_takes_them(
+    *, is_private: bool
+) -> None:
+    turn = new_turn(is_private=is_private)
+    pushed: list[bytes] = []
+    takes = True
+
+    def push(event: bytes) -> bool:
+        if takes:
+            pushed.append(event)
+        return takes
+
+    follower = turn.follow()
+    follower.push = push
+    add_events(turn, 40)
+    first = turn.events.last
+    # Not pushed: the follower did not wait.
+    assert await anext(follower) == first
+    waiting = asyncio.create_task(anext(follower))
+    await next_tick()
+    add_events(turn, 50, 60)
+    assert [len(event) for event in pushed] == [50, 60]
+    await next_tick()
+    assert not waiting.done()
+    takes = False
+    add_events(turn, 70)
+    assert len(await waiting) == 70
+    waiting = asyncio.create_task(anext(follower))
+    turn.end()
+    with pytest.raises(StopAsyncIteration):
+        await waiting
+    assert len(pushed) == 2
+
+
+async def test_nothing_is_pushed_to_a_follower_that_was_cancelled() -> None:
+    turn = new_turn()
+    follower = turn.follow()
+    follower.push = lambda _: pytest.fail("pushed")
+    waiting = asyncio.create_task(anext(follower))
+    await next_tick()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    add_events(turn, 40)
+    assert turn._followers == []
+
+
 async def test_each_follower_starts_after_its_own_event() -> None:
     turn = new_turn()
     add_events(turn, 40, 50, 60)

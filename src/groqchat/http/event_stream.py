@@ -5,9 +5,11 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import cast
 
 import orjson
 from aiohttp import HttpVersion11, hdrs, web
+from aiohttp.http import StreamWriter
 
 from groqchat import sse
 from groqchat.background import background_task
@@ -17,6 +19,7 @@ from groqchat.http.errors import error_event_data
 from groqchat.http.request_id import REQUEST_ID_HEADER, request_id
 from groqchat.models import ChatResponse, DeltaEvent, StartEvent
 from groqchat.services.groq.errors import strip_tracebacks
+from groqchat.services.turns.turn import Follower
 
 SSE_HEADERS = {
     hdrs.CONTENT_TYPE: f"{sse.CONTENT_TYPE}; charset=utf-8",
@@ -55,6 +58,21 @@ class _OpenStream:
     seen_writes: int = 0
     idle_inspections: int = 0
 
+    def push(self, event: bytes) -> bool:
+        """Write an event at once, if the client has read the earlier ones."""
+        if self.transport.is_closing() or self.transport.get_write_buffer_size():
+            return False
+        writer = cast("StreamWriter", self.request.writer)
+        try:
+            # Without a drain, this coroutine never waits.
+            writer.write(event, drain=False).send(None)
+        except StopIteration:
+            self.writes += 1
+            return True
+        except ConnectionError as error:
+            strip_tracebacks(error)
+        return False
+
 
 class EventStreams:
     """Sends event streams; one timer finds the idle, stalled and disconnected ones."""
@@ -84,6 +102,8 @@ class EventStreams:
         try:
             await response.prepare(request)
             stream = self._register(request, response)
+            if isinstance(events, Follower):
+                events.push = stream.push
             await _send_all(stream, events)
         except ConnectionError as error:
             # It refers to this frame, and aiohttp's frames refer to it: a cycle with the answer.
@@ -101,6 +121,8 @@ class EventStreams:
         finally:
             if stream is not None:
                 self._open.discard(stream)
+            if isinstance(events, Follower):
+                events.push = None
         return response
 
     def watching(self) -> AbstractAsyncContextManager[None]:

@@ -66,6 +66,11 @@ class TurnEvents(Sequence[bytes]):
         return _encode_text(self._blocks[block].part(part), self.first_number + position)
 
     @property
+    def last(self) -> bytes:
+        """The event that was added last."""
+        return self._latest[-1]
+
+    @property
     def next_number(self) -> int:
         """The number of the event that is added next."""
         return self.first_number + self._earlier + len(self._latest)

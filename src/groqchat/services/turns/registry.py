@@ -17,8 +17,12 @@ from groqchat.services.turns.turn import Turn
 from groqchat.storage.event_log import AppendResult, EventBatch, EventLog, TurnRequests
 from groqchat.storage.messages import STOPPED
 
-# Events that arrive within this time are written to Redis together.
+# Events that arrive within this time are written to Redis together. With many turns it is longer:
+# fewer writes, and still shorter than the longest poll of a follower on another worker.
 COALESCE_S = 0.025
+MAX_COALESCE_S = 0.1
+# With so many turns, the time begins to grow in proportion.
+BUSY_TURNS = 250
 # The maximum number of turns whose events share a transaction.
 MAX_GROUP = 64
 # At shutdown, each flush writes about sse.MAX_WRITE_BYTES of each turn. The longest answer needs
@@ -157,7 +161,8 @@ class TurnRegistry:
     async def _publish(self) -> float:
         """Flush once, read the requests of other workers, and remove finished turns."""
         await self._has_turns.wait()
-        await asyncio.sleep(COALESCE_S)
+        busy = len(self._local) / BUSY_TURNS
+        await asyncio.sleep(min(COALESCE_S * max(busy, 1.0), MAX_COALESCE_S))
         try:
             if self._is_idle:
                 # If this read fails, the events must be written all the same from now on.

@@ -1,7 +1,7 @@
 """A turn with events: one user message and its answer, which several clients can follow."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal, TypeAlias
 
@@ -69,6 +69,7 @@ class Turn:
         # Whether the answer was cut short by a stop.
         self.is_incomplete = False
         self._waiting: list[asyncio.Future[None]] = []
+        self._followers: list[Follower] = []
         self._limit: asyncio.Timeout | None = None
         # Whether the request to Groq has ended.
         self._is_complete = False
@@ -106,25 +107,9 @@ class Turn:
         self.is_over = True
         self._wake()
 
-    async def follow(self, after: int = 0) -> AsyncIterator[bytes]:
-        """Yield the events after a number until the last one; events that are ready are joined.
-
-        Raises TurnLost at the end of an attempt that another one has superseded.
-        """
-        after = min(self.position(after), len(self.events))
-        while True:
-            if after < len(self.events):
-                events, after = self.next_events(after)
-                yield events
-                if self.is_private:
-                    # There is no other follower.
-                    self.events.discard(after)
-            elif self.is_over:
-                if self.is_superseded and not self.has_outcome:
-                    raise superseded(self.id)
-                return
-            else:
-                await self._next_wake()
+    def follow(self, after: int = 0) -> "Follower":
+        """Return an iterator over the events after a number."""
+        return Follower(self, min(self.position(after), len(self.events)))
 
     async def wait_for_text(self) -> None:
         """Wait for the first text, at most FIRST_TEXT_WAIT_S; TurnFailed if the turn failed."""
@@ -231,6 +216,73 @@ class Turn:
             if not waiting.done():
                 waiting.set_result(None)
         self._waiting.clear()
+        if self._followers:
+            self._followers = [each for each in self._followers if each.waits_for_more()]
+
+    def add_follower(self, follower: "Follower") -> None:
+        """Tell a follower of each event that is added, and of the end."""
+        self._followers.append(follower)
+
+    def remove_follower(self, follower: "Follower") -> None:
+        """Forget a follower that waits no more."""
+        if follower in self._followers:
+            self._followers.remove(follower)
+
+
+class Follower(AsyncIterator[bytes]):
+    """Yields the events of a turn until the last one; events that are ready are joined.
+
+    `push`: receives an event that is added while the follower waits, without a switch to its task,
+    and returns whether it took it. Raises TurnLost at the end of an attempt that another one has
+    superseded.
+    """
+
+    def __init__(self, turn: Turn, after: int) -> None:
+        self.push: Callable[[bytes], bool] | None = None
+        self._turn = turn
+        # How many events precede the next one.
+        self._after = after
+        self._more: asyncio.Future[None] | None = None
+
+    async def __anext__(self) -> bytes:
+        """Return the next events, as many as one write should have."""
+        turn = self._turn
+        if turn.is_private:
+            # There is no other follower.
+            turn.events.discard(self._after)
+        while self._after >= len(turn.events):
+            if turn.is_over:
+                if turn.is_superseded and not turn.has_outcome:
+                    raise superseded(turn.id)
+                raise StopAsyncIteration
+            await self._wait()
+        events, self._after = turn.next_events(self._after)
+        return events
+
+    def waits_for_more(self) -> bool:
+        """Pass on the event that was added, or end the wait; return whether the wait goes on."""
+        turn, more = self._turn, self._more
+        if more is None or more.done():
+            return False
+        is_next = self._after == len(turn.events) - 1
+        if is_next and self.push is not None and self.push(turn.events.last):
+            self._after += 1
+            if turn.is_private:
+                turn.events.discard(self._after)
+            return True
+        more.set_result(None)
+        return False
+
+    async def _wait(self) -> None:
+        self._more = asyncio.get_running_loop().create_future()
+        self._turn.add_follower(self)
+        try:
+            await self._more
+        except asyncio.CancelledError:
+            self._turn.remove_follower(self)
+            raise
+        finally:
+            self._more = None
 
 
 def raise_early_failure(turn_id: str, last_event: bytes) -> None:
