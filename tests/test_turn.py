@@ -154,8 +154,8 @@ async def test_each_follower_starts_after_its_own_event() -> None:
         [first + second + third, last],
         [third, last],
         [last],
-        # A number that the turn has not reached yet counts as the latest number.
-        [last],
+        # The turn ends before it reaches this number.
+        [],
     ]
 
 

@@ -17,6 +17,7 @@ from tests.support.streams import wait_until
 from tests.support.turn_workers import (
     Worker,
     finish,
+    is_published,
     old_id,
     publish,
 )
@@ -51,6 +52,20 @@ async def test_a_running_turn_can_be_followed_from_its_latest_event(worker: Work
     assert not following.done()
     finish(turn)
     assert await following == turn.events[1]
+
+
+@pytest.mark.parametrize(("after", "count"), [(4, 2), (5, 1), (6, 0), (300, 0)])
+async def test_a_client_that_is_ahead_receives_only_later_events_from_every_worker(
+    publishing: Worker, other: Worker, after: int, count: int
+) -> None:
+    turn = publishing.start()
+    following = [asyncio.create_task(each.follow(turn.id, after)) for each in (publishing, other)]
+    await wait_until(lambda: is_published(other, turn))
+    for number in range(4):
+        turn.add("delta", {"text": str(number)})
+    finish(turn)
+    expected = b"".join(turn.events[len(turn.events) - count :])
+    assert await asyncio.gather(*following) == [expected, expected]
 
 
 async def test_another_worker_follows_the_events_as_they_are_published(

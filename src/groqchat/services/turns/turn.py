@@ -109,7 +109,7 @@ class Turn:
 
     def follow(self, after: int = 0) -> "Follower":
         """Return an iterator over the events after a number."""
-        return Follower(self, min(self.position(after), len(self.events)))
+        return Follower(self, self.position(after))
 
     async def wait_for_text(self) -> None:
         """Wait for the first text, at most FIRST_TEXT_WAIT_S; TurnFailed if the turn failed."""
