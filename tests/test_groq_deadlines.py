@@ -27,14 +27,16 @@ OPENAI = "/openai/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Hello"}]
 STREAM_KINDS = ["chat stream", "openai stream"]
 PLAIN_KINDS = ["chat", "chat with key", "openai"]
+# The headers of a variant of a request.
+HEADERS = {"with key": {"Idempotency-Key": "k"}, "session": {"X-Session-Id": "s"}}
 NEAR_S = 0.4
 
 
 async def send(api: ClientSession, kind: str) -> tuple[int, str]:
     """Send a request of a kind; return its status and body, which may be a stream of events."""
     name, _, variant = kind.partition(" ")
-    is_stream = variant == "stream"
-    headers = {"Idempotency-Key": "k"} if variant == "with key" else {}
+    is_stream = variant in {"stream", "session"}
+    headers = HEADERS.get(variant, {})
     if name == "openai":
         body: dict[str, Any] = {"model": "m", "messages": MESSAGES, "stream": is_stream}
         path = OPENAI

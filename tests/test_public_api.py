@@ -96,7 +96,7 @@ async def test_without_any_private_part_of_aiohttp_requests_use_its_public_api(
     used: list[str] = []
     for owner, method in (
         (aiohttp_internals.RequestTemplate, "send"),
-        (aiohttp_internals.CleanIdleConnector, "_get"),
+        (aiohttp_internals.GroqConnector, "_get"),
     ):
         monkeypatch.setattr(owner, method, lambda *_, method=method: used.append(method))
     api = await serve()

@@ -3,7 +3,7 @@
 import aiohttp
 from yarl import URL
 
-from groqchat.services.groq.aiohttp_internals import CleanIdleConnector, missing_internals
+from groqchat.services.groq.aiohttp_internals import GroqConnector, missing_internals
 from groqchat.services.groq.stream_end import MAX_DRAINING
 
 # Longer than the gaps between most requests, shorter than the idle timeout of most load balancers.
@@ -20,7 +20,7 @@ def open_http_session(max_connections: int, proxy: URL | None = None) -> aiohttp
     if missing_internals():
         connector = aiohttp.TCPConnector(limit=limit, force_close=True)
     else:
-        connector = CleanIdleConnector(limit=limit, keepalive_timeout=KEEPALIVE_S)
+        connector = GroqConnector(limit=limit, keepalive_timeout=KEEPALIVE_S)
     return aiohttp.ClientSession(
         connector=connector, cookie_jar=aiohttp.DummyCookieJar(), proxy=proxy
     )
