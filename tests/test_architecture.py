@@ -55,6 +55,7 @@ LAYERS = [
         "models",
         "openai_paths",
         "retry",
+        "secret_types",
         "settings",
         "sse",
         "urls",

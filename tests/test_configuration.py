@@ -67,6 +67,7 @@ def test_a_variable_that_looks_like_a_setting_causes_a_warning(
         ("REDIS_ENV_GOSU_VERSION", "1.17"),
         ("REDIS_DOWNLOAD_SHA256", "0"),
         ("GROQ_LOG", "debug"),
+        ("GROQ_CUSTOM_HEADERS", "X-A: b"),
         ("HOSTNAME", "box"),
         ("WORKER", "1"),
         ("NODE_ENV", "production"),

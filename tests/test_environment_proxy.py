@@ -222,6 +222,8 @@ def test_the_proxy_for_a_base_url(
         ("socks5://user:s3cret@proxy.test:1080", "HTTPS_PROXY: socks5:// is not supported"),
         ("http://user:s3cret@proxy.test:port", "HTTPS_PROXY is not a valid URL"),
         ("http://", "HTTPS_PROXY is not a valid URL"),
+        ("http://us%3Aer:s3cret@proxy.test", "HTTPS_PROXY: the credentials must be Latin-1, and"),
+        ("http://\u4f60:s3cret@proxy.test", "HTTPS_PROXY: the credentials must be Latin-1, and"),
     ],
 )
 def test_an_invalid_proxy_is_a_configuration_error_without_its_credentials(

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
-from groqchat.configuration import load_settings
+from groqchat.configuration import given_settings, load_settings
 from groqchat.errors import ConfigurationError
 from groqchat.settings import Settings
 
@@ -174,6 +175,36 @@ def test_blank_secrets_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROQ_API_KEY", " ")
     settings = load_settings()
     assert (settings.redis_password, settings.groq_api_key) == (None, None)
+
+
+@pytest.mark.parametrize("key", ["gsk_x\n", "gsk_x\r\n", "\t gsk_x "])
+def test_white_space_around_the_api_key_is_removed(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that contains a key usually ends with a line break."""
+    monkeypatch.setenv("GROQ_API_KEY", key)
+    settings = load_settings()
+    assert settings.groq_api_key == SecretStr("gsk_x")
+    assert given_settings(groq_api_key=SecretStr(key)).groq_api_key == SecretStr("gsk_x")
+
+
+@pytest.mark.parametrize(
+    "key", ["gsk_\nhunter2", "gsk_\thunter2", "gsk_\x7fhunter2", "\ufeffgsk_hunter2", "hunter2-ü"]
+)
+def test_an_api_key_that_a_header_cannot_contain_is_rejected(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GROQ_API_KEY", key)
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings()
+    assert str(raised.value) == (
+        "GROQ_API_KEY: must contain only printable ASCII characters, on one line"
+    )
+
+
+def test_white_space_is_part_of_a_redis_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_PASSWORD", " pass\tword ")
+    assert load_settings().redis_password == SecretStr(" pass\tword ")
 
 
 def test_cors_origins_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:

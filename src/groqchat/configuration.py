@@ -32,7 +32,7 @@ MIN_SIMILARITY_WITHOUT_PREFIX = 0.85
 # for itself, and the Groq SDK reads.
 FOREIGN_NAME = re.compile(
     r".*_SERVICE_(HOST|PORT)(_\w+)?|.*_PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?|.*_ENV_\w+"
-    r"|REDIS_(NAME|VERSION|DOWNLOAD_(URL|SHA\d*))|GROQ_LOG"
+    r"|REDIS_(NAME|VERSION|DOWNLOAD_(URL|SHA\d*))|GROQ_(LOG|CUSTOM_HEADERS)"
 )
 FOREIGN_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
 # Names without other characters can be part of a log line.

@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from groqchat.address_types import HostNames, Names, Networks, Origins, PathPrefix
 from groqchat.openai_paths import OPENAI_PREFIX
+from groqchat.secret_types import ApiKey, Password
 from groqchat.urls import (
     SERVICE_LINK_HINT,
     check_redis_url,
@@ -41,7 +42,7 @@ class Settings(BaseSettings):
     redis_host: str = Field("localhost", description="Host name of the Redis server.")
     redis_port: int = Field(6379, ge=1, le=65535, description="Port of the Redis server.")
     redis_db: int = Field(0, ge=0, description="Number of the Redis database.")
-    redis_password: SecretStr | None = Field(
+    redis_password: Password = Field(
         None, description="Password of the Redis server. Empty: no password."
     )
     redis_url: SecretStr | None = Field(
@@ -72,7 +73,7 @@ class Settings(BaseSettings):
         description="Lifetime of a session after its last message, in seconds. At most ten years.",
     )
 
-    groq_api_key: SecretStr | None = Field(None, description="API key from console.groq.com.")
+    groq_api_key: ApiKey = Field(None, description="API key from console.groq.com.")
     groq_base_url: str = Field(
         "https://api.groq.com",
         description="Base URL of Groq's API. `offline:` starts the mock Groq server inside the "
@@ -305,11 +306,6 @@ class Settings(BaseSettings):
         if allowed and self.groq_default_model not in allowed:
             raise ValueError("GROQ_DEFAULT_MODEL is not one of GROQ_ALLOWED_MODELS")
         return self
-
-    @field_validator("redis_password", "groq_api_key", mode="before")
-    @classmethod
-    def _blank_is_none(cls, value: object) -> object:
-        return None if isinstance(value, str) and not value.strip() else value
 
     @property
     def is_offline(self) -> bool:

@@ -46,7 +46,7 @@ from groqchat.services.groq.errors import (
     status_error,
     strip_tracebacks,
 )
-from groqchat.services.groq.http_session import open_http_session
+from groqchat.services.groq.http_session import open_http_session, set_headers
 from groqchat.services.groq.rate_limits import RateLimits
 from groqchat.services.groq.retries import MAX_RETRY_AFTER_S, GroqRetries
 from groqchat.services.groq.service_faults import ServiceFaults
@@ -106,9 +106,7 @@ class GroqClient(AsyncGroq):
         self._base = str(self.base_url).rstrip("/")
         self._completions_url = URL(f"{self._base}{COMPLETIONS_PATH}")
         # The session belongs to this client, so the headers need not be passed with each request.
-        session.headers.update(
-            {name: value for name, value in self.default_headers.items() if isinstance(value, str)}
-        )
+        set_headers(session, self.default_headers)
         self._templates: dict[tuple[str, str], RequestTemplate] = {}
         # aiohttp's public API writes requests for a proxy differently.
         self._uses_templates = not uses_proxy and not missing_internals()

@@ -60,4 +60,17 @@ def _parse(variable: str, value: str) -> URL:
         )
     if not is_valid:
         raise ConfigurationError(f"{variable} is not a valid URL")
+    if not _fit_a_header(proxy.user or "", proxy.password or ""):
+        raise ConfigurationError(
+            f"{variable}: the credentials must be Latin-1, and the user name without a colon"
+        )
     return proxy
+
+
+def _fit_a_header(user: str, password: str) -> bool:
+    """Return whether aiohttp can send credentials to a proxy."""
+    try:
+        f"{user}:{password}".encode("latin-1")
+    except UnicodeEncodeError:
+        return False
+    return ":" not in user

@@ -1,13 +1,19 @@
 """The HTTP session for requests to Groq."""
 
+import re
+from collections.abc import Mapping
+
 import aiohttp
 from yarl import URL
 
+from groqchat.errors import ConfigurationError
+from groqchat.secret_types import is_header_value
 from groqchat.services.groq.aiohttp_internals import GroqConnector, missing_internals
 from groqchat.services.groq.stream_end import MAX_DRAINING
 
 # Longer than the gaps between most requests, shorter than the idle timeout of most load balancers.
 KEEPALIVE_S = 55.0
+HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def open_http_session(max_connections: int, proxy: URL | None = None) -> aiohttp.ClientSession:
@@ -24,3 +30,17 @@ def open_http_session(max_connections: int, proxy: URL | None = None) -> aiohttp
     return aiohttp.ClientSession(
         connector=connector, cookie_jar=aiohttp.DummyCookieJar(), proxy=proxy
     )
+
+
+def set_headers(session: aiohttp.ClientSession, headers: Mapping[str, object]) -> None:
+    """Set the headers of all requests of a session.
+
+    They are those of the SDK, which adds GROQ_CUSTOM_HEADERS without a check. Any other header is
+    valid, so ConfigurationError names that variable.
+    """
+    texts = {name: value for name, value in headers.items() if isinstance(value, str)}
+    if not all(HEADER_NAME.fullmatch(name) and is_header_value(texts[name]) for name in texts):
+        raise ConfigurationError(
+            "GROQ_CUSTOM_HEADERS: each line must be a header in printable ASCII, for example X-A: b"
+        )
+    session.headers.update(texts)
