@@ -37,7 +37,7 @@ LAYERS = [
         "runtime.file_limit",
         "runtime.logs",
     },
-    {"runtime.rejections"},
+    {"runtime.phases", "runtime.rejections"},
     {"app"},
     {"routes"},
     {"http"},

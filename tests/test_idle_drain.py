@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from groqchat.http.errors import ApiError
-from groqchat.runtime.connections import ConnectionLimits, Connections, Phase
+from groqchat.runtime.connections import ConnectionLimits, Connections
+from groqchat.runtime.phases import Phase
 
 LIMITS = ConnectionLimits(
     header_timeout_s=20,
@@ -26,6 +27,7 @@ class IdleConnection:
     on_pace_bytes: int = 0
     seen_sent_bytes: int = 0
     last_sent_s: float = 0.0
+    searched_s: float = 0.0
     buffered_bytes: int = 0
     address: str = "127.0.0.1"
     is_dropped: bool = False
@@ -38,6 +40,9 @@ class IdleConnection:
 
     def abort(self) -> None:
         self.is_dropped = True
+
+    def has_partial_head(self) -> bool:
+        return False
 
     def unsent_bytes(self) -> int:
         return 0

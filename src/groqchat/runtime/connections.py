@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from enum import Enum
 from ipaddress import IPv6Address, ip_address
 from typing import Protocol
 
 from groqchat.background import background_task
 from groqchat.errors import ShuttingDown
 from groqchat.http.errors import ApiError, api_error_for_status, to_api_error
+from groqchat.runtime.phases import CLOSED_FOR_OTHERS, WITHOUT_ERROR, WITHOUT_REQUEST, Phase
 from groqchat.runtime.rejections import Rejections
 
 # A body of 4 MB passes over a link of 32 kbit/s: half of the speed to which mobile providers
@@ -56,31 +56,6 @@ TOO_MANY_BYTES = ApiError(
 log = logging.getLogger(__name__)
 
 
-class Phase(Enum):
-    """The state of a connection."""
-
-    SILENT = "no byte has arrived"
-    HEAD = "a request line and headers arrive"
-    BODY = "a body arrives"
-    RUNNING = "a complete request has no complete response"
-    DISCARDING = "the rest of a body arrives after the response"
-    IDLE = "waiting for the next request"
-    CLOSING = "no further byte is read"
-
-
-WITHOUT_REQUEST = {Phase.SILENT, Phase.IDLE}
-# A request that has a response can get no error.
-WITHOUT_ERROR = {*WITHOUT_REQUEST, Phase.DISCARDING}
-# The order in which connections are closed for new ones.
-CLOSED_FOR_OTHERS = {
-    Phase.SILENT: 0,
-    Phase.IDLE: 1,
-    Phase.DISCARDING: 2,
-    Phase.HEAD: 3,
-    Phase.BODY: 4,
-}
-
-
 class Connection(Protocol):
     """A connection of a client; `since_s` is the time at which its phase began."""
 
@@ -94,6 +69,8 @@ class Connection(Protocol):
     # last grew, or nothing was left to send.
     seen_sent_bytes: int
     last_sent_s: float
+    # The beginning of the idle phase in which the connection was searched for a part of a request.
+    searched_s: float
 
     @property
     def buffered_bytes(self) -> int:
@@ -104,6 +81,9 @@ class Connection(Protocol):
 
     def sent_bytes(self) -> int:
         """Return the number of bytes of responses that do not wait any more."""
+
+    def has_partial_head(self) -> bool:
+        """Return whether an idle connection has a part of a request; it cannot go on then."""
 
     def abort(self) -> None:
         """Close the connection and discard what the client has not read."""
@@ -305,9 +285,28 @@ class Connections:
             timeout_s = self.limits.header_timeout_s
         elif phase is Phase.BODY:
             return self._is_slow(connection)
+        elif phase is Phase.IDLE:
+            return self._is_partial(connection)
         else:
             return False
         return self.clock() - connection.since_s >= timeout_s
+
+    def _is_partial(self, connection: Connection) -> bool:
+        """Return whether a part of a request has waited for the header timeout.
+
+        A part that arrives behind another request leaves no trace outside of the parser, so an idle
+        connection is searched for it, once.
+        """
+        since_s = connection.since_s
+        if connection.searched_s == since_s:
+            return False
+        if self.clock() - since_s < self.limits.header_timeout_s:
+            return False
+        connection.searched_s = since_s
+        if not connection.has_partial_head():
+            return False
+        connection.phase = Phase.HEAD
+        return True
 
     def _is_slow(self, connection: Connection) -> bool:
         """Return whether a body was slower than MIN_BODY_BYTES_PER_S for the body timeout."""

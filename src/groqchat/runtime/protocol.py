@@ -12,19 +12,16 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from groqchat.http.errors import ApiError, RequestError, api_error_for_status, to_api_error
 from groqchat.http.request_id import NO_REQUEST_ID, REQUEST_ID_HEADER, new_request_id, request_id
-from groqchat.runtime.connections import (
-    MAX_HEAD_BYTES,
-    MAX_LINGERING,
-    Connections,
-    Phase,
-)
+from groqchat.runtime.connections import MAX_HEAD_BYTES, MAX_LINGERING, Connections
 from groqchat.runtime.parse_errors import HEAD_TOO_LARGE, parse_error
+from groqchat.runtime.phases import Phase
 from groqchat.runtime.responses import LastResponse, raw_response
 from groqchat.runtime.socket_options import limit_kernel_buffer, send_with_end
 
 # A client that still sends its request can read the error during this time. If the connection was
 # closed at once, its kernel would discard the error.
 LINGER_S = 2.0
+END_OF_HEAD = b"\r\n\r\n"
 
 INCOMPLETE_BODY = ApiError(
     status=400,
@@ -55,6 +52,7 @@ class HttpConnection(web.RequestHandler):
         "on_pace_s",
         "phase",
         "received_bytes",
+        "searched_s",
         "seen_sent_bytes",
         "since_s",
     )
@@ -77,6 +75,7 @@ class HttpConnection(web.RequestHandler):
         self.since_s = self._clock()
         self.on_pace_s = self.since_s
         self.on_pace_bytes = 0
+        self.searched_s = 0.0
         self.seen_sent_bytes = 0
         self.last_sent_s = self.since_s
 
@@ -221,6 +220,22 @@ class HttpConnection(web.RequestHandler):
         """Close the connection without a response."""
         self._set_phase(Phase.CLOSING)
         self.force_close()
+
+    def has_partial_head(self) -> bool:
+        """Return whether an idle connection has a part of a request; it cannot go on then.
+
+        The parser ignores empty lines between two requests. They complete a part, or make it
+        invalid.
+        """
+        # Private in aiohttp. Without it, only KEEPALIVE_TIMEOUT_S ends such a connection.
+        parser = getattr(self, "_parser", None)
+        if parser is None or self._has_pipelined_requests():
+            return False
+        try:
+            messages, *_ = parser.feed_data(END_OF_HEAD)
+        except HttpProcessingError:
+            return True
+        return bool(messages)
 
     def abort(self) -> None:
         """Close the connection and discard what the client has not read."""
