@@ -108,6 +108,8 @@ class StreamParser:
         try:
             for payload in self._data.feed(chunk):
                 text += self._parse_payload(payload)
+                if self.is_done:
+                    return text
             if self._data.pending_bytes > MAX_LINE_BYTES:
                 raise CompletionUnavailable(f"a line of the stream exceeds {MAX_LINE_BYTES} bytes")
         except CompletionError as error:

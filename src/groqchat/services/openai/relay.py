@@ -14,8 +14,8 @@ from groqchat.services.groq.errors import redact, strip_tracebacks
 from groqchat.services.openai.responses import MAX_RESPONSE_BYTES
 
 DONE = b"[DONE]"
-# An answer can contain `[DONE]` too, but not at the start of a line.
-DONE_LINE = re.compile(rb"(?:^|\n)data: ?\[DONE\]")
+# The event that ends a stream. An answer can contain `[DONE]` too, but not at the start of a line.
+DONE_EVENT = re.compile(rb"^data:[ \t]*\[DONE\][ \t]*\r?\n(?:.+\n)*?\r?\n", re.MULTILINE)
 ERROR_FIELD = b'"error"'
 
 
@@ -68,9 +68,11 @@ class GroqEvents(AsyncIterator[bytes]):
         return chunk
 
     def _inspect(self, events: bytes) -> bytes:
-        """Note the end of the answer; return the events without the name of the organisation."""
-        if DONE in events and DONE_LINE.search(events):
+        """Note the end of the answer; return the events up to it, without the organisation."""
+        if DONE in events and (end := DONE_EVENT.search(events)):
             self.is_done = True
+            # Not a part of the answer: clients stop reading at `[DONE]`.
+            events = events[: end.end()]
         if ERROR_FIELD in events:
             self._has_error = True
             return redact(events)
