@@ -7,7 +7,7 @@ import pytest
 
 from groqchat.errors import CompletionRejected, CompletionUnavailable
 from groqchat.services.groq.completions import (
-    MAX_LINE_BYTES,
+    MAX_EVENT_BYTES,
     MAX_TOKENS,
     Completion,
     Prompt,
@@ -252,11 +252,11 @@ def test_an_error_ends_the_stream_after_the_text_before_it(
     assert parser.error.detail == detail
 
 
-def test_a_line_may_have_one_mebibyte_and_a_longer_one_is_an_error() -> None:
+def test_an_event_may_have_one_mebibyte_and_a_longer_one_is_an_error() -> None:
     parser = StreamParser(MODEL)
-    assert MAX_LINE_BYTES == 1024 * 1024
-    parser.feed(b"x" * MAX_LINE_BYTES)
+    assert MAX_EVENT_BYTES == 1024 * 1024
+    parser.feed(b"x" * MAX_EVENT_BYTES)
     assert parser.error is None
     parser.feed(b"x")
     assert isinstance(parser.error, CompletionUnavailable)
-    assert parser.error.detail == "a line of the stream exceeds 1048576 bytes"
+    assert parser.error.detail == "an event exceeds 1048576 bytes"

@@ -22,6 +22,10 @@ BODIES = {
         chunked((ANSWER + LATE).replace(b"\n", b"\r\n")),
         ANSWER.replace(b"\n", b"\r\n"),
     ),
+    "CR": (
+        chunked((ANSWER + LATE).replace(b"\n", b"\r")),
+        ANSWER.replace(b"\n", b"\r"),
+    ),
     "spaces": (
         chunked((ANSWER + LATE).replace(b"[DONE]", b" [DONE] ")),
         ANSWER.replace(b"[DONE]", b" [DONE] "),

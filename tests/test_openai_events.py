@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from groqchat.services.groq.completions import MAX_LINE_BYTES
+from groqchat.services.groq.completions import MAX_EVENT_BYTES
 from tests.conftest import Serve
 from tests.support.raw_groq import DONE, LAST_CHUNK, STREAM_HEAD, RawGroq, chunked, event
 from tests.support.streams import wait_until
@@ -37,7 +37,7 @@ async def test_an_event_that_never_ends_ends_the_stream_with_an_error(
     async def respond(writer: asyncio.StreamWriter) -> None:
         nonlocal sent
         writer.write(STREAM_HEAD + chunked(event("Hi") + b"data: "))
-        while sent < 16 * MAX_LINE_BYTES:
+        while sent < 16 * MAX_EVENT_BYTES:
             writer.write(chunked(b"x" * 1000))
             await writer.drain()
             sent += 1000
@@ -49,7 +49,7 @@ async def test_an_event_that_never_ends_ends_the_stream_with_an_error(
     assert stream.startswith(event("Hi"))
     assert error_of(stream)["code"] == "completion_unavailable"
     assert len(stream) < 1000
-    assert sent < 16 * MAX_LINE_BYTES
+    assert sent < 16 * MAX_EVENT_BYTES
 
 
 async def test_an_event_in_many_pieces_is_forwarded(serve: Serve) -> None:

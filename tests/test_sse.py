@@ -111,6 +111,14 @@ def test_a_buffer_accepts_line_ends_of_both_kinds() -> None:
     assert buffer.flush() == b"6\n\n"
 
 
+def test_a_buffer_accepts_line_ends_of_cr() -> None:
+    buffer = EventBuffer()
+    assert buffer.feed(b"data: 1\r") == b""
+    assert buffer.feed(b"\rdata: 2\n\r\nd") == b"data: 1\r\rdata: 2\n\r\n"
+    assert buffer.feed(b"ata: 3\r\r") == b"data: 3\r\r"
+    assert buffer.pending_bytes == 0
+
+
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\r"])
 @pytest.mark.parametrize("rest", [b"data: 1", b"data: X", b"data: 1 "])
 def test_the_incomplete_event_at_the_end_of_a_stream_is_completed(rest: bytes, end: bytes) -> None:
@@ -169,25 +177,58 @@ def test_line_ends_at_the_start_of_the_rest_are_not_removed() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 1000])
-def test_payloads_are_extracted_from_chunks_of_any_size(size: int) -> None:
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_data_is_extracted_from_chunks_of_any_size(size: int, end: bytes) -> None:
     stream = (
-        b': comment\nevent: x\ndata: {"a":1}\n\ndata:{"b":2}\r\n\r\n'
-        b'id: 4\ndata: \t"data: c" \n\nretry: 5\n\ndata: [DONE]\n\n'
-    )
+        b': comment\nevent: x\ndata: {"a":1}\n\ndata:{"b":2}\n\n'
+        b'id: 4\ndata: \t"data: c" \n\n\nretry: 5\n\ndatabase: x\n\n'
+        b"data: [\nid: 5\ndata:\ndata:4]\n\n"
+        b"data\n\ndata:\n\ndata: \n\ndata: {}\n\ndata: [DONE]\n\n"
+    ).replace(b"\n", end)
     parser = DataParser()
     found: list[bytes] = []
     for begin in range(0, len(stream), size):
         found += parser.feed(stream[begin : begin + size])
-    assert found == [b'{"a":1}', b'{"b":2}', b'"data: c"', b"[DONE]"]
+    assert found == [b'{"a":1}', b'{"b":2}', b'"data: c"', b"[\n\n4]", b"{}", b"[DONE]"]
     assert parser.pending_bytes == 0
 
 
-def test_an_incomplete_line_is_the_rest_of_a_parser() -> None:
+@pytest.mark.parametrize(
+    ("chunk", "data"),
+    [
+        (b"data: 1\n\n", [b"1"]),
+        (b"data:1\n\ndata: 2\n\n", [b"1", b"2"]),
+        (b"data: 1\n\n: comment\n\ndata: 2\n\n", [b"1", b"2"]),
+        (b"data: 1\n\ndata: 2\ndata: 3\n\ndata: 4\n\n", [b"1", b"2\n3", b"4"]),
+        (b"data: 1\ndata: 2\n\n", [b"1\n2"]),
+        (b"data: 1\nid: 2\n\n", [b"1"]),
+        (b"data: 1\n\r\ndata: 2\r\n\ndata: 3\n\rdata: 4\r\r", [b"1", b"2", b"3", b"4"]),
+        (b"data:\n\n", []),
+        (b"data: \n\ndata: 1\n\n", [b"1"]),
+        (b"\xef\xbb\xbfdata: 1\n\n", [b"1"]),
+        (b"\n\n\ndata: 1\n\n\n", [b"1"]),
+    ],
+)
+def test_the_data_of_an_event_is_its_data_lines(chunk: bytes, data: list[bytes]) -> None:
+    assert DataParser().feed(chunk + b"\n") == data
+    parser = DataParser()
+    assert parser.feed(chunk) == data
+    assert parser.feed(b"data: 9\n\n") == [b"9"]
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+def test_the_data_of_an_event_without_its_end_is_completed_by_one(line_end: bytes) -> None:
+    parser = DataParser()
+    assert parser.feed(b"data: 1" + line_end) == []
+    assert parser.feed(sse.EVENT_END) == [b"1"]
+
+
+def test_an_incomplete_event_is_the_rest_of_a_parser() -> None:
     parser = DataParser()
     assert parser.pending_bytes == 0
-    assert parser.feed(b"data: 1\ndata") == [b"1"]
+    assert parser.feed(b"data: 1\n\ndata") == [b"1"]
     assert parser.pending_bytes == len(b"data")
-    assert parser.feed(b": 2") == []
-    assert parser.pending_bytes == len(b"data: 2")
+    assert parser.feed(b": 2\n") == []
+    assert parser.pending_bytes == len(b"data: 2\n")
     assert parser.feed(b"\n") == [b"2"]
     assert parser.pending_bytes == 0

@@ -10,10 +10,13 @@ CONTENT_TYPE = "text/event-stream"
 PING = b": ping\n\n"
 EVENT_END = b"\n\n"
 DATA = b"data:"
-# The marks that may end an event of another server.
-EVENT_ENDS = (EVENT_END, b"\r\n\r\n")
+# The marks that may end an event of another server, whose lines end with LF, CRLF or CR. After
+# other mixtures of these, an event is only released together with the next one.
+EVENT_ENDS = (EVENT_END, b"\n\r\n", b"\r\r")
 # All but the last byte of the longest mark.
-MAX_OVERLAP_BYTES = 3
+MAX_OVERLAP_BYTES = 2
+# May precede the first event.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # The usual limit of one write; limits the service's memory for a slow client. A write contains
 # complete events, so it may exceed this by one event.
 MAX_WRITE_BYTES = 64 * 1024
@@ -110,30 +113,48 @@ def _end_of_last(mark: bytes, data: bytearray, begin: int) -> int:
 
 
 class DataParser:
-    """Extracts the payloads of the `data` lines from chunks that may end anywhere in a line.
+    """Extracts the data of events from chunks that may end anywhere.
 
-    Each payload must be on one line, as in the streams of Groq and OpenAI. The time is linear in
-    the bytes, even if a line arrives in many small chunks.
+    The time is linear in the bytes, even if an event arrives in many small chunks.
     """
 
     def __init__(self) -> None:
-        # The line that is not complete yet.
-        self._rest = bytearray()
-
-    @property
-    def pending_bytes(self) -> int:
-        """The size of the line that is not complete yet. The caller limits it."""
-        return len(self._rest)
+        self._buffer = EventBuffer()
+        # The size of the event that is not complete yet. The caller limits it.
+        self.pending_bytes = 0
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Return the payloads of all `data` lines that are complete after this chunk."""
-        if self._rest:
-            self._rest += chunk
-            if b"\n" not in chunk:
-                return []
-            chunk = bytes(self._rest)
-            self._rest.clear()
-        *lines, rest = chunk.split(b"\n")
-        if rest:
-            self._rest += rest
-        return [line[len(DATA) :].strip() for line in lines if line.startswith(DATA)]
+        """Return the data of the events that are complete after this chunk and have data."""
+        if not self.pending_bytes and chunk.startswith(DATA) and b"\r" not in chunk:
+            # The usual chunk has one event, or a few, each on one line.
+            lines = chunk.split(b"\n")
+            if len(lines) == 3 and not (lines[1] or lines[2]):  # noqa: PLR2004 - two line ends
+                data = lines[0][len(DATA) :].strip()
+                return [data] if data else []
+            if len(lines) % 2 and not (lines[-1] or any(lines[1::2])):
+                return [
+                    data
+                    for line in lines[::2]
+                    if line.startswith(DATA) and (data := line[len(DATA) :].strip())
+                ]
+        events = self._buffer.feed(chunk)
+        self.pending_bytes = self._buffer.pending_bytes
+        return _data_of(events)
+
+
+def _data_of(events: bytes) -> list[bytes]:
+    """Return the data of each event that has any."""
+    events = events.removeprefix(BYTE_ORDER_MARK)
+    events = events.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    found = [_joined_data(event) for event in events.split(EVENT_END) if event]
+    return [data for data in found if data]
+
+
+def _joined_data(event: bytes) -> bytes:
+    """Return the `data` lines of an event as one text."""
+    values = []
+    for line in event.split(b"\n"):
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            values.append(value.removeprefix(b" "))
+    return b"\n".join(values).strip()

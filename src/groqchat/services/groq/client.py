@@ -52,6 +52,7 @@ from groqchat.services.groq.retries import MAX_RETRY_AFTER_S, GroqRetries
 from groqchat.services.groq.service_faults import ServiceFaults
 from groqchat.services.groq.stream_end import END_WAIT_S, StreamEnds
 from groqchat.settings import Settings
+from groqchat.sse import EVENT_END
 
 # How long a request of the OpenAI-compatible endpoint waits for a rate limit. Its clients obey
 # `Retry-After` themselves, so this covers only the requests that start one by one after a limit.
@@ -154,8 +155,7 @@ class GroqClient(AsyncGroq):
         try:
             while not parser.is_done:
                 data = await response.content.readany()
-                # At the end of the stream, a line feed completes the last line.
-                text = parser.feed(data or b"\n")
+                text = parser.feed(data or EVENT_END)
                 if text:
                     yield text
                 if parser.finish_reason is not None:

@@ -11,8 +11,8 @@ from groqchat.lenient_json import loads
 from groqchat.sse import DataParser
 from groqchat.storage.messages import PromptMessage
 
-# Events contain a few tokens, so a longer line is an error, and it must not fill the memory.
-MAX_LINE_BYTES = 1024 * 1024
+# Events contain a few tokens, so a longer one is an error, and it must not fill the memory.
+MAX_EVENT_BYTES = 1024 * 1024
 # More tokens than any conversation has, and an integer that all JSON parsers represent exactly.
 MAX_TOKENS = 2**53
 MAX_CODE_CHARS = 64
@@ -110,8 +110,8 @@ class StreamParser:
                 text += self._parse_payload(payload)
                 if self.is_done:
                     return text
-            if self._data.pending_bytes > MAX_LINE_BYTES:
-                raise CompletionUnavailable(f"a line of the stream exceeds {MAX_LINE_BYTES} bytes")
+            if self._data.pending_bytes > MAX_EVENT_BYTES:
+                raise CompletionUnavailable(f"an event exceeds {MAX_EVENT_BYTES} bytes")
         except CompletionError as error:
             self.error = error
         return text

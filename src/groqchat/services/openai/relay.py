@@ -9,13 +9,16 @@ from aiohttp import ClientError, ClientResponse
 
 from groqchat import sse
 from groqchat.errors import CompletionTimeout, CompletionUnavailable, GroqChatError
-from groqchat.services.groq.completions import MAX_LINE_BYTES
+from groqchat.services.groq.completions import MAX_EVENT_BYTES
 from groqchat.services.groq.errors import redact, strip_tracebacks
 from groqchat.services.openai.responses import MAX_RESPONSE_BYTES
 
 DONE = b"[DONE]"
+LINE_END = rb"(?>\r\n|\n|\r)"
 # The event that ends a stream. An answer can contain `[DONE]` too, but not at the start of a line.
-DONE_EVENT = re.compile(rb"^data:[ \t]*\[DONE\][ \t]*\r?\n(?:.+\n)*?\r?\n", re.MULTILINE)
+DONE_EVENT = re.compile(
+    rb"(?:^|(?<=[\r\n]))data:[ \t]*\[DONE\][ \t]*%b(?:[^\r\n]+%b)*?%b" % ((LINE_END,) * 3)
+)
 ERROR_FIELD = b'"error"'
 
 
@@ -41,8 +44,8 @@ class GroqEvents(AsyncIterator[bytes]):
         while not self.is_done:
             chunk = await self._read()
             events = self._buffer.feed(chunk) if chunk else self._buffer.flush()
-            if self._buffer.pending_bytes > MAX_LINE_BYTES:
-                raise CompletionUnavailable(f"an event exceeds {MAX_LINE_BYTES} bytes")
+            if self._buffer.pending_bytes > MAX_EVENT_BYTES:
+                raise CompletionUnavailable(f"an event exceeds {MAX_EVENT_BYTES} bytes")
             if events:
                 return self._inspect(events)
             if not chunk:
