@@ -94,7 +94,7 @@ class EventBuffer:
         # A mark may start in the earlier chunks, which contain no whole one.
         searched = max(len(rest) - MAX_OVERLAP_BYTES, 0)
         rest += chunk
-        end = max(_end_of_last(mark, rest, searched) for mark in EVENT_ENDS)
+        end = end_of_events(rest, searched)
         events = bytes(rest[:end])
         del rest[:end]
         return events
@@ -106,10 +106,10 @@ class EventBuffer:
         return rest + EVENT_END if rest else b""
 
 
-def _end_of_last(mark: bytes, data: bytearray, begin: int) -> int:
-    """Return the index after the last mark in the data from `begin` on, 0 if there is none."""
-    index = data.rfind(mark, begin)
-    return index + len(mark) if index >= 0 else 0
+def end_of_events(data: bytes | bytearray, begin: int = 0) -> int:
+    """Return the index after the last event that ends after `begin`, 0 if there is none."""
+    ends = ((data.rfind(mark, begin), mark) for mark in EVENT_ENDS)
+    return max(index + len(mark) if index >= 0 else 0 for index, mark in ends)
 
 
 class DataParser:

@@ -18,12 +18,12 @@ from groqchat.errors import (
     TurnLost,
 )
 from groqchat.services.groq.client import GroqClient
-from groqchat.services.groq.completions import StreamParser
+from groqchat.services.groq.completions import DONE, StreamParser
 from groqchat.services.groq.errors import strip_tracebacks
 from groqchat.services.openai.conversations import Conversation, Conversations
 from groqchat.services.openai.messages import answer_message
 from groqchat.services.openai.models import ChatCompletionRequest
-from groqchat.services.openai.relay import GroqEvents, Relay
+from groqchat.services.openai.relay import GroqEvents, Relay, without_done
 from groqchat.services.openai.request_body import RequestBody
 from groqchat.services.openai.responses import (
     ProxyResponse,
@@ -47,6 +47,8 @@ from groqchat.storage.messages import FAILED, INCOMPLETE, Message
 # Whether the messages of a client with a session are stored. For a stream, the header is sent
 # before the answer, so it covers only the messages of the request.
 SAVED_HEADER = "X-History-Saved"
+# The last event of a complete stream.
+DONE_MARK = sse.encode_event(DONE)
 
 log = logging.getLogger(__name__)
 
@@ -194,14 +196,14 @@ class OpenAIProxy:
             async with turn.stoppable(timeout_s):
                 async for events in stream:
                     texts.append(parser.feed(events))
-                    if parser.is_done:
+                    if stream.is_done:
                         # Sent after the answer is stored, so that the client finds it there.
-                        last += events
+                        last = events
                     else:
                         turn.add_raw(events)
-            turn.error = turn.stop_error()
-            if not (turn.stop_reason or parser.finish_reason):
-                turn.error = CompletionUnavailable("the stream ended before the answer")
+                    if parser.error is not None and not parser.has_error_event:
+                        break
+            turn.error = _failure_of(turn, parser)
         except GroqChatError as error:
             turn.error = strip_tracebacks(error)
         except Exception as error:
@@ -214,12 +216,28 @@ class OpenAIProxy:
         except TurnLost as error:
             turn.error = strip_tracebacks(error)
         finally:
-            # The client expects one error at most.
-            if turn.error is not None and not parser.has_error_event:
-                data = orjson.dumps(self._turns.encode_error(turn.error))
-                last += sse.encode_event(data, name="error")
-            turn.add_raw(last)
+            turn.add_raw(self._last_events(last, turn, parser))
             turn.end()
+
+    def _last_events(self, last: bytes, turn: Turn, parser: StreamParser) -> bytes:
+        """Return the last events for the client, with `[DONE]` or an error at the end."""
+        # The client expects one error at most.
+        if parser.has_error_event or turn.stop_reason in {"stopped", "disconnected"}:
+            return last
+        if turn.error is None:
+            return last or DONE_MARK
+        # Clients stop reading at `[DONE]`, and would not find the error after it.
+        data = orjson.dumps(self._turns.encode_error(turn.error))
+        return without_done(last) + sse.encode_event(data, name="error")
+
+
+def _failure_of(turn: Turn, parser: StreamParser) -> GroqChatError | None:
+    """Return why a stream that has ended is no complete answer, None if it is one."""
+    if error := turn.stop_error() or parser.error:
+        return strip_tracebacks(error)
+    if turn.stop_reason or parser.finish_reason:
+        return None
+    return CompletionUnavailable("the stream ended before the answer")
 
 
 def _streamed_answer(turn: Turn, parser: StreamParser, texts: list[str]) -> Message:

@@ -107,3 +107,10 @@ class Relay(GroqEvents):
     def _check_end(self) -> None:
         if not self._has_error:
             raise CompletionUnavailable("the stream ended before the answer")
+
+
+def without_done(events: bytes) -> bytes:
+    """Return complete events without the `[DONE]` at their end."""
+    done = DONE_EVENT.search(events)
+    # The event may have other fields before the data.
+    return events[: sse.end_of_events(events[: done.start()])] if done else events

@@ -1,0 +1,91 @@
+"""How a stream of the OpenAI-compatible endpoint ends within a session if Groq's is not valid."""
+
+import asyncio
+from typing import Any
+
+import groq
+import pytest
+from aiohttp import ClientSession
+from groq import AsyncGroq
+
+from tests.conftest import Serve
+from tests.support.api import BASE
+from tests.support.raw_groq import DONE, LAST_CHUNK, STREAM_HEAD, RawGroq, Respond, chunked, event
+from tests.test_openai_events import BODY, COMPLETIONS, SESSION, error_of
+
+INVALID_JSON = b"data: {]\n\n"
+NOT_A_CHUNK = b"data: 5\n\n"
+FINISH = event(None, "stop")
+# The events that Groq sends, and those before the error that the client receives.
+FAILURES = {
+    "no finish reason": ([event("Hi"), DONE], event("Hi")),
+    "no finish reason, with a field": ([event("Hi"), b"id: 7\n" + DONE], event("Hi")),
+    "invalid JSON": ([event("Hi"), INVALID_JSON, FINISH, DONE], event("Hi") + INVALID_JSON),
+    "not a chunk": ([event("Hi"), NOT_A_CHUNK, FINISH, DONE], event("Hi") + NOT_A_CHUNK),
+    "only the end": ([DONE], b""),
+}
+
+
+def respond_with(events: list[bytes], *, pause_s: float) -> Respond:
+    """Send each event in a chunk of its own."""
+
+    async def respond(writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD)
+        for each in events:
+            writer.write(chunked(each))
+            await writer.drain()
+            await asyncio.sleep(pause_s)
+        writer.write(LAST_CHUNK)
+
+    return respond
+
+
+async def stream(api: ClientSession) -> bytes:
+    async with api.post(COMPLETIONS, json=BODY, headers=SESSION) as response:
+        return await response.read()
+
+
+async def stored_answers(api: ClientSession) -> list[tuple[str, Any]]:
+    """Return text and status of each message of the session after the question."""
+    async with api.get(f"{BASE}/history/s") as response:
+        messages = (await response.json())["messages"]
+    return [(each["content"], each.get("status")) for each in messages[1:]]
+
+
+@pytest.mark.parametrize(("events", "before"), FAILURES.values(), ids=FAILURES)
+@pytest.mark.parametrize("pause_s", [0.0, 0.03], ids=["at once", "one by one"])
+async def test_a_stream_that_is_not_valid_ends_with_an_error_instead_of_done(
+    serve: Serve, events: list[bytes], before: bytes, pause_s: float
+) -> None:
+    async with RawGroq(respond_with(events, pause_s=pause_s)).serve() as raw:
+        api = await serve(groq_base_url=raw.url)
+        received = await stream(api)
+        assert error_of(received)["code"] == "completion_unavailable"
+        assert DONE not in received
+        assert received.startswith(before)
+        assert await stored_answers(api) == ([("Hi", "incomplete")] if before else [])
+
+
+async def test_an_sdk_raises_an_exception_for_an_answer_that_is_stored_as_incomplete(
+    serve: Serve,
+) -> None:
+    async with RawGroq(respond_with([event("Hi"), DONE], pause_s=0)).serve() as raw:
+        api = await serve(groq_base_url=raw.url)
+        url = str((await api.get("/healthz")).url.origin())
+        async with AsyncGroq(api_key="any", base_url=url, max_retries=0) as client:
+            chunks = await client.chat.completions.create(
+                model="m",
+                messages=[{"role": "user", "content": "Hello"}],
+                stream=True,
+                extra_headers=SESSION,
+            )
+            with pytest.raises(groq.APIError):
+                async for _ in chunks:
+                    pass
+
+
+async def test_a_complete_answer_whose_stream_lacks_done_ends_with_done(serve: Serve) -> None:
+    async with RawGroq(respond_with([event("Hi"), FINISH], pause_s=0)).serve() as raw:
+        api = await serve(groq_base_url=raw.url)
+        assert await stream(api) == event("Hi") + FINISH + DONE
+        assert await stored_answers(api) == [("Hi", None)]
