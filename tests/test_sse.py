@@ -170,6 +170,22 @@ def test_the_time_for_an_event_that_never_ends_is_linear(
     assert min(time_s() for _ in range(5)) < 20 * at_start_s
 
 
+@pytest.mark.parametrize("flood", [b"\n" * 60_000, b":\n\n" * 20_000, b":\r\n\r\n" * 12_000])
+def test_the_time_for_a_flood_without_data_is_that_of_a_search(flood: bytes) -> None:
+    """A split into lines takes a hundred times as long."""
+    parser = DataParser()
+
+    def time_s(chunk: bytes) -> float:
+        begin = time.process_time()
+        for _ in range(10):
+            assert parser.feed(chunk) == []
+        return time.process_time() - begin
+
+    one_comment = b":" + b"x" * len(flood) + b"\n\n"
+    search_s = min(time_s(one_comment) for _ in range(5))
+    assert min(time_s(flood) for _ in range(5)) < 10 * max(search_s, 0.0001)
+
+
 def test_line_ends_at_the_start_of_the_rest_are_not_removed() -> None:
     buffer = EventBuffer()
     assert buffer.feed(b"\ndata: 1") == b""

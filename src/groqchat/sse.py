@@ -144,6 +144,9 @@ class DataParser:
 
 def _data_of(events: bytes) -> list[bytes]:
     """Return the data of each event that has any."""
+    if b"data" not in events:
+        # A flood of empty lines or comments costs no more than this search.
+        return []
     events = events.removeprefix(BYTE_ORDER_MARK)
     events = events.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     found = [_joined_data(event) for event in events.split(EVENT_END) if event]
