@@ -12,6 +12,7 @@ from tests.support.raw_http import connect
 ORIGIN = "https://page.example"
 OTHER = "https://other.example"
 LOGGER = "groqchat.http.origins"
+GET = "GET / HTTP/1.1\r\nHost: localhost\r\n"
 PREFLIGHT = {"Access-Control-Request-Headers": "content-type,x-a"}
 
 
@@ -66,20 +67,22 @@ async def test_an_expectation_that_is_rejected_has_cors_headers(
     [((ORIGIN,), ORIGIN), (("*",), "*"), ((OTHER, "*"), "*"), ((ORIGIN, OTHER), None), ((), None)],
 )
 @pytest.mark.parametrize(
-    ("lines", "status"),
+    ("request_text", "status"),
     [
-        (("GET / HTTP/1.1", "Host: localhost", "Bad Header: x"), 400),
-        ((f"GET /?{'x' * 100_000} HTTP/1.1", "Host: localhost"), 414),
-        (("GET / HTTP/1.1", *(f"X-{number}: {'x' * 5000}" for number in range(60))), 431),
+        (f"{GET}Bad Header: x\r\n\r\n", 400),
+        (f"GET /?{'x' * 100_000} HTTP/1.1\r\n\r\n", 414),
+        (GET + "".join(f"X-{number}: {'x' * 5000}\r\n" for number in range(60)), 431),
+        (f"{GET}Content-Encoding: br\r\n\r\n", 415),
+        (GET, 408),
     ],
-    ids=["malformed", "long line", "large headers"],
+    ids=["malformed", "long line", "large headers", "undecodable", "late"],
 )
 async def test_a_page_can_read_the_error_for_a_request_whose_origin_is_unknown(
-    serve: Serve, origins: tuple[str, ...], allowed: str | None, lines: tuple[str, ...], status: int
+    serve: Serve, origins: tuple[str, ...], allowed: str | None, request_text: str, status: int
 ) -> None:
-    api = await serve(cors_allowed_origins=origins)
+    api = await serve(cors_allowed_origins=origins, header_timeout_s=0.5)
     async with connect(api) as page:
-        await page.send(*lines)
+        page.writer.write(request_text.encode())
         found, headers, _ = await page.response()
     assert found == status
     assert headers.get("Access-Control-Allow-Origin") == allowed
