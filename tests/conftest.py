@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
 from fakeredis import FakeAsyncRedis
-from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from groqchat.runtime.server import create_runner
@@ -17,6 +16,7 @@ from groqchat.runtime.workers import available_cpus
 from groqchat.services.history_store import HistoryStore
 from groqchat.settings import Settings
 from tests.support.groq import MockGroq
+from tests.support.in_process import new_settings, running
 from tests.support.redis_servers import RedisServer, server_binaries
 from tests.support.store import new_store
 
@@ -114,20 +114,9 @@ async def serve(redis_url: str, groq: MockGroq) -> AsyncIterator[Serve]:
     async with AsyncExitStack() as stack:
 
         async def start(**changes: Any) -> ClientSession:
-            settings = Settings(
-                **{
-                    "redis_url": SecretStr(redis_url),
-                    "groq_base_url": groq.url,
-                    "groq_api_key": SecretStr("gsk_test"),
-                    **changes,
-                }
-            )
-            runner = create_runner(settings)
-            await runner.setup()
-            stack.push_async_callback(runner.cleanup)
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            host, port = runner.addresses[0][:2]
-            return await stack.enter_async_context(ClientSession(f"http://{host}:{port}"))
+            runner = create_runner(new_settings(redis_url, groq.url, **changes))
+            url = await stack.enter_async_context(running(runner))
+            return await stack.enter_async_context(ClientSession(url))
 
         yield start
 

@@ -11,8 +11,8 @@ from groqchat.services.turns.idempotency import IdempotencyKeys, Waiter
 from groqchat.services.turns.limiter import TurnLimiter
 from tests.support.api import BASE
 from tests.support.groq import MockGroq
+from tests.support.in_process import worker
 from tests.support.streams import wait_until
-from tests.test_followers import worker
 
 KEY = {"Idempotency-Key": "0d0c2f2e-8c2b-4d0f-9d0a-51f2a6a5f0c1"}
 PLAIN = {"message": "Hello", "session_id": "s"}

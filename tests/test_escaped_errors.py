@@ -6,10 +6,9 @@ import logging
 import pytest
 from aiohttp import ClientSession, web
 from aiohttp.typedefs import Handler
-from pydantic import SecretStr
 
 from groqchat.runtime.server import create_runner
-from groqchat.settings import Settings
+from tests.support.in_process import new_settings, running
 from tests.support.raw_http import connect
 
 
@@ -20,19 +19,12 @@ async def broken(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 async def ask_broken(redis_url: str, *, outermost: bool) -> tuple[int, dict[str, str], bytes]:
     """Return the response of a service whose outermost or innermost middleware fails."""
-    settings = Settings(redis_url=SecretStr(redis_url), groq_base_url="offline:")
-    runner = create_runner(settings)
+    runner = create_runner(new_settings(redis_url, "offline:"))
     middlewares = runner.app.middlewares
     middlewares.insert(0 if outermost else len(middlewares), broken)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
-        async with connect(f"http://{host}:{port}") as one:
-            await one.send("GET /health%0D%1Bz HTTP/1.1", "Host: localhost")
-            return await one.response()
-    finally:
-        await runner.cleanup()
+    async with running(runner) as url, connect(url) as one:
+        await one.send("GET /health%0D%1Bz HTTP/1.1", "Host: localhost")
+        return await one.response()
 
 
 async def test_an_error_that_escapes_is_logged_with_its_traceback_and_request_id(

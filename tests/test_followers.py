@@ -2,21 +2,16 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
 import pytest
-from aiohttp import ClientResponse, ClientSession, web
-from pydantic import SecretStr
+from aiohttp import ClientResponse, ClientSession
 
-from groqchat.http.state import SERVICES
-from groqchat.runtime.server import create_runner
-from groqchat.services.turns.limiter import TurnLimiter
-from groqchat.settings import Settings
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.events import all_events, read_events
 from tests.support.groq import MockGroq
+from tests.support.in_process import worker
 from tests.support.slow_clients import api_port, has_messages, never_reading_client
 from tests.support.streams import STREAM_REQUEST, wait_until
 
@@ -120,27 +115,6 @@ async def test_a_turn_can_be_stopped_while_no_slot_is_free(
     stopped = await api.post(f"{BASE}/chat/{turn_id}/stop")
     assert await stopped.json() == {"turn_id": turn_id, "status": "stopped"}
     release.set()
-
-
-@asynccontextmanager
-async def worker(
-    redis_url: str, groq: MockGroq, **changes: float
-) -> AsyncIterator[tuple[str, TurnLimiter]]:
-    """Run a worker that stops when the context exits, as after SIGTERM; yield URL and limiter."""
-    settings = Settings(
-        redis_url=SecretStr(redis_url),
-        groq_base_url=groq.url,
-        groq_api_key=SecretStr("gsk_test"),
-        **changes,  # type: ignore[arg-type] # the values are numbers of seconds
-    )
-    runner = create_runner(settings)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
-        yield f"http://{host}:{port}", runner.app[SERVICES].limiter
-    finally:
-        await runner.cleanup()
 
 
 async def test_followers_of_another_worker_receive_an_error_event_at_shutdown(

@@ -15,8 +15,8 @@ from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.events import all_events, read_events
 from tests.support.groq import MockGroq
+from tests.support.in_process import worker
 from tests.support.streams import history, wait_until
-from tests.test_followers import worker
 
 KEY = {"Idempotency-Key": "2f3f86f2-3c39-4c77-a7cf-0ad2f4a0d8ff"}
 PLAIN = {"message": "Hello", "session_id": "s"}

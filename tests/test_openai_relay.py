@@ -10,16 +10,15 @@ from typing import Any
 
 import orjson
 import pytest
-from aiohttp import ClientResponse, ClientSession, web
-from pydantic import SecretStr
+from aiohttp import ClientResponse, ClientSession
 
 from groqchat.http import event_stream
 from groqchat.runtime.server import create_runner
 from groqchat.services.openai.relay import GroqEvents
 from groqchat.services.turns.turn import Turn
-from groqchat.settings import Settings
 from tests.conftest import Serve
 from tests.support.garbage import no_gc
+from tests.support.in_process import new_settings, running
 from tests.support.raw_groq import DONE, LAST_CHUNK, STREAM_HEAD, RawGroq, chunked, event
 from tests.support.streams import wait_until
 from tests.test_openai_events import BODY, COMPLETIONS, error_of
@@ -313,17 +312,8 @@ async def test_an_error_event_of_groq_is_the_last_event(serve: Serve) -> None:
 
 async def test_a_shutdown_ends_a_relay_with_an_error(redis_url: str) -> None:
     async with RawGroq(silent).serve() as raw:
-        settings = Settings(
-            redis_url=SecretStr(redis_url),
-            groq_base_url=raw.url,
-            groq_api_key=SecretStr("gsk_test"),
-            shutdown_grace_s=1,
-        )
-        runner = create_runner(settings)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
-        async with ClientSession(f"http://{host}:{port}") as api:
+        runner = create_runner(new_settings(redis_url, raw.url, shutdown_grace_s=1))
+        async with running(runner) as url, ClientSession(url) as api:
             response = await start(api)
             cleanup = asyncio.create_task(runner.cleanup())
             assert error_of(await response.read())["code"] == "shutting_down"

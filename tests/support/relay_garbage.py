@@ -17,14 +17,13 @@ from typing import Any
 
 import orjson
 from aiohttp import ClientResponse, StreamReader, web
-from pydantic import SecretStr
 
 from groqchat.http import event_stream
 from groqchat.http.event_stream import _OpenStream
 from groqchat.runtime.server import create_runner
 from groqchat.services.openai.relay import GroqEvents
 from groqchat.services.turns.turn import Turn
-from groqchat.settings import Settings
+from tests.support.in_process import new_settings, running
 from tests.support.raw_groq import STREAM_HEAD, RawGroq, chunked, event
 from tests.support.streams import wait_until
 from tests.test_openai_events import BODY, COMPLETIONS
@@ -131,17 +130,9 @@ async def readers_of(name: str, redis_url: str) -> AsyncIterator[Readers]:
     is_silent, _, changes = SCENARIOS[name]
     groq = Groq(is_silent)
     async with RawGroq(groq.respond).serve() as raw:
-        settings = Settings(
-            redis_url=SecretStr(redis_url),
-            groq_base_url=raw.url,
-            groq_api_key=SecretStr("gsk_test"),
-            **changes,
-        )
-        runner = create_runner(settings)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield Readers(groq, runner.addresses[0][1])
-        await runner.cleanup()
+        runner = create_runner(new_settings(redis_url, raw.url, **changes))
+        async with running(runner):
+            yield Readers(groq, runner.addresses[0][1])
 
 
 async def count(name: str, redis_url: str) -> dict[str, dict[str, int]]:
