@@ -29,6 +29,29 @@ async def claim(redis: FakeAsyncRedis, attempt: Claim) -> None:
     await redis.set(keys.claim_key(attempt.turn_id), attempt.token, ex=keys.TURN_LEASE_S)
 
 
+async def start_first(worker: Worker) -> Turn:
+    """Start the first attempt at a turn and publish its first event."""
+    turn = worker.start(claim=new_claim())
+    await publish(worker)
+    return turn
+
+
+async def start_newer(worker: Worker, old: Turn, redis: FakeAsyncRedis) -> Turn:
+    """Start a further attempt at a turn after the lease of the first one has expired."""
+    newer = new_claim(old.id, attempt=1)
+    await claim(redis, newer)
+    return worker.start(claim=newer)
+
+
+async def publish_second(worker: Worker, count: int) -> Turn:
+    """Publish a second attempt at a turn, with a number of texts."""
+    turn = worker.start(claim=new_claim(attempt=1))
+    add_texts(turn, "new", count)
+    finish(turn)
+    await publish(worker)
+    return turn
+
+
 def add_texts(turn: Turn, text: str, count: int) -> None:
     for number in range(count):
         turn.add_text(f"{text}{number}")
@@ -37,10 +60,7 @@ def add_texts(turn: Turn, text: str, count: int) -> None:
 async def test_the_events_of_another_attempt_have_other_numbers(
     worker: Worker, other: Worker
 ) -> None:
-    turn = worker.start(claim=new_claim(attempt=1))
-    add_texts(turn, "new", 300)
-    finish(turn)
-    await publish(worker)
+    turn = await publish_second(worker, 300)
     everything = b"".join(turn.events)
     numbers = [int(line[4:]) for line in everything.splitlines() if line.startswith(b"id: ")]
     assert numbers == list(range(FIRST, FIRST + 302))
@@ -60,9 +80,7 @@ async def test_a_follower_receives_no_events_of_another_attempt(
     events = await other.registry.follow(old.id)
     assert events is not None
     assert await anext(events) == b"".join(old.events)
-    newer = new_claim(old.id, attempt=1)
-    await claim(fake_redis, newer)
-    turn = worker.start(claim=newer)
+    turn = await start_newer(worker, old, fake_redis)
     add_texts(turn, "new", count)
     finish(turn)
     await publish(worker)
@@ -75,10 +93,7 @@ async def test_a_follower_receives_no_events_of_another_attempt(
 async def test_the_number_of_an_earlier_attempt_cannot_be_resumed(
     worker: Worker, other: Worker, after: int
 ) -> None:
-    turn = worker.start(claim=new_claim(attempt=1))
-    add_texts(turn, "new", 9)
-    finish(turn)
-    await publish(worker)
+    turn = await publish_second(worker, 9)
     for each in (worker, other):
         with pytest.raises(TurnLost):
             await each.follow(turn.id, after)
@@ -87,11 +102,8 @@ async def test_the_number_of_an_earlier_attempt_cannot_be_resumed(
 async def test_an_attempt_that_lost_its_claim_stops_and_writes_nothing(
     worker: Worker, other: Worker, late: Worker, fake_redis: FakeAsyncRedis, clock: Clock
 ) -> None:
-    old = late.start(claim=new_claim())
-    await publish(late)
-    newer = new_claim(old.id, attempt=1)
-    await claim(fake_redis, newer)
-    turn = worker.start(claim=newer)
+    old = await start_first(late)
+    turn = await start_newer(worker, old, fake_redis)
     finish(turn)
     await publish(worker)
     names = (keys.turn_key(turn.id), keys.claim_key(turn.id))
@@ -109,18 +121,16 @@ async def test_an_attempt_that_lost_its_claim_stops_and_writes_nothing(
         await following
     assert await is_published(other, turn)
     assert [await fake_redis.ttl(name) for name in names] == [keys.IDEMPOTENCY_TTL_S] * 2
-    assert await fake_redis.get(names[1]) == newer.token.encode()
+    assert turn.claim is not None
+    assert await fake_redis.get(names[1]) == turn.claim.token.encode()
 
 
 @pytest.mark.parametrize("is_over", [False, True])
 async def test_events_that_redis_rejects_do_not_shorten_the_newer_attempt(
     worker: Worker, other: Worker, late: Worker, fake_redis: FakeAsyncRedis, *, is_over: bool
 ) -> None:
-    old = late.start(claim=new_claim())
-    await publish(late)
-    newer = new_claim(old.id, attempt=1)
-    await claim(fake_redis, newer)
-    turn = worker.start(claim=newer)
+    old = await start_first(late)
+    turn = await start_newer(worker, old, fake_redis)
     if is_over:
         finish(turn)
     await publish(worker)
