@@ -93,6 +93,38 @@ async def test_an_error_event_of_groq_is_the_only_one_within_a_session(
     ]
 
 
+@pytest.mark.parametrize("end", [LAST_CHUNK, b"", b"5\r\nab", b"ZZZ\r\n"])
+async def test_an_error_event_of_groq_is_the_only_one_without_a_session(
+    serve: Serve, end: bytes
+) -> None:
+    async def respond(writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD + chunked(event("Hi")) + chunked(GROQ_ERROR))
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.write(end)
+        await writer.drain()
+        writer.close()
+
+    async with RawGroq(respond).serve() as raw:
+        api = await serve(groq_base_url=raw.url)
+        async with api.post(COMPLETIONS, json=BODY) as response:
+            assert await response.read() == event("Hi") + GROQ_ERROR
+
+
+async def test_an_answer_that_is_the_word_error_is_no_error_event(serve: Serve) -> None:
+    text = event("error")
+
+    async def respond(writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD + chunked(text) + LAST_CHUNK)
+
+    async with RawGroq(respond).serve() as raw:
+        api = await serve(groq_base_url=raw.url)
+        async with api.post(COMPLETIONS, json=BODY) as response:
+            stream = await response.read()
+    assert stream.startswith(text)
+    assert error_of(stream)["code"] == "completion_unavailable"
+
+
 @pytest.mark.parametrize("headers", [{}, SESSION])
 async def test_a_stream_with_an_error_event_before_its_end_is_repeated_by_its_key(
     serve: Serve, headers: dict[str, str]

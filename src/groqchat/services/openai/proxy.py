@@ -222,10 +222,10 @@ class OpenAIProxy:
     def _last_events(self, last: bytes, turn: Turn, parser: StreamParser) -> bytes:
         """Return the last events for the client, with `[DONE]` or an error at the end."""
         # The client expects one error at most.
-        if parser.has_error_event or turn.stop_reason in {"stopped", "disconnected"}:
+        if parser.has_error_event:
             return last
         if turn.error is None:
-            return last or DONE_MARK
+            return last if turn.stop_reason else last or DONE_MARK
         # Clients stop reading at `[DONE]`, and would not find the error after it.
         data = orjson.dumps(self._turns.encode_error(turn.error))
         return without_done(last) + sse.encode_event(data, name="error")

@@ -3,13 +3,14 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Self
 
 from aiohttp import ClientError, ClientResponse
 
 from groqchat import sse
 from groqchat.errors import CompletionTimeout, CompletionUnavailable, GroqChatError
-from groqchat.services.groq.completions import MAX_EVENT_BYTES
+from groqchat.services.groq.completions import MAX_EVENT_BYTES, parse_json
 from groqchat.services.groq.errors import redact, strip_tracebacks
 from groqchat.services.openai.responses import MAX_RESPONSE_BYTES
 
@@ -42,7 +43,13 @@ class GroqEvents(AsyncIterator[bytes]):
     async def __anext__(self) -> bytes:
         """Return the next events; raise CompletionError if the stream breaks off."""
         while not self.is_done:
-            chunk = await self._read()
+            try:
+                chunk = await self._read()
+            except GroqChatError:
+                # The client expects one error at most.
+                if self._has_error:
+                    break
+                raise
             events = self._buffer.feed(chunk) if chunk else self._buffer.flush()
             if self._buffer.pending_bytes > MAX_EVENT_BYTES:
                 raise CompletionUnavailable(f"an event exceeds {MAX_EVENT_BYTES} bytes")
@@ -76,7 +83,7 @@ class GroqEvents(AsyncIterator[bytes]):
             self.is_done = True
             # Not a part of the answer: clients stop reading at `[DONE]`.
             events = events[: end.end()]
-        if ERROR_FIELD in events:
+        if ERROR_FIELD in events and _has_error(events):
             self._has_error = True
             return redact(events)
         return events
@@ -107,6 +114,16 @@ class Relay(GroqEvents):
     def _check_end(self) -> None:
         if not self._has_error:
             raise CompletionUnavailable("the stream ended before the answer")
+
+
+def _has_error(events: bytes) -> bool:
+    """Return whether an event is an error of Groq; an answer can contain the word too."""
+    for payload in sse.DataParser().feed(events):
+        with suppress(CompletionUnavailable):
+            data = parse_json(payload)
+            if isinstance(data, dict) and data.get("error"):
+                return True
+    return False
 
 
 def without_done(events: bytes) -> bytes:
