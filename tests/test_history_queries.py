@@ -10,13 +10,13 @@ from fakeredis import FakeAsyncRedis, FakeServer
 from groqchat.services.history_store import (
     HistoryPage,
     HistoryStore,
-    SessionInfo,
 )
 from groqchat.storage import keys
 from groqchat.storage.event_log import EventLog
 from groqchat.storage.keys import Command
 from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import INCOMPLETE, Message, encode_member
+from groqchat.storage.session_info import SessionInfo
 from tests.support.recording_batcher import RecordingBatcher
 from tests.support.store import new_message
 

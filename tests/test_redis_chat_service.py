@@ -13,8 +13,8 @@ import groqchat
 from groqchat import Message, RedisChatService
 from groqchat.errors import ConfigurationError, HistoryFailed, HistoryUnavailable, InvalidField
 from groqchat.services import redis_chat_service
-from groqchat.services.history_store import SessionInfo
 from groqchat.storage import keys
+from groqchat.storage.session_info import SessionInfo
 
 MODEL = "openai/gpt-oss-20b"
 MESSAGE = Message(id="0" * 17, role="user", content="Hello")

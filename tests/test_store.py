@@ -8,9 +8,10 @@ import pytest
 from redis.asyncio import Redis
 
 from groqchat.errors import HistoryUnavailable, SessionCleared
-from groqchat.services.history_store import HistoryPage, HistoryStore, SessionInfo
+from groqchat.services.history_store import HistoryPage, HistoryStore
 from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import Message
+from groqchat.storage.session_info import SessionInfo
 from tests.support.store import MODEL, TTL_S, new_message, new_store, save_messages
 
 KEY = "chat:session:s"

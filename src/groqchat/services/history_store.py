@@ -31,12 +31,12 @@ from groqchat.storage.messages import (
     member_id,
     member_micros,
     members_before,
-    scored_members,
     warn_about_corrupt_members,
 )
 from groqchat.storage.pagination import count_before
 from groqchat.storage.session_deletion import delete_session
 from groqchat.storage.session_index import SessionIndex, SessionPage
+from groqchat.storage.session_info import SessionInfo, read_session_info
 from groqchat.storage.write_probe import WriteProbe
 
 # The messages that a turn reads together with its first write. Even the longest messages add up
@@ -59,18 +59,6 @@ class HistoryPage:
     has_more: bool
     first_id: str | None
     last_id: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionInfo:
-    """Counts and times of a session; times in ISO 8601, None if the session never expires."""
-
-    session_id: str
-    message_count: int
-    first_message_time: str
-    last_message_time: str
-    expires_at: str | None
-    ttl_seconds: int | None
 
 
 class HistoryStore:
@@ -298,27 +286,9 @@ class HistoryStore:
 
     async def get_session_info(self, session_id: str) -> SessionInfo | None:
         """Return counts and times of a session, or None if it does not exist."""
-        key = keys.checked_key(session_id)
-        commands: list[Command] = [
-            ("ZCARD", key),
-            ("ZRANGE", key, 0, 0, "WITHSCORES"),
-            ("ZRANGE", key, -1, -1, "WITHSCORES"),
-            ("PTTL", key),
-        ]
+        keys.checked_key(session_id)
         async with redis_errors(self._timeout_s):
-            count, first, last, pttl_ms = await self._batcher.transact(commands)
-        if not count:
-            return None
-        never_expires = pttl_ms < 0
-        expires_micros = time.time_ns() // 1000 + pttl_ms * 1000
-        return SessionInfo(
-            session_id=session_id,
-            message_count=count,
-            first_message_time=iso_time(member_micros(scored_members(first)[0])),
-            last_message_time=iso_time(member_micros(scored_members(last)[0])),
-            expires_at=None if never_expires else iso_time(expires_micros),
-            ttl_seconds=None if never_expires else round(pttl_ms / 1000),
-        )
+            return await read_session_info(self._batcher.transact, session_id)
 
     async def write_state(self) -> str:
         """Return whether Redis accepts writes: `ok`, `unreachable` or `rejects writes: CODE`."""
