@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from groqchat.errors import (
-    CompletionRejected,
+    CompletionUnavailable,
     Overloaded,
     ShuttingDown,
     UnknownModel,
@@ -189,15 +189,15 @@ async def test_the_answer_to_a_deleted_session_is_not_stored(service: Service) -
 
 
 async def test_the_user_message_is_stored_if_the_completion_fails(service: Service) -> None:
-    service.groq.error = CompletionRejected("no")
-    with pytest.raises(CompletionRejected):
+    service.groq.error = CompletionUnavailable("no")
+    with pytest.raises(CompletionUnavailable):
         await service.chat.answer(request("first"))
     assert await service.contents() == ["first"]
     assert service.batcher.calls == 2
 
     # Redis is unavailable before the failure and available after it.
     service.batcher.calls, service.batcher.failures = 0, [1]
-    with pytest.raises(CompletionRejected):
+    with pytest.raises(CompletionUnavailable):
         await service.chat.answer(request("second"))
     assert await service.contents() == ["first", "second"]
 

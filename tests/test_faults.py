@@ -126,13 +126,13 @@ async def test_an_unsaved_user_message_is_stored_when_the_completion_fails(
 
     async def restart_redis_and_fail() -> None:
         own_redis_server.start()
-        groq.options.fail = "400"
+        groq.options.fail = "404"
 
     groq.before_response = restart_redis_and_fail
     body = {"message": "sent without Redis", "session_id": "s"}
     response = await own_redis_api.post(f"{BASE}/chat", json=body)
 
-    await assert_error(response, 400, "completion_rejected")
+    await assert_error(response, 422, "unknown_model", param="model")
     assert await contents(own_redis_api) == ["sent without Redis"]
 
 

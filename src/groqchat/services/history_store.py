@@ -192,6 +192,27 @@ class HistoryStore:
         keys.checked_key(session_id)
         await self._remove_members(session_id, [encode_member(message) for message in messages])
 
+    async def try_remove(
+        self,
+        session_id: str,
+        *messages: Message,
+        claim: Claim | None = None,
+        max_wait_s: float | None = None,
+    ) -> None:
+        """Remove messages that Groq rejected, as far as Redis is available.
+
+        Groq would reject every later request that contains them. They stay if another attempt than
+        that of `claim` runs the turn. Waits at most `max_wait_s`, by default the deadline of one
+        operation.
+        """
+        wait_s = self._timeout_s if max_wait_s is None else max_wait_s
+        try:
+            async with redis_errors(wait_s):
+                if claim is None or await claim.confirm(None, self._batcher.transact):
+                    await self.remove_messages(session_id, messages)
+        except StorageError as error:
+            log.warning("rejected messages stay in session %s: %s", session_id, error)
+
     async def _remove_members(self, session_id: str, members: Sequence[bytes]) -> None:
         key = keys.session_key(session_id)
         _, exists = await self._batcher.transact([("ZREM", key, *members), ("EXISTS", key)])

@@ -109,16 +109,14 @@ class Conversations:
         )
 
     async def rollback(self, conversation: Conversation) -> None:
-        """Delete the new messages of a request that Groq rejected.
-
-        Groq would reject every later request that contains them.
-        """
-        if not conversation.new:
-            return
-        try:
-            await self._history.remove_messages(conversation.session_id, conversation.new)
-        except StorageError as error:
-            log.warning("rejected messages stay in the history: %s", error)
+        """Delete the new messages of a request that Groq rejected."""
+        if conversation.new:
+            await self._history.try_remove(
+                conversation.session_id,
+                *conversation.new,
+                claim=conversation.claim,
+                max_wait_s=conversation.budget.left_s,
+            )
 
     async def _load_history(self, session_id: str, sent: Sequence[OpenAIMessage]) -> list[Message]:
         """Return the latest messages, as many as the comparison with the request needs.

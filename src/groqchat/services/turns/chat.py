@@ -11,8 +11,10 @@ from typing import TypeAlias
 
 from groqchat.errors import (
     CompletionError,
+    CompletionRejected,
     CompletionUnavailable,
     GroqChatError,
+    PromptTooLarge,
     ShuttingDown,
     StorageError,
     TurnLost,
@@ -179,6 +181,11 @@ class ChatService:
         prompt = build_prompt(request, user_message, earlier, self._settings)
         try:
             completion = await complete(prompt)
+        except (CompletionRejected, PromptTooLarge):
+            await self._history.try_remove(
+                state.session_id, user_message, claim=state.claim, max_wait_s=state.budget.left_s
+            )
+            raise
         except (CompletionError, ShuttingDown):
             if not state.is_stored:
                 await self._history.try_save(
