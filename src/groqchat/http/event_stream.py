@@ -188,7 +188,9 @@ async def _send_all(stream: _OpenStream, events: AsyncIterator[bytes]) -> None:
     except ConnectionError:
         raise
     except Exception as error:
-        if not isinstance(error, GroqChatError):
+        if isinstance(error, GroqChatError):
+            log.warning("a stream ended with an error: %s (%s)", error.code, error.detail)
+        else:
             log.exception("an event stream failed")
         stream.is_writing = True
         data = orjson.dumps(error_event_data(error))

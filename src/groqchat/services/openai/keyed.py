@@ -134,6 +134,7 @@ class KeyedCompletions:
         """Add the error of a turn without an outcome, and end it."""
         if not (turn.has_outcome or turn.is_superseded):
             error = turn.error or turn.stop_error() or ShuttingDown()
+            log.warning("turn %s: %s (%s)", turn.id, error.code, error.detail)
             data = self._turns.encode_error(error)
             turn.add(
                 "error",

@@ -216,6 +216,8 @@ class OpenAIProxy:
         except TurnLost as error:
             turn.error = strip_tracebacks(error)
         finally:
+            if turn.error is not None:
+                log.warning("turn %s: %s (%s)", turn.id, turn.error.code, turn.error.detail)
             turn.add_raw(self._last_events(last, turn, parser))
             turn.end()
 
