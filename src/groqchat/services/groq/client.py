@@ -41,7 +41,6 @@ from groqchat.services.groq.errors import (
     connection_error,
     is_accepted,
     is_success,
-    parse_retry_after,
     read_error,
     status_error,
     strip_tracebacks,
@@ -49,6 +48,7 @@ from groqchat.services.groq.errors import (
 from groqchat.services.groq.http_session import open_http_session, set_headers
 from groqchat.services.groq.rate_limits import RateLimits
 from groqchat.services.groq.retries import MAX_RETRY_AFTER_S, GroqRetries
+from groqchat.services.groq.retry_after import parse_retry_after
 from groqchat.services.groq.service_faults import ServiceFaults
 from groqchat.services.groq.stream_end import END_WAIT_S, StreamEnds
 from groqchat.settings import Settings

@@ -21,6 +21,7 @@ from groqchat.errors import (
     UnknownModel,
 )
 from groqchat.services.groq.aiohttp_internals import BufferedResponse
+from groqchat.services.groq.retry_after import parse_retry_after
 
 E = TypeVar("E", bound=BaseException)
 
@@ -167,19 +168,10 @@ def is_retryable(error: BaseException) -> bool:
 
 
 def retry_after_s(error: BaseException) -> float | None:
-    """Return the value of the `Retry-After` header, in seconds."""
+    """Return the value of the `Retry-After` header in seconds, None if there is no valid one."""
     if not isinstance(error, groq.APIStatusError):
         return None
     return parse_retry_after(error.response.headers.get("retry-after"))
-
-
-def parse_retry_after(value: str | None) -> float | None:
-    """Return a `Retry-After` header in seconds; None if it is not a number, such as a date."""
-    try:
-        seconds = float(value or "")
-    except ValueError:
-        return None
-    return max(seconds, 0.0) if seconds < float("inf") else None
 
 
 def redact(content: bytes) -> bytes:

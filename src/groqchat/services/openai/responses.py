@@ -14,11 +14,13 @@ from groqchat.services.groq.aiohttp_internals import BufferedResponse
 from groqchat.services.groq.completions import parse_json, valid_tokens
 from groqchat.services.groq.errors import RETRYABLE_STATUS, completion_error, redact, status_error
 from groqchat.services.groq.rate_limits import rate_limit_body
+from groqchat.services.groq.retry_after import parse_retry_after
 from groqchat.services.openai.messages import answer_message
 from groqchat.storage.messages import Message
 
 # Groq's headers that clients act on.
-FORWARDED_HEADERS = ("x-ratelimit-", "retry-after", "x-groq-")
+FORWARDED_HEADERS = ("x-ratelimit-", "x-groq-")
+RETRY_AFTER = "Retry-After"
 # More than the longest answer of any model, in OpenAI's format.
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 
@@ -112,7 +114,7 @@ def rate_limited(error: RateLimited) -> ProxyResponse:
     retry_after_s = error.retry_after_s or 1.0
     return ProxyResponse(
         status=HTTPStatus.TOO_MANY_REQUESTS,
-        headers={"Retry-After": str(math.ceil(retry_after_s))},
+        headers={RETRY_AFTER: str(math.ceil(retry_after_s))},
         body=rate_limit_body(retry_after_s),
     )
 
@@ -124,11 +126,16 @@ def is_final(status: int) -> bool:
 
 def forwarded_headers(response: ClientResponse) -> dict[str, str]:
     """Return the headers of a response that the client receives too."""
-    return {
+    headers = {
         str(name): value
         for name, value in response.headers.items()
         if name.lower().startswith(FORWARDED_HEADERS)
     }
+    if (value := response.headers.get(RETRY_AFTER)) is not None:
+        seconds = parse_retry_after(value)
+        if seconds is not None:
+            headers[RETRY_AFTER] = f"{seconds:g}" if seconds < 1 else str(math.ceil(seconds))
+    return headers
 
 
 def _is_error(content: bytes) -> bool:
