@@ -15,7 +15,7 @@ from groqchat.settings import Settings
 from tests.support.groq import MockGroq
 
 
-def new_settings(redis_url: str, groq_url: str, **changes: Any) -> Settings:
+def new_settings(redis_url: str, groq_url: str, /, **changes: Any) -> Settings:
     """Return the settings of a service with this Redis and this Groq server."""
     defaults = {
         "redis_url": SecretStr(redis_url),
