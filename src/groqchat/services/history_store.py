@@ -165,6 +165,7 @@ class HistoryStore:
         """Store messages, with a second attempt, and return whether Redis confirmed the write.
 
         Both attempts together wait at most `max_wait_s`, by default the deadline of one operation.
+        Raises SessionCleared and TurnLost as `save_messages`.
         """
         end = time.monotonic() + (self._timeout_s if max_wait_s is None else max_wait_s)
         attempt = 0
@@ -179,6 +180,8 @@ class HistoryStore:
                 )
             except StorageError as error:
                 log.warning("could not save messages of session %s: %s", session_id, error)
+                if isinstance(error, SessionCleared):
+                    raise
                 max_wait_s = end - time.monotonic()
                 is_final = not isinstance(error, HistoryUnavailable) or max_wait_s <= 0
                 if is_final or not await SAVE_RETRIES.wait(attempt):

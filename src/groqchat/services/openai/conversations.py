@@ -93,8 +93,8 @@ class Conversations:
     async def end(self, conversation: Conversation, answer: Message) -> bool:
         """Store an answer, and return whether it and the messages of the request are stored.
 
-        An empty answer that was cut short need not be stored. Raises TurnLost if another attempt
-        runs the turn.
+        An empty answer that was cut short need not be stored. Raises SessionCleared if the message
+        that it answers was deleted since, TurnLost if another attempt runs the turn.
         """
         if conversation.last_message is None:
             return False

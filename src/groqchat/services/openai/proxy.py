@@ -14,6 +14,7 @@ from groqchat.errors import (
     CompletionUnavailable,
     GroqChatError,
     RateLimited,
+    SessionCleared,
     ShuttingDown,
     TurnLost,
 )
@@ -125,7 +126,7 @@ class OpenAIProxy:
             reply = parse_reply(content)
             headers = forwarded_headers(response)
             if conversation is not None:
-                is_saved = await self._conversations.end(conversation, answer_of(reply))
+                is_saved = await self._store(conversation, answer_of(reply))
                 headers[SAVED_HEADER] = str(is_saved).lower()
             return ProxyResponse(status=response.status, headers=headers, body=content)
         fault = self._groq.service_fault(response.status, content)
@@ -135,6 +136,18 @@ class OpenAIProxy:
         if conversation is not None and is_final(response.status):
             await self._conversations.rollback(conversation)
         return error
+
+    async def _store(self, conversation: Conversation, answer: Message) -> bool:
+        """Store an answer, and return whether its conversation is stored.
+
+        If the session was deleted, deletes the events of a turn with an Idempotency-Key.
+        """
+        try:
+            return await self._conversations.end(conversation, answer)
+        except SessionCleared:
+            if conversation.claim is not None:
+                self._turns.delete_turn(conversation.claim.turn_id)
+            return False
 
     def _relay(self, response: ClientResponse, timeout_s: float) -> ProxyResponse:
         """Return a stream that is read only as fast as its client receives it."""
@@ -212,7 +225,7 @@ class OpenAIProxy:
         finally:
             self._release(stream)
         try:
-            await self._conversations.end(conversation, _streamed_answer(turn, parser, texts))
+            await self._store(conversation, _streamed_answer(turn, parser, texts))
         except TurnLost as error:
             turn.error = strip_tracebacks(error)
         finally:

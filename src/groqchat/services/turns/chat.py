@@ -15,6 +15,7 @@ from groqchat.errors import (
     CompletionUnavailable,
     GroqChatError,
     PromptTooLarge,
+    SessionCleared,
     ShuttingDown,
     StorageError,
     TurnLost,
@@ -193,7 +194,12 @@ class ChatService:
                 )
             raise
         answer = _answer_message(completion, user_message.id if state.claim else None)
-        is_saved = await self._store_answer(state, answer)
+        try:
+            is_saved = await self._store_answer(state, answer)
+        except SessionCleared:
+            # A full Redis announces no deletion, so this can be the first sign of it.
+            self._turns.delete_turn(user_message.id)
+            is_saved = False
         return _response(state, answer, is_saved=is_saved)
 
     async def _run_again(self, state: _TurnState, turn: Turn) -> ChatResponse | None:
@@ -231,9 +237,9 @@ class ChatService:
     async def _store_answer(self, state: _TurnState, answer: Message) -> bool:
         """Store the answer, and the user message if it is not stored yet.
 
-        An empty answer that was cut short is not stored: nothing is missing then. If the user
-        message was deleted since, the answer is not stored either. Raises TurnLost if another
-        attempt runs the turn.
+        An empty answer that was cut short is not stored: nothing is missing then. Raises
+        SessionCleared if the user message was deleted since, TurnLost if another attempt runs the
+        turn.
         """
         answers = [answer] if answer.content or not answer.status else []
         if not state.is_stored:

@@ -28,6 +28,8 @@ class LocalTurn:
     over_since: float | None = None
     # Whether the session of the turn was deleted; connected clients still receive its events.
     is_deleted: bool = False
+    # Whether Redis may have events of the turn although it is deleted.
+    has_stale_events: bool = False
 
     @property
     def is_hidden(self) -> bool:
@@ -79,6 +81,10 @@ class LocalTurn:
         self.is_published = False
         self.renewed_at = -keys.LEASE_RENEWAL_S
         self.doubt_claim()
+
+    def mark_deleted(self) -> None:
+        """Record that the session was deleted, so that the events in Redis are deleted too."""
+        self.is_deleted = self.has_stale_events = True
 
     def doubt_claim(self) -> None:
         """Let the claim be confirmed before the next write."""

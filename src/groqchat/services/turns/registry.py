@@ -117,19 +117,19 @@ class TurnRegistry:
             is_running=is_running,
         )
 
-    def delete_session(self, session_id: str, *, last_turn_id: str) -> list[str]:
-        """Hide the turns of a deleted session with an id up to `last_turn_id`; return their ids.
+    def delete_session(self, session_id: str, *, last_turn_id: str) -> None:
+        """Apply `delete_turn` to the turns of a deleted session with an id up to `last_turn_id`."""
+        for local in self._local.values():
+            if local.turn.session_id == session_id and local.turn.id <= last_turn_id:
+                local.mark_deleted()
 
-        The turns run on for the clients that are connected.
+    def delete_turn(self, turn_id: str) -> None:
+        """Hide a turn of this process, because its session was deleted; delete its events.
+
+        The turn runs on for the clients that are connected. Without events, it is not here.
         """
-        deleted = [
-            local
-            for local in self._local.values()
-            if local.turn.session_id == session_id and local.turn.id <= last_turn_id
-        ]
-        for local in deleted:
-            local.is_deleted = True
-        return [local.turn.id for local in deleted]
+        if local := self._local.get(turn_id):
+            local.mark_deleted()
 
     async def stop(self, turn_id: str) -> StopResult:
         """Stop a turn on any worker and wait at most STOP_TIMEOUT_S for its end."""
@@ -157,6 +157,7 @@ class TurnRegistry:
             with suppress(StorageError):
                 for _ in range(FINAL_FLUSHES):
                     await self._flush()
+                await self._delete_events()
 
     async def _publish(self) -> float:
         """Flush once, read the requests of other workers, and remove finished turns."""
@@ -167,9 +168,10 @@ class TurnRegistry:
             if self._is_idle:
                 # If this read fails, the events must be written all the same from now on.
                 self._is_idle = False
-                await self._apply(await self._log.recent_requests())
+                self._apply(await self._log.recent_requests())
             await self._flush()
             await self._read_requests()
+            await self._delete_events()
             self._is_failing = False
         except StorageError as error:
             if not self._is_failing:
@@ -246,21 +248,23 @@ class TurnRegistry:
             return
         requests = await self._log.requests(self._last_request)
         self._requests_read_at = now
-        await self._apply(requests)
+        self._apply(requests)
 
-    async def _apply(self, requests: TurnRequests) -> None:
+    def _apply(self, requests: TurnRequests) -> None:
         self._last_request = requests.last
         for turn_id in requests.stops:
             if turn_id in self._local:
                 self._local[turn_id].turn.stop("stopped")
-        deleted = [
-            turn_id
-            for each in requests.deletions
-            for turn_id in self.delete_session(each.session_id, last_turn_id=each.last_turn_id)
-        ]
-        if deleted:
+        for each in requests.deletions:
             # These turns may have been published after the deletion.
-            await self._log.delete(deleted)
+            self.delete_session(each.session_id, last_turn_id=each.last_turn_id)
+
+    async def _delete_events(self) -> None:
+        stale = [local for local in self._local.values() if local.has_stale_events]
+        if stale:
+            await self._log.delete([local.turn.id for local in stale])
+            for local in stale:
+                local.has_stale_events = False
 
     def _remove_finished(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -271,7 +275,8 @@ class TurnRegistry:
             is_expired = now - local.over_since > UNPUBLISHED_RETENTION_S
             # A deletion of the session must find a turn that was published after it.
             has_read = self._requests_read_at > local.published_at
-            is_done = has_read and (local.is_published or local.is_deleted)
+            is_complete = local.is_published or local.is_deleted
+            is_done = has_read and is_complete and not local.has_stale_events
             is_ours = not (local.turn.is_private or local.turn.is_superseded)
             if is_done or is_expired or not is_ours:
                 del self._local[local.turn.id]
