@@ -52,6 +52,14 @@ def test_a_variable_that_looks_like_a_setting_causes_a_warning(
     assert list(ineffective_variables()) == [f"{name.upper()} in {where} has no effect: {problem}"]
 
 
+def test_a_directory_in_place_of_the_env_file_causes_a_warning(dotenv: Path) -> None:
+    """Docker creates a directory if the file to mount does not exist."""
+    dotenv.mkdir()
+    assert list(ineffective_variables()) == [".env is a directory and has no effect"]
+    assert load_settings().port == 5000
+    assert env_file() is None
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -74,6 +74,8 @@ def test_the_error_names_every_invalid_setting(monkeypatch: pytest.MonkeyPatch) 
         "redis://host/name",
         "redis://host:port",
         "redis://host:99999",
+        "redis://host..example",
+        "rediss://ho st",
         "redis://[::1",
         "redis://:pa#ss@host",
         "redis://host?decode_responses=true",
@@ -121,6 +123,9 @@ def test_the_redis_address_contains_no_credentials(
         ("https://api.groq.com/openai/v1/", "https://api.groq.com"),
         ("http://proxy.example:8080", "http://proxy.example:8080"),
         ("offline:?latency_ms=3", "offline:?latency_ms=3"),
+        (" https://api.groq.com\n", "https://api.groq.com"),
+        ("https://gateway.example/groq/", "https://gateway.example/groq"),
+        ("http://[::1]:8080/", "http://[::1]:8080"),
     ],
 )
 def test_a_groq_base_url_is_converted_to_the_form_that_the_sdk_expects(
@@ -138,12 +143,50 @@ def test_a_groq_base_url_is_converted_to_the_form_that_the_sdk_expects(
         "offline:latency_ms=3",
         "https://user:secret@api.groq.com",
         "https://api.groq.com:99999",
+        "https://gateway.example/groq?tenant=1",
+        "https://gateway.example/#groq",
+        "https://gateway..example",
+        "https://gate way.example",
+        f"https://{'a' * 64}.example",
     ],
 )
 def test_an_invalid_groq_base_url_is_rejected(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROQ_BASE_URL", url)
     with pytest.raises(ConfigurationError, match="GROQ_BASE_URL"):
         load_settings()
+
+
+@pytest.mark.parametrize("name", ["HOST", "REDIS_HOST"])
+@pytest.mark.parametrize(
+    ("host", "effective"),
+    [
+        ("[::1]", "::1"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        (" localhost\n", "localhost"),
+        ("redis_1.example.org.", "redis_1.example.org."),
+        ("b\u00fccher.example", "b\u00fccher.example"),
+        ("0.0.0.0", "0.0.0.0"),
+    ],
+)
+def test_a_host_is_a_name_or_an_address(
+    name: str, host: str, effective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, host)
+    assert getattr(load_settings(), name.lower()) == effective
+
+
+@pytest.mark.parametrize("name", ["HOST", "REDIS_HOST"])
+@pytest.mark.parametrize(
+    "host",
+    ["not..a.host", "a" * 64, "a b", "127.0.0.1:5000", "[::1]:5000", "http://host", "*", "ho\tst"],
+)
+def test_a_host_that_cannot_be_resolved_is_rejected(
+    name: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, host)
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings()
+    assert str(raised.value) == f"{name}: must be a host name or an IP address, without a port"
 
 
 def test_local_defaults_apply_only_to_settings_that_are_not_configured(

@@ -1,8 +1,8 @@
-"""The types of settings that contain host names, origins, networks or a path prefix."""
+"""The types of settings that contain hosts, origins, networks or a path prefix."""
 
 import re
 from contextlib import suppress
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator
@@ -17,6 +17,8 @@ HOST_NAME = re.compile(
     r"\*|(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:.]+\]|[0-9a-f]*:[0-9a-f.]*:[0-9a-f:.]*",
     re.IGNORECASE,
 )
+# A name as the domain name system contains it.
+DNS_NAME = re.compile(rb"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?", re.IGNORECASE)
 # Segments that a URL contains unescaped. `.` and `..` would change the path.
 PATH_PREFIX = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
 # Longer than the prefix of any service.
@@ -30,9 +32,29 @@ def split_list(value: object) -> object:
     return value
 
 
+def is_host(host: str) -> bool:
+    """Return whether a text is an IP address, or a name that can be looked up."""
+    with suppress(ValueError):
+        return bool(ip_address(host))
+    try:
+        return DNS_NAME.fullmatch(host.encode("idna")) is not None
+    except UnicodeError:
+        return False
+
+
 def is_path_prefix(path: str) -> bool:
     """Return whether a path can precede all paths of the service."""
     return len(path) <= MAX_PREFIX_CHARS and PATH_PREFIX.fullmatch(path) is not None
+
+
+def _normalize_host(host: str) -> str:
+    """Return a host without white space around it and without the brackets of a URL."""
+    host = re.sub(r"^\[([^\]]*)\]$", r"\1", host.strip())
+    if not host:
+        raise ValueError("must not be empty")
+    if not is_host(host):
+        raise ValueError("must be a host name or an IP address, without a port")
+    return host
 
 
 def _check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
@@ -77,6 +99,7 @@ def _check_prefix(path: str) -> str:
     return path
 
 
+Host: TypeAlias = Annotated[str, AfterValidator(_normalize_host)]
 Names: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
 HostNames: TypeAlias = Annotated[Names, AfterValidator(_check_hosts)]
 Origins: TypeAlias = Annotated[Names, AfterValidator(_normalize_origins)]

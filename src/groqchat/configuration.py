@@ -79,9 +79,13 @@ def _validated(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
 
 
 def env_file() -> Path | None:
-    """Return the absolute path of `.env`; None if it does not exist."""
-    path = Path(str(Settings.model_config["env_file"])).resolve()
+    """Return the absolute path of `.env`; None if there is no such file."""
+    path = _env_path()
     return path if path.is_file() else None
+
+
+def _env_path() -> Path:
+    return Path(str(Settings.model_config["env_file"])).resolve()
 
 
 def sources() -> dict[str, str]:
@@ -96,6 +100,9 @@ def ineffective_variables() -> Iterator[str]:
     with _dotenv_warnings() as warnings:
         env_file_values = _env_file_values()
     yield from warnings
+    if _env_path().is_dir():
+        # Docker creates a directory if the file to mount does not exist.
+        yield ".env is a directory and has no effect"
     seen = set()
     for where, variables in (("the environment", os.environ), (".env", env_file_values)):
         for name, value in variables.items():

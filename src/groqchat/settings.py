@@ -7,14 +7,13 @@ from urllib.parse import parse_qs
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from groqchat.address_types import HostNames, Names, Networks, Origins, PathPrefix
-from groqchat.openai_paths import OPENAI_PREFIX
+from groqchat.address_types import Host, HostNames, Names, Networks, Origins, PathPrefix
 from groqchat.secret_types import ApiKey, Password
 from groqchat.urls import (
     SERVICE_LINK_HINT,
     check_redis_url,
+    normalize_groq_url,
     redis_address,
-    split_url,
 )
 
 # If one of these is set, `--local` does not replace the Redis server.
@@ -39,7 +38,7 @@ class Settings(BaseSettings):
         populate_by_name=True,
     )
 
-    redis_host: str = Field("localhost", description="Host name of the Redis server.")
+    redis_host: Host = Field("localhost", description="Host name of the Redis server.")
     redis_port: int = Field(6379, ge=1, le=65535, description="Port of the Redis server.")
     redis_db: int = Field(0, ge=0, description="Number of the Redis database.")
     redis_password: Password = Field(
@@ -148,7 +147,7 @@ class Settings(BaseSettings):
         description="Maximum size of a request body, in bytes.",
     )
 
-    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    host: Host = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(5000, ge=0, le=65535, description="Port to listen on. 0: any free port.")
     workers: int = Field(
         1,
@@ -260,17 +259,12 @@ class Settings(BaseSettings):
     @field_validator("groq_base_url")
     @classmethod
     def _groq_base_url_fits_the_sdk(cls, url: str) -> str:
+        url = url.strip()
         if url.startswith(OFFLINE_SCHEME):
             if url[len(OFFLINE_SCHEME) :][:1] not in {"", "?"}:
                 raise ValueError("options must follow a question mark: offline:?latency_ms=300")
             return url
-        parts = split_url(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError("the URL must start with http://, https:// or offline:")
-        if "@" in parts.netloc:
-            raise ValueError("this URL must not contain credentials")
-        # The SDK appends this path, but URLs in Groq's documentation contain it already.
-        return url.rstrip("/").removesuffix(OPENAI_PREFIX)
+        return normalize_groq_url(url)
 
     @field_validator("log_level", mode="before")
     @classmethod

@@ -4,6 +4,9 @@ import re
 import ssl
 from urllib.parse import SplitResult, parse_qs, parse_qsl, urlencode, urlsplit
 
+from groqchat.address_types import is_host
+from groqchat.openai_paths import OPENAI_PREFIX
+
 REDIS_SCHEMES = ("redis", "rediss", "unix", "embedded", "memory")
 # The options of redis-py that a URL may set: database, credentials and TLS. Timeouts and limits
 # are settings of the service.
@@ -21,6 +24,7 @@ SERVICE_LINK_HINT = (
     "must be a port, not an address, which Kubernetes sets for a service named redis; set "
     "REDIS_PORT to the port, or `enableServiceLinks: false` in the pod"
 )
+INVALID_HOST = "the host of the URL is not a host name or an IP address"
 MASK = "**********"
 # The options of a Redis URL whose values are secret.
 SECRET_OPTIONS = {"username", "password", "ssl_password"}
@@ -36,6 +40,21 @@ def split_url(url: str) -> SplitResult:
             "this is not a valid URL; special characters must be percent-encoded"
         ) from None
     return parts
+
+
+def normalize_groq_url(url: str) -> str:
+    """Return the URL of Groq's API in the form that the SDK expects, or raise ValueError."""
+    parts = split_url(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("the URL must start with http://, https:// or offline:")
+    if "@" in parts.netloc:
+        raise ValueError("this URL must not contain credentials")
+    if parts.query or parts.fragment:
+        raise ValueError("this URL must not contain a query or a fragment")
+    if not is_host(parts.hostname):
+        raise ValueError(INVALID_HOST)
+    # The SDK appends this path, but URLs in Groq's documentation contain it already.
+    return url.rstrip("/").removesuffix(OPENAI_PREFIX)
 
 
 def check_redis_url(url: str) -> None:
@@ -80,6 +99,8 @@ def _check_server_url(url: str) -> None:
     parts = split_url(url)
     if parts.fragment:
         raise ValueError("a # in the URL must be percent-encoded as %23")
+    if parts.scheme != "unix" and parts.hostname and not is_host(parts.hostname):
+        raise ValueError(INVALID_HOST)
     if parts.scheme == "unix" and not parts.path.startswith("/"):
         raise ValueError("the URL must name a socket: unix:///path/to/socket")
     if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
