@@ -17,7 +17,7 @@ from groqchat.storage import keys
 from groqchat.storage.claims import Claim, superseded
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.errors import confirmed, redis_errors
-from groqchat.storage.history_reader import MAX_PAGE_BYTES, HistoryReader, answers_of
+from groqchat.storage.history_reader import MAX_PAGE_BYTES, HistoryReader, answers_of, check_page
 from groqchat.storage.keys import Command
 from groqchat.storage.late_writes import LateWrites
 from groqchat.storage.message_ids import iso_time
@@ -66,7 +66,7 @@ class HistoryStore:
 
     Methods raise HistoryUnavailable if Redis cannot be reached or rejects work for now,
     HistoryFailed if a session's key contains another type or the batcher is closed, and
-    InvalidField for a session id that the API rejects. Every operation ends within `timeout_s`.
+    InvalidField for an argument that the API rejects. Every operation ends within `timeout_s`.
     """
 
     def __init__(
@@ -250,9 +250,11 @@ class HistoryStore:
         them; with neither id the newest messages, or the oldest with `oldest_first`. The page of
         an unknown session is empty.
         """
+        check_page(limit=limit, after=after, before=before)
         forward = after is not None or (oldest_first and before is None)
-        key = keys.checked_key(session_id)
-        reader = HistoryReader(self._batcher.transact, key, forward=forward)
+        reader = HistoryReader(
+            self._batcher.transact, keys.checked_key(session_id), forward=forward
+        )
         async with redis_errors(self._timeout_s):
             entries = await reader.read(after or before, limit=limit)
         if not forward:

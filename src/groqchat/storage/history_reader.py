@@ -1,12 +1,14 @@
 """Reading a session's sorted set in chunks, from a cursor or from one end."""
 
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
 from groqchat.errors import StorageError
+from groqchat.fields import MESSAGE_ID_PATTERN, PATTERN_RULES
 from groqchat.storage.errors import redis_errors
 from groqchat.storage.keys import Command
 from groqchat.storage.message_ids import MICROS_PER_S, micros_of
@@ -17,7 +19,13 @@ from groqchat.storage.messages import (
     decode_member,
     scored_members,
 )
-from groqchat.storage.pagination import index_after_member, index_after_message, read_after
+from groqchat.storage.pagination import (
+    LIMIT_RULE,
+    index_after_member,
+    index_after_message,
+    invalid_argument,
+    read_after,
+)
 
 # A chunk should be about CHUNK_BYTES: a set of long messages is read in many small chunks.
 FIRST_CHUNK = 20
@@ -35,7 +43,18 @@ Transact: TypeAlias = Callable[[Sequence[Command]], Awaitable[list[Any]]]
 # A message id, or a member with its score.
 Cursor: TypeAlias = ScoredMember | str
 
+MESSAGE_ID = re.compile(MESSAGE_ID_PATTERN)
+
 log = logging.getLogger(__name__)
+
+
+def check_page(*, limit: int, **cursors: object) -> None:
+    """Raise InvalidField for a limit below one, or for a cursor that is not a message id."""
+    if type(limit) is not int or limit < 1:
+        raise invalid_argument("limit", LIMIT_RULE)
+    for param, cursor in cursors.items():
+        if cursor is not None and not (isinstance(cursor, str) and MESSAGE_ID.fullmatch(cursor)):
+            raise invalid_argument(param, PATTERN_RULES[MESSAGE_ID_PATTERN])
 
 
 class HistoryReader:

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from groqchat.errors import InvalidField
 from groqchat.storage.message_ids import micros_of
 from groqchat.storage.messages import ScoredMember, member_id, member_micros
 
@@ -15,6 +16,7 @@ TIES = 8
 # of ties, no further read follows.
 MAX_TIES = 65_536
 TIES_FACTOR = 8
+LIMIT_RULE = "must be a whole number of at least 1"
 
 
 async def read_after(
@@ -90,3 +92,8 @@ def count_before(members: Sequence[ScoredMember], message_id: str) -> int:
     # The message comes later, or was deleted.
     micros = micros_of(message_id)
     return sum(member_micros(member) <= micros for member in members)
+
+
+def invalid_argument(param: str, rule: str) -> InvalidField:
+    """Return the error for an argument of a page that breaks a rule."""
+    return InvalidField(message=f"{param}: {rule}", param=param)

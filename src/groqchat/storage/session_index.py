@@ -10,9 +10,10 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
 from groqchat.errors import SessionNotFound
+from groqchat.fields import PATTERN_RULES, SESSION_CURSOR_PATTERN
 from groqchat.storage import keys
 from groqchat.storage.messages import ScoredMember
-from groqchat.storage.pagination import index_after_member, read_after
+from groqchat.storage.pagination import LIMIT_RULE, index_after_member, invalid_argument, read_after
 
 # Expired entries that one command removes: few enough not to block the server.
 PRUNE_BATCH = 1000
@@ -45,6 +46,7 @@ class SessionIndex:
         self, *, limit: int, after: str | None, before: str | None, oldest_first: bool
     ) -> SessionPage:
         """Return a page of sessions; remove the index entries of sessions that do not exist."""
+        _check_page(limit=limit, after=after, before=before)
         end = await self._locate(before, param="before") if after and before else None
         # A page before a session is a page after it in the opposite order, reversed.
         backwards = before is not None and end is None
@@ -174,6 +176,29 @@ class SessionIndex:
         async with self._redis.pipeline(transaction=transaction) as pipe:
             commands(pipe)
             return await pipe.execute()
+
+
+def _check_page(*, limit: int, **cursors: object) -> None:
+    """Raise InvalidField for a limit below one, or for a cursor that is not a text.
+
+    Another program may have stored a session whose id the API rejects. Its page has a cursor too.
+    """
+    if type(limit) is not int or limit < 1:
+        raise invalid_argument("limit", LIMIT_RULE)
+    for param, cursor in cursors.items():
+        if cursor is not None and not _is_text(cursor):
+            raise invalid_argument(param, PATTERN_RULES[SESSION_CURSOR_PATTERN])
+
+
+def _is_text(cursor: object) -> bool:
+    """Return whether a cursor is a text that Redis can store."""
+    if not isinstance(cursor, str):
+        return False
+    try:
+        cursor.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _members_exclusive(
