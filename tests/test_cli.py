@@ -199,14 +199,35 @@ def test_a_missing_or_unknown_command_prints_the_usage(directory: Path) -> None:
     )
 
 
-def test_the_mock_groq_server_runs_alone(directory: Path) -> None:
-    command = [sys.executable, "-m", "groqchat", "offline", "--port", "0", "--fail", "503"]
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        pytest.param(
+            "::1",
+            "[::1]",
+            marks=pytest.mark.skipif(not has_ipv6(), reason="the machine has no IPv6"),
+        ),
+    ],
+)
+def test_the_mock_groq_server_runs_alone(directory: Path, host: str, shown: str) -> None:
+    options = ("--host", host, "--port", "0", "--fail", "503")
+    command = [sys.executable, "-m", "groqchat", "offline", *options]
     with subprocess.Popen(
         command, cwd=directory, env=environment(), stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         url = line.removeprefix("the mock Groq server answers at ").strip()
+        assert url.startswith(f"http://{shown}:")
         key = {"Authorization": "Bearer any"}
         body = {"model": "openai/gpt-oss-20b", "messages": [{"role": "user", "content": "Hi"}]}
         listed = requests.get(f"{url}/openai/v1/models", headers=key, timeout=30)
@@ -227,6 +248,7 @@ def test_the_mock_groq_server_runs_alone(directory: Path) -> None:
         ("--port", "-5", "must be at least 0\n"),
         ("--port", "lots", "must be a whole number\n"),
         ("--host", "", "must not be empty\n"),
+        ("--host", "a..b", "must be a host name or an IP address, without a port\n"),
     ],
 )
 def test_an_invalid_option_of_the_mock_groq_server_is_rejected(

@@ -5,6 +5,7 @@ from typing import Literal, Self, TypeAlias, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from groqchat.address_types import Host
 from groqchat.errors import ConfigurationError
 from groqchat.validation_messages import message_of
 
@@ -26,7 +27,7 @@ class MockGroqAddress(BaseModel):
     """The address on which the mock Groq server listens if it runs alone."""
 
     # `Settings.port` has the same bounds.
-    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    host: Host = Field("127.0.0.1", description="address to listen on")
     port: int = Field(5001, ge=0, le=65535, description="port to listen on; 0: any free port")
 
 

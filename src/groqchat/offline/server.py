@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 import orjson
 from aiohttp import hdrs, web
 from pydantic import ValidationError
+from yarl import URL
 
 from groqchat import sse
 from groqchat.offline import groq_format
@@ -48,7 +49,7 @@ async def serve_mock_groq(
     try:
         await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
         bound_host, bound_port = runner.addresses[0][:2]
-        yield f"http://{bound_host}:{bound_port}"
+        yield str(URL.build(scheme="http", host=bound_host, port=bound_port))
     finally:
         await runner.cleanup()
 
