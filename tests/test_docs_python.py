@@ -193,6 +193,15 @@ async def test_the_application_returns_the_messages_of_a_session(modules: Path) 
         ]
 
 
+async def test_the_aiohttp_example_rejects_an_invalid_session_id(modules: Path) -> None:
+    app: web.Application = runpy.run_path(str(modules / "app.py"))["create_app"]()
+    async with TestClient(TestServer(app)) as client:
+        response = await client.get("/messages/not%20valid")
+        text = await response.text()
+    assert response.status == 422
+    assert text.startswith("session_id: must have 1 to 128 characters")
+
+
 async def test_the_application_returns_503_if_redis_is_unavailable(
     modules: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
