@@ -54,7 +54,7 @@ def parse_completion(content: bytes, *, requested_model: str) -> Completion:
     """Return the completion in a response body; raise CompletionUnavailable if there is none."""
     reply = parse_json(content)
     try:
-        choice = reply["choices"][0]
+        choice = first_choice(reply["choices"])
         text = choice["message"].get("content") or ""
         model = reply.get("model") or requested_model
         finish_reason = choice.get("finish_reason") or "stop"
@@ -137,6 +137,9 @@ class StreamParser:
         if not choices:
             return ""
         choice = choices[0]
+        if choice.get("index"):
+            # A request for several choices: the answer is the first of them.
+            choice = next((other for other in choices if not other.get("index")), {})
         if choice.get("finish_reason"):
             self.finish_reason = str(choice["finish_reason"])
             model = chunk.get("model")
@@ -155,6 +158,11 @@ class StreamParser:
         for name, value in (part.get("function") or {}).items():
             if isinstance(value, str):
                 call["function"][name] = call["function"].get(name, "") + value
+
+
+def first_choice(choices: Any) -> Any:
+    """Return the choice with the index 0 of a completion that is not streamed."""
+    return next((choice for choice in choices if not choice.get("index")), choices[0])
 
 
 def valid_tokens(tokens: object) -> int | None:

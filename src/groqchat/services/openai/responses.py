@@ -11,7 +11,7 @@ from aiohttp import ClientError, ClientResponse
 from groqchat import sse
 from groqchat.errors import CompletionError, CompletionTimeout, CompletionUnavailable, RateLimited
 from groqchat.services.groq.aiohttp_internals import BufferedResponse
-from groqchat.services.groq.completions import parse_json, valid_tokens
+from groqchat.services.groq.completions import first_choice, parse_json, valid_tokens
 from groqchat.services.groq.errors import RETRYABLE_STATUS, completion_error, redact, status_error
 from groqchat.services.groq.rate_limits import rate_limit_body
 from groqchat.services.groq.retry_after import parse_retry_after
@@ -72,7 +72,7 @@ def parse_reply(content: bytes) -> dict[str, Any]:
     """Return the completion in a response body; raise CompletionUnavailable if there is none."""
     reply = parse_json(content)
     try:
-        choice = reply["choices"][0]
+        choice = first_choice(reply["choices"])
         usage, fields = reply.get("usage") or {}, (reply.get("model"), choice.get("finish_reason"))
         is_valid = isinstance(choice["message"], dict) and isinstance(usage, dict)
     except (AttributeError, IndexError, KeyError, TypeError):
@@ -85,7 +85,7 @@ def parse_reply(content: bytes) -> dict[str, Any]:
 
 def answer_of(reply: Mapping[str, Any]) -> Message:
     """Return the answer of a completion in its stored form."""
-    choice = reply["choices"][0]
+    choice = first_choice(reply["choices"])
     return answer_message(
         choice["message"],
         model=reply.get("model"),
