@@ -8,11 +8,11 @@ import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
 
 from groqchat.services.history_store import (
-    HistoryPage,
     HistoryStore,
 )
 from groqchat.storage import keys
 from groqchat.storage.event_log import EventLog
+from groqchat.storage.history_reader import HistoryPage
 from groqchat.storage.keys import Command
 from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import INCOMPLETE, Message, encode_member

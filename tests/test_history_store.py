@@ -286,7 +286,8 @@ async def test_the_answer_to_a_deleted_message_is_not_saved(
     history: HistoryStore, fake_redis: FakeAsyncRedis
 ) -> None:
     answer = new_answer("Hi")
-    assert await history.try_save("s", answer, user_message=new_message("Hello")) is False
+    with pytest.raises(SessionCleared):
+        await history.try_save("s", answer, user_message=new_message("Hello"))
     assert await fake_redis.keys() == []
 
 

@@ -8,7 +8,8 @@ import pytest
 from redis.asyncio import Redis
 
 from groqchat.errors import HistoryUnavailable, SessionCleared
-from groqchat.services.history_store import HistoryPage, HistoryStore
+from groqchat.services.history_store import HistoryStore
+from groqchat.storage.history_reader import HistoryPage
 from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import Message
 from groqchat.storage.session_info import SessionInfo

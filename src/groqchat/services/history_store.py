@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
@@ -17,10 +16,16 @@ from groqchat.storage import keys
 from groqchat.storage.claims import Claim, superseded
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.errors import confirmed, redis_errors
-from groqchat.storage.history_reader import MAX_PAGE_BYTES, HistoryReader, answers_of, check_page
+from groqchat.storage.history_reader import (
+    MAX_PAGE_BYTES,
+    HistoryPage,
+    HistoryReader,
+    answers_of,
+    check_page,
+    read_page,
+)
 from groqchat.storage.keys import Command
 from groqchat.storage.late_writes import LateWrites
-from groqchat.storage.message_ids import iso_time
 from groqchat.storage.messages import (
     INCOMPLETE,
     Message,
@@ -28,13 +33,9 @@ from groqchat.storage.messages import (
     add_members,
     decode_context,
     encode_member,
-    member_id,
-    member_micros,
     members_before,
-    warn_about_corrupt_members,
 )
-from groqchat.storage.pagination import count_before
-from groqchat.storage.session_deletion import delete_session
+from groqchat.storage.session_deletion import delete_session, was_deleted
 from groqchat.storage.session_index import SessionIndex, SessionPage
 from groqchat.storage.session_info import SessionInfo, read_session_info
 from groqchat.storage.write_probe import WriteProbe
@@ -47,18 +48,6 @@ FIRST_CONTEXT = 50
 SAVE_RETRIES = RetryPolicy(attempts=2, backoff=Backoff(base_s=0.0, cap_s=0.0))
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HistoryPage:
-    """Messages in time order; count and last time describe the whole session."""
-
-    messages: list[Message]
-    message_count: int
-    last_message_time: str | None
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 class HistoryStore:
@@ -89,17 +78,17 @@ class HistoryStore:
         user_message: Message | None = None,
         claim: Claim | None = None,
         max_wait_s: float | None = None,
+        turn_id: str | None = None,
+        is_repeat: bool = False,
     ) -> list[PromptMessage]:
         """Store messages in one round trip and renew the session's TTL.
 
         Returns role and content of up to `context` earlier messages; those before the latest
-        FIRST_CONTEXT are read in further round trips, until `context_bytes` are read. A failed
-        save may be repeated.
-
-        Waits at most `max_wait_s` for Redis to confirm the write, which may still succeed later.
-        Removes messages again, after a late write too (`checking_late_writes`), and raises
-        SessionCleared if `user_message`, without `context`, was deleted, or TurnLost if another
-        attempt than that of `claim` runs the turn.
+        FIRST_CONTEXT are read in further round trips, until `context_bytes` are read.
+        Waits at most `max_wait_s`; the write may still succeed later. Removes the messages again,
+        after a late write too, and raises TurnLost if another attempt than that of `claim` runs the
+        turn, SessionCleared if `user_message` was deleted (without `context`), or if the session
+        was since `turn_id` and Redis executes the write twice (`is_repeat`, broken connection).
         """
         key = keys.checked_key(session_id)
         answered = None if context else user_message
@@ -108,28 +97,40 @@ class HistoryStore:
             *_first_read(key, context, answered),
             add_members(key, messages, members),
             *keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time()),
+            *([("GET", keys.claim_key(claim.turn_id))] if claim else ()),
         ]
-        if claim:
-            commands.append(("GET", keys.claim_key(claim.turn_id)))
-        began = time.monotonic()
+        end = time.monotonic() + self._timeout_s
         call = self._batcher.transact(commands)
         try:
             replies = await (call if max_wait_s is None else confirmed(call, max_wait_s))
         except (HistoryUnavailable, asyncio.CancelledError):
             self._late_writes.add(session_id, messages, answered, claim)
             raise
+        if turn_id and (is_repeat or self._batcher.was_resent(call)):
+            await self._check_deletion(session_id, messages, turn_id)
         if claim or answered:
             await self._check_answers(session_id, messages, answered, claim, replies)
         if not context:
             return []
         earlier = decode_context(members_before(replies[0], members[0]), session_id=session_id)
         if len(replies[0]) == FIRST_CONTEXT < context:
-            size = context_bytes - sum(len(message["content"].encode()) for message in earlier)
-            reader = HistoryReader(self._batcher.transact, key, forward=False)
-            first, end = replies[0][0], began + self._timeout_s
-            older = await reader.read_before(first, context - FIRST_CONTEXT, size, end=end)
-            return [*older, *earlier]
+            limits = context - FIRST_CONTEXT, context_bytes - _size(earlier)
+            return [*await self._read_older(key, replies[0][0], *limits, end=end), *earlier]
         return earlier
+
+    async def _read_older(
+        self, key: str, member: bytes, limit: int, max_bytes: int, *, end: float
+    ) -> list[PromptMessage]:
+        reader = HistoryReader(self._batcher.transact, key, forward=False)
+        return await reader.read_before(member, limit, max_bytes, end=end)
+
+    async def _check_deletion(
+        self, session_id: str, messages: Sequence[Message], turn_id: str
+    ) -> None:
+        """Remove messages if their session was deleted since the id of their turn was created."""
+        if await was_deleted(self._batcher, session_id, since=turn_id):
+            await self.remove_messages(session_id, messages)
+            raise SessionCleared(f"session {session_id} was deleted before a repeated save")
 
     async def _check_answers(
         self,
@@ -161,11 +162,13 @@ class HistoryStore:
         user_message: Message | None = None,
         claim: Claim | None = None,
         max_wait_s: float | None = None,
+        turn_id: str | None = None,
     ) -> bool:
         """Store messages, with a second attempt, and return whether Redis confirmed the write.
 
         Both attempts together wait at most `max_wait_s`, by default the deadline of one operation.
-        Raises SessionCleared and TurnLost as `save_messages`.
+        Raises SessionCleared and TurnLost as `save_messages`. With `turn_id`, an earlier save of
+        the messages has failed.
         """
         end = time.monotonic() + (self._timeout_s if max_wait_s is None else max_wait_s)
         attempt = 0
@@ -177,6 +180,8 @@ class HistoryStore:
                     user_message=user_message,
                     claim=claim,
                     max_wait_s=max_wait_s,
+                    turn_id=turn_id,
+                    is_repeat=True,
                 )
             except StorageError as error:
                 log.warning("could not save messages of session %s: %s", session_id, error)
@@ -251,31 +256,16 @@ class HistoryStore:
         an unknown session is empty.
         """
         check_page(limit=limit, after=after, before=before)
-        forward = after is not None or (oldest_first and before is None)
-        reader = HistoryReader(
-            self._batcher.transact, keys.checked_key(session_id), forward=forward
-        )
+        keys.checked_key(session_id)
         async with redis_errors(self._timeout_s):
-            entries = await reader.read(after or before, limit=limit)
-        if not forward:
-            entries.reverse()
-        elif before is not None:
-            members = [member for member, _ in entries]
-            end = count_before([*members, *reader.next], before)
-            reader.has_more = reader.has_more and end > len(entries)
-            entries = entries[:end]
-        messages = [message for _, message in entries if message is not None]
-        if len(messages) < len(entries):
-            warn_about_corrupt_members(len(entries) - len(messages), session_id)
-        ids = [message.id for message in messages] or [member_id(member) for member, _ in entries]
-        return HistoryPage(
-            messages=messages,
-            message_count=reader.count,
-            last_message_time=iso_time(member_micros(reader.last[0])) if reader.last else None,
-            has_more=reader.has_more,
-            first_id=ids[0] if ids else None,
-            last_id=ids[-1] if ids else None,
-        )
+            return await read_page(
+                self._batcher.transact,
+                session_id,
+                limit=limit,
+                after=after,
+                before=before,
+                oldest_first=oldest_first,
+            )
 
     async def clear_session(self, session_id: str) -> None:
         """Delete a session: messages, events of its turns and answers of its Idempotency-Keys.
@@ -328,6 +318,10 @@ class HistoryStore:
                 return bool(await self._redis.ping())
         except Exception:  # noqa: BLE001 - every failure means: not connected
             return False
+
+
+def _size(messages: Sequence[PromptMessage]) -> int:
+    return sum(len(message["content"].encode()) for message in messages)
 
 
 def _first_read(key: str, context: int, user_message: Message | None) -> list[Command]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 import hiredis
 from redis.asyncio import Redis
@@ -66,8 +67,8 @@ class CommandBatcher:
     Each transaction is atomic; several share one MULTI/EXEC. An error in one transaction fails
     only its own caller: Redis executes the remaining commands, and if Redis rejects a command
     before EXEC, every transaction of that group is sent again on its own. Transactions must be
-    idempotent, because a batch is sent again after a connection error. A caller that is cancelled
-    does not affect the others.
+    idempotent, because a batch is sent again after a connection error (`was_resent`). A
+    caller that is cancelled does not affect the others.
     """
 
     def __init__(self, redis: Redis, *, timeout_s: float) -> None:
@@ -87,6 +88,8 @@ class CommandBatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._is_unavailable = False
         self._is_closed = False
+        # The calls that were sent more than once; a call leaves when its caller has the replies.
+        self._resent: WeakSet[asyncio.Future[list[Any]]] = WeakSet()
         self._flushes: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -137,6 +140,10 @@ class CommandBatcher:
             self._flushes.add(flush)
             flush.add_done_callback(self._flushes.discard)
         return done
+
+    def was_resent(self, call: asyncio.Future[list[Any]]) -> bool:
+        """Return whether Redis may have executed a transaction twice, with others in between."""
+        return bool(self._resent) and call in self._resent
 
     async def _flush_all(self) -> None:
         """Send waiting calls, batch by batch, until the queue is empty."""
@@ -229,6 +236,7 @@ class CommandBatcher:
                 if not may_retry or not await RETRIES.wait(attempt, delay_s=delay_s):
                     raise
             attempt += 1
+            self._resent.update(call.done for group in groups for call in group)
 
     async def _round_trip(self, groups: Sequence[Sequence[_Call]]) -> list[list[Any]]:
         pool = self._redis.connection_pool

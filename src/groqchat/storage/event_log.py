@@ -159,10 +159,10 @@ class EventLog:
         """Ask the worker that runs a turn to stop it."""
         await self._batcher.transact(keys.request_to_workers(turn=turn_id))
 
-    async def recent_requests(self) -> TurnRequests:
+    async def recent_requests(self, count: int = RECENT_REQUESTS) -> TurnRequests:
         """Return the latest requests, without stops: these are for turns that are over."""
         (found,) = await self._batcher.transact(
-            [("XREVRANGE", keys.STOP_REQUESTS, "+", "-", "COUNT", RECENT_REQUESTS)]
+            [("XREVRANGE", keys.STOP_REQUESTS, "+", "-", "COUNT", count)]
         )
         requests = _parse_requests(found[::-1], "0-0")
         return replace(requests, stops=())

@@ -4,23 +4,29 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
 from groqchat.errors import StorageError
 from groqchat.fields import MESSAGE_ID_PATTERN, PATTERN_RULES
+from groqchat.storage import keys
 from groqchat.storage.errors import redis_errors
 from groqchat.storage.keys import Command
-from groqchat.storage.message_ids import MICROS_PER_S, micros_of
+from groqchat.storage.message_ids import MICROS_PER_S, iso_time, micros_of
 from groqchat.storage.messages import (
     Message,
     PromptMessage,
     ScoredMember,
     decode_member,
+    member_id,
+    member_micros,
     scored_members,
+    warn_about_corrupt_members,
 )
 from groqchat.storage.pagination import (
     LIMIT_RULE,
+    count_before,
     index_after_member,
     index_after_message,
     invalid_argument,
@@ -55,6 +61,18 @@ def check_page(*, limit: int, **cursors: object) -> None:
     for param, cursor in cursors.items():
         if cursor is not None and not (isinstance(cursor, str) and MESSAGE_ID.fullmatch(cursor)):
             raise invalid_argument(param, PATTERN_RULES[MESSAGE_ID_PATTERN])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryPage:
+    """Messages in time order; count and last time describe the whole session."""
+
+    messages: list[Message]
+    message_count: int
+    last_message_time: str | None
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
 
 
 class HistoryReader:
@@ -177,3 +195,37 @@ async def answers_of(
     (reply,) = await transact([("ZRANGE", key, start, "+inf", "BYSCORE", *limits, "WITHSCORES")])
     found = [(member[0], decode_member(*member)) for member in scored_members(reply)]
     return [(member, each) for member, each in found if each and each.turn_id == user_message.id]
+
+
+async def read_page(  # noqa: PLR0913 - the cursors are independent options
+    transact: Transact,
+    session_id: str,
+    *,
+    limit: int,
+    after: str | None,
+    before: str | None,
+    oldest_first: bool,
+) -> HistoryPage:
+    """Read a page as `HistoryStore.get_history_page`."""
+    forward = after is not None or (oldest_first and before is None)
+    reader = HistoryReader(transact, keys.session_key(session_id), forward=forward)
+    entries = await reader.read(after or before, limit=limit)
+    if not forward:
+        entries.reverse()
+    elif before is not None:
+        members = [member for member, _ in entries]
+        end = count_before([*members, *reader.next], before)
+        reader.has_more = reader.has_more and end > len(entries)
+        entries = entries[:end]
+    messages = [message for _, message in entries if message is not None]
+    if len(messages) < len(entries):
+        warn_about_corrupt_members(len(entries) - len(messages), session_id)
+    ids = [message.id for message in messages] or [member_id(member) for member, _ in entries]
+    return HistoryPage(
+        messages=messages,
+        message_count=reader.count,
+        last_message_time=iso_time(member_micros(reader.last[0])) if reader.last else None,
+        has_more=reader.has_more,
+        first_id=ids[0] if ids else None,
+        last_id=ids[-1] if ids else None,
+    )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from groqchat.errors import StorageError
 from groqchat.storage import keys
 from groqchat.storage.command_batcher import CommandBatcher
+from groqchat.storage.event_log import EventLog
 from groqchat.storage.message_ids import new_message_id
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,17 @@ async def delete_session(batcher: CommandBatcher, session_id: str) -> None:
     await _announce(batcher, session_id, last_turn, names)
     if names:
         await batcher.transact(keys.unlink_from_session(session_id, names))
+
+
+async def was_deleted(batcher: CommandBatcher, session_id: str, *, since: str) -> bool:
+    """Return whether a session was deleted after the id of a turn was created.
+
+    Workers announce a deletion for STOP_REQUESTS_TTL_S at least.
+    """
+    requests = await EventLog(batcher).recent_requests(keys.MAX_STOP_REQUESTS)
+    return any(
+        each.session_id == session_id and each.last_turn_id >= since for each in requests.deletions
+    )
 
 
 async def _announce(

@@ -76,7 +76,9 @@ class Conversations:
         try:
             if new:
                 with budget:
-                    await self._history.save_messages(session_id, *new, max_wait_s=budget.left_s)
+                    await self._history.save_messages(
+                        session_id, *new, max_wait_s=budget.left_s, turn_id=new[0].id
+                    )
         except StorageError as error:
             log.warning("answering messages that are not stored: %s", error)
             return Conversation(session_id=session_id, messages=conversation, budget=budget)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -189,9 +189,13 @@ class ChatService:
             raise
         except (CompletionError, ShuttingDown):
             if not state.is_stored:
-                await self._history.try_save(
-                    state.session_id, user_message, max_wait_s=state.budget.left_s
-                )
+                with suppress(SessionCleared):
+                    await self._history.try_save(
+                        state.session_id,
+                        user_message,
+                        max_wait_s=state.budget.left_s,
+                        turn_id=user_message.id,
+                    )
             raise
         answer = _answer_message(completion, user_message.id if state.claim else None)
         try:
@@ -227,9 +231,12 @@ class ChatService:
                     context=context_limit(request, self._settings),
                     context_bytes=self._settings.chat_context_tokens * BYTES_PER_TOKEN,
                     max_wait_s=state.budget.left_s,
+                    turn_id=state.user_message.id,
                 )
         except StorageError as error:
             log.warning("answering without history: %s", error)
+            # After a deletion, the answer is not stored, because its user message is missing.
+            state.is_stored = isinstance(error, SessionCleared)
             return []
         state.is_stored = True
         return earlier
@@ -249,6 +256,7 @@ class ChatService:
                 *answers,
                 claim=state.claim,
                 max_wait_s=state.budget.left_s,
+                turn_id=state.user_message.id,
             )
         return not answers or await self._history.try_save(
             state.session_id,
