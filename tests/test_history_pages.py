@@ -117,7 +117,7 @@ async def test_a_page_of_long_messages_ends_early_with_has_more(
     await store.save_messages("s", *all_messages)
 
     page = await store.get_history_page("s")
-    assert (page.messages, page.has_more, page.message_count) == (all_messages[6:], True, 9)
+    assert (page.messages, page.has_more, page.message_count) == (all_messages[7:], True, 9)
 
 
 async def test_after_and_before_together_limit_a_page(store: HistoryStore) -> None:
@@ -142,3 +142,43 @@ async def test_after_and_before_work_among_equal_scores(
         page = await store.get_history_page("s", after=message_ids[first], before=message_ids[last])
         assert ids(page.messages) == message_ids[first + 1 : last]
         assert page.has_more is False
+
+
+@pytest.mark.parametrize("oldest_first", [False, True])
+@pytest.mark.parametrize("count", [1, 7, 8, 20])
+async def test_pages_of_long_messages_end_at_8_mib_with_an_exact_has_more(
+    store: HistoryStore, *, oldest_first: bool, count: int
+) -> None:
+    # Seven of these fit into 8 MiB, eight do not.
+    all_messages = [new_message("x" * 1_150_000) for _ in range(count)]
+    await store.save_messages("s", *all_messages)
+
+    pages = [await store.get_history_page("s", oldest_first=oldest_first)]
+    while pages[-1].has_more:
+        after = pages[-1].last_id if oldest_first else None
+        before = None if oldest_first else pages[-1].first_id
+        pages.append(await store.get_history_page("s", after=after, before=before))
+
+    expected = [7] * (count // 7) + [count % 7] * (count % 7 > 0)
+    assert [len(page.messages) for page in pages] == expected
+    ordered = pages if oldest_first else pages[::-1]
+    assert [message for page in ordered for message in page.messages] == all_messages
+
+
+async def test_a_window_of_long_messages_ends_with_an_exact_has_more(store: HistoryStore) -> None:
+    all_messages = [new_message("x" * 1_150_000) for _ in range(9)]
+    await store.save_messages("s", *all_messages)
+    first = all_messages[0].id
+    page = await store.get_history_page("s", after=first, before=all_messages[8].id)
+    assert (page.messages, page.has_more) == (all_messages[1:8], False)
+    page = await store.get_history_page("s", after=first)
+    assert (page.messages, page.has_more) == (all_messages[1:8], True)
+
+
+async def test_a_message_beyond_8_mib_has_a_page_of_its_own(store: HistoryStore) -> None:
+    messages = [new_message("x" * size) for size in (10, 9_000_000, 10)]
+    await store.save_messages("s", *messages)
+    page = await store.get_history_page("s", oldest_first=True)
+    assert (page.messages, page.has_more) == (messages[:1], True)
+    page = await store.get_history_page("s", after=page.last_id)
+    assert (page.messages, page.has_more) == (messages[1:2], True)

@@ -184,17 +184,9 @@ async def test_chunks_shrink_when_messages_are_long(
     assert [command[-2] for command in session.ranges[1:]] == [1 + 8, 1 + 8, 1 + 8]
 
 
-@pytest.mark.parametrize(
-    ("max_messages", "expected", "has_more"),
-    [(1, 2, True), (2, 2, True), (3, 4, True), (99, 7, False)],
-)
-async def test_a_read_ends_after_the_chunk_that_reaches_the_byte_limit(
-    session: Session,
-    monkeypatch: pytest.MonkeyPatch,
-    max_messages: int,
-    expected: int,
-    *,
-    has_more: bool,
+@pytest.mark.parametrize(("max_messages", "expected"), [(1, 2), (2, 2), (3, 4), (7, 7), (99, 7)])
+async def test_a_read_ends_before_the_byte_limit_or_after_the_chunk_with_enough_bytes(
+    session: Session, monkeypatch: pytest.MonkeyPatch, max_messages: int, expected: int
 ) -> None:
     limit_bytes = max_messages * len(encode_member(message(0)))
     monkeypatch.setattr(history_reader, "FIRST_CHUNK", 2)
@@ -202,14 +194,17 @@ async def test_a_read_ends_after_the_chunk_that_reaches_the_byte_limit(
     await session.save(*messages(*range(7)))
 
     reader = session.reader()
-    entries = await reader.read(None, limit=100, max_bytes=limit_bytes)
+    entries = await reader.read(None, limit=100, enough_bytes=limit_bytes)
     assert read_messages(entries) == messages(*range(expected))
-    assert (reader.has_more, reader.next) == (has_more, ())
 
     monkeypatch.setattr(history_reader, "MAX_PAGE_BYTES", limit_bytes)
-    by_default = session.reader()
-    assert await by_default.read(None, limit=100) == entries
-    assert by_default.has_more is has_more
+    reader = session.reader()
+    entries = await reader.read(None, limit=100)
+    count = min(max_messages, 7)
+    assert read_messages(entries) == messages(*range(count))
+    assert reader.has_more is (count < 7)
+    following = [encode_member(each) for each in messages(*range(count, 7))]
+    assert [member for member, _ in reader.next] == following[:1]
 
 
 async def test_corrupt_members_do_not_count_as_messages(session: Session) -> None:
@@ -232,7 +227,7 @@ async def test_the_number_of_members_of_one_read_is_bounded(
     await session.redis.zadd(KEY, dict.fromkeys(corrupt, START / SECOND))
     reader = session.reader()
     assert read_messages(await reader.read(None, limit=100)) == [None] * 4
-    assert (reader.has_more, reader.next, reader.count) == (True, (), 9)
+    assert (reader.has_more, len(reader.next), reader.count) == (True, 1, 9)
 
 
 @pytest.mark.parametrize(

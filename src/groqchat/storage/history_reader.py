@@ -1,6 +1,7 @@
 """Reading a session's sorted set in chunks, from a cursor or from one end."""
 
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -80,7 +81,7 @@ class HistoryReader:
 
     After a failed read, `entries` contains what was read before the failure.
     `has_more` is true if further members follow in reading order, and `next` contains the
-    first of them if it is known.
+    first of them, unless the read has ended at `enough_bytes`.
     """
 
     def __init__(self, transact: Transact, key: str, *, forward: bool) -> None:
@@ -94,14 +95,16 @@ class HistoryReader:
         self.next: Sequence[ScoredMember] = ()
 
     async def read(
-        self, cursor: Cursor | None, *, limit: int, max_bytes: int | None = None
+        self, cursor: Cursor | None, *, limit: int, enough_bytes: int | None = None
     ) -> list[Entry]:
         """Return the members after a cursor up to the `limit`-th message, in reading order.
 
-        The read ends after the chunk that reaches `max_bytes`, by default MAX_PAGE_BYTES. The
-        message of a corrupt member is None.
+        The read ends before the member that exceeds MAX_PAGE_BYTES, but has one member at least.
+        With `enough_bytes`, it ends after the chunk that reaches this size instead. The message of
+        a corrupt member is None.
         """
         entries = self.entries
+        max_bytes = math.inf if enough_bytes else MAX_PAGE_BYTES
         position = cursor
         messages = size = 0
         chunk = FIRST_CHUNK
@@ -112,15 +115,13 @@ class HistoryReader:
                 message = decode_member(*member)
                 messages += message is not None
                 size += len(member[0])
-                if messages > limit:
+                is_full = len(entries) >= MAX_MEMBERS or (size > max_bytes and entries)
+                if messages > limit or is_full:
                     self.has_more = True
                     self.next = (member,)
                     return entries
                 entries.append((member, message))
-            if len(members) < want:
-                return entries
-            if size >= (max_bytes or MAX_PAGE_BYTES) or len(entries) >= MAX_MEMBERS:
-                self.has_more = True
+            if len(members) < want or (enough_bytes and size >= enough_bytes):
                 return entries
             position = members[-1]
             chunk = max(1, min(MAX_CHUNK, CHUNK_BYTES * len(entries) // max(size, 1)))
@@ -139,7 +140,7 @@ class HistoryReader:
             async with redis_errors(end - time.monotonic()):
                 (score,) = await self._transact([("ZSCORE", self._key, member)])
                 if score is not None:
-                    await self.read((member, float(score)), limit=limit, max_bytes=max_bytes)
+                    await self.read((member, float(score)), limit=limit, enough_bytes=max_bytes)
         except StorageError as error:
             log.warning("answering without some of the older messages: %s", error)
         return [
