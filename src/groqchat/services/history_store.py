@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -14,7 +14,7 @@ from groqchat.fields import MAX_PAGE
 from groqchat.retry import Backoff, RetryPolicy
 from groqchat.storage import keys
 from groqchat.storage.claims import Claim, superseded
-from groqchat.storage.command_batcher import CommandBatcher
+from groqchat.storage.command_batcher import CommandBatcher, ResentReplies
 from groqchat.storage.errors import confirmed, redis_errors
 from groqchat.storage.history_reader import (
     MAX_PAGE_BYTES,
@@ -100,13 +100,12 @@ class HistoryStore:
             *([("GET", keys.claim_key(claim.turn_id))] if claim else ()),
         ]
         end = time.monotonic() + self._timeout_s
-        call = self._batcher.transact(commands)
         try:
-            replies = await (call if max_wait_s is None else confirmed(call, max_wait_s))
+            replies = await self._write(commands, max_wait_s)
         except (HistoryUnavailable, asyncio.CancelledError):
             self._late_writes.add(session_id, messages, answered, claim)
             raise
-        if turn_id and (is_repeat or self._batcher.was_resent(call)):
+        if turn_id and (is_repeat or isinstance(replies, ResentReplies)):
             await self._check_deletion(session_id, messages, turn_id)
         if claim or answered:
             await self._check_answers(session_id, messages, answered, claim, replies)
@@ -123,6 +122,15 @@ class HistoryStore:
     ) -> list[PromptMessage]:
         reader = HistoryReader(self._batcher.transact, key, forward=False)
         return await reader.read_before(member, limit, max_bytes, end=end)
+
+    def _write(self, commands: Sequence[Command], max_wait_s: float | None) -> Awaitable[list[Any]]:
+        """Return the replies to a transaction, for which to wait at most `max_wait_s`.
+
+        The caller must have no variable for the future: the traceback of an error refers to the
+        caller's frame, and the future to the error, which would be a cycle.
+        """
+        call = self._batcher.transact(commands)
+        return call if max_wait_s is None else confirmed(call, max_wait_s)
 
     async def _check_deletion(
         self, session_id: str, messages: Sequence[Message], turn_id: str

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
-from weakref import WeakSet
 
 import hiredis
 from redis.asyncio import Redis
@@ -59,6 +58,11 @@ class _Call:
     commands: int
     done: asyncio.Future[list[Any]]
     since: float
+    is_resent: bool = False
+
+
+class ResentReplies(list[Any]):
+    """The replies to a transaction that Redis may have executed twice, with others in between."""
 
 
 class CommandBatcher:
@@ -67,7 +71,7 @@ class CommandBatcher:
     Each transaction is atomic; several share one MULTI/EXEC. An error in one transaction fails
     only its own caller: Redis executes the remaining commands, and if Redis rejects a command
     before EXEC, every transaction of that group is sent again on its own. Transactions must be
-    idempotent, because a batch is sent again after a connection error (`was_resent`). A
+    idempotent, because a batch is sent again after a connection error (`ResentReplies`). A
     caller that is cancelled does not affect the others.
     """
 
@@ -88,8 +92,6 @@ class CommandBatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._is_unavailable = False
         self._is_closed = False
-        # The calls that were sent more than once; a call leaves when its caller has the replies.
-        self._resent: WeakSet[asyncio.Future[list[Any]]] = WeakSet()
         self._flushes: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -140,10 +142,6 @@ class CommandBatcher:
             self._flushes.add(flush)
             flush.add_done_callback(self._flushes.discard)
         return done
-
-    def was_resent(self, call: asyncio.Future[list[Any]]) -> bool:
-        """Return whether Redis may have executed a transaction twice, with others in between."""
-        return bool(self._resent) and call in self._resent
 
     async def _flush_all(self) -> None:
         """Send waiting calls, batch by batch, until the queue is empty."""
@@ -236,7 +234,8 @@ class CommandBatcher:
                 if not may_retry or not await RETRIES.wait(attempt, delay_s=delay_s):
                     raise
             attempt += 1
-            self._resent.update(call.done for group in groups for call in group)
+            for call in itertools.chain(*groups):
+                call.is_resent = True
 
     async def _round_trip(self, groups: Sequence[Sequence[_Call]]) -> list[list[Any]]:
         pool = self._redis.connection_pool
@@ -283,7 +282,7 @@ def _deliver(group: Sequence[_Call], replies: list[Any]) -> None:
             if isinstance(result, Exception):
                 _fail(call, storage_error(result))
         if not call.done.done():
-            call.done.set_result(own)
+            call.done.set_result(ResentReplies(own) if call.is_resent else own)
 
 
 def _fail(call: _Call, error: StorageError) -> None:

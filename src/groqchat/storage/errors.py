@@ -51,10 +51,14 @@ async def confirmed(call: asyncio.Future[list[Any]], max_wait_s: float) -> list[
     except asyncio.CancelledError:
         call.add_done_callback(_retrieve_error)
         raise
-    if not call.done():
-        call.add_done_callback(_retrieve_error)
-        raise unavailable(f"not confirmed within {max_wait_s:.3g} s")
-    return call.result()
+    try:
+        if not call.done():
+            call.add_done_callback(_retrieve_error)
+            raise unavailable(f"not confirmed within {max_wait_s:.3g} s")
+        return call.result()
+    finally:
+        # The traceback of an error refers to this frame, and the future to the error.
+        del call
 
 
 def _retrieve_error(call: asyncio.Future[list[Any]]) -> None:
