@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pytest
 from aiohttp import ClientSession
 
-from groqchat.services.turns.idempotency import IdempotencyKeys, Waiter
 from groqchat.services.turns.limiter import TurnLimiter
+from groqchat.services.turns.waiters import Waiter, Waiters
 from tests.support.api import BASE
 from tests.support.groq import MockGroq
 from tests.support.in_process import worker
@@ -64,10 +64,10 @@ async def shared(groq: MockGroq, redis_url: str) -> AsyncIterator[Shared]:
 async def test_an_error_while_a_client_leaves_is_logged_and_ends_its_request(
     shared: Shared, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fail(_keys: IdempotencyKeys, _waiter: Waiter) -> bool:
+    async def fail(_waiters: Waiters, _waiter: Waiter) -> bool:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(IdempotencyKeys, "leave", fail)
+    monkeypatch.setattr(Waiters, "leave", fail)
     await shared.leave()
     await shared.slots(1)
     assert caplog.messages == ["a client that disconnected could not leave its turn"]
@@ -79,7 +79,7 @@ async def test_the_end_of_the_turn_does_not_interrupt_a_client_that_leaves(
     steps: list[str] = []
     ends = asyncio.Event()
 
-    async def leave(_keys: IdempotencyKeys, _waiter: Waiter) -> bool:
+    async def leave(_waiters: Waiters, _waiter: Waiter) -> bool:
         steps.append("begins")
         await ends.wait()
         steps.append("ends")
@@ -88,7 +88,7 @@ async def test_the_end_of_the_turn_does_not_interrupt_a_client_that_leaves(
     async def has_begun() -> bool:
         return steps == ["begins"]
 
-    monkeypatch.setattr(IdempotencyKeys, "leave", leave)
+    monkeypatch.setattr(Waiters, "leave", leave)
     await shared.leave()
     await wait_until(has_begun)
     shared.release.set()

@@ -17,7 +17,8 @@ from groqchat.errors import (
 )
 from groqchat.models import ChatRequest
 from groqchat.services.turns import remote_turns
-from groqchat.services.turns.idempotency import FollowedTurn, Waiter
+from groqchat.services.turns.idempotency import FollowedTurn
+from groqchat.services.turns.waiters import Waiter
 from groqchat.storage import keys
 from tests.support.clock import Clock
 from tests.support.key_workers import KEY, Worker, request

@@ -114,6 +114,7 @@ async def _open_services(app: web.Application) -> AsyncIterator[None]:
             settings=settings,
         )
         idempotency = IdempotencyKeys(batcher=batcher, chat=chat, turns=registry)
+        await stack.enter_async_context(idempotency.waiters.renewing())
         app[SERVICES] = Services(
             settings=settings,
             history=history_store,
@@ -132,7 +133,6 @@ async def _open_services(app: web.Application) -> AsyncIterator[None]:
             limiter=limiter,
             event_streams=event_streams,
         )
-        await stack.enter_async_context(prune_index(redis, settings.redis_timeout_s))
         yield
 
 
@@ -141,6 +141,7 @@ async def _open_redis(stack: AsyncExitStack, settings: Settings) -> tuple[Redis,
     batcher = CommandBatcher(redis, timeout_s=settings.redis_timeout_s)
     await stack.enter_async_context(batcher)
     await _log_redis_state(settings, redis)
+    await stack.enter_async_context(prune_index(redis, settings.redis_timeout_s))
     return redis, batcher
 
 

@@ -25,8 +25,9 @@ from groqchat.http.event_stream import (
 )
 from groqchat.http.state import Services
 from groqchat.models import ChatHeaders, ChatRequest, ChatResponse
-from groqchat.services.turns.idempotency import FollowedTurn, Waiter
+from groqchat.services.turns.idempotency import FollowedTurn
 from groqchat.services.turns.turn import Turn, TurnFailed
+from groqchat.services.turns.waiters import Waiter
 
 routes = web.RouteTableDef()
 
@@ -89,7 +90,8 @@ async def _final_event(
     if key is None:
         turn = services.chat.start(message)
         return await wait_or_leave(request, turn.final_event(), partial(_leave, services, turn))
-    async with services.idempotency.waiting() as waiter:
+    may_cancel = message.on_disconnect == "cancel"
+    async with services.idempotency.waiters.waiting(may_cancel=may_cancel) as waiter:
         final = services.idempotency.outcome(key, message, waiter=waiter)
         if message.on_disconnect == "continue":
             return await final
@@ -106,7 +108,8 @@ async def _stream(
             await turn.wait_for_text()
             followed = FollowedTurn(turn_id=turn.id, events=turn.follow())
             return await _send(request, services, message, followed, turn)
-        async with services.idempotency.waiting() as waiter:
+        may_cancel = message.on_disconnect == "cancel"
+        async with services.idempotency.waiters.waiting(may_cancel=may_cancel) as waiter:
             follow = services.idempotency.follow
             followed = await follow(key, message, waiter=waiter, waits_for_text=True)
             return await _send(request, services, message, followed, waiter)
@@ -149,6 +152,6 @@ async def _leave(services: Services, waits_for: Turn | Waiter) -> bool | None:
         waits_for.stop("disconnected")
         return True
     try:
-        return await services.idempotency.leave(waits_for)
+        return await services.idempotency.waiters.leave(waits_for)
     except StorageError:
         return False

@@ -15,6 +15,7 @@ CLAIM_PREFIX = "chat:claim:"
 IDEMPOTENCY_PREFIX = "chat:idempotency:"
 REQUESTS_PREFIX = "chat:requests:"
 ATTEMPTS_PREFIX = "chat:attempts:"
+WORKER_PREFIX = "chat:worker:"
 STOP_REQUESTS = "chat:stops"
 WRITE_PROBE = "chat:write-probe"
 
@@ -23,6 +24,9 @@ WRITE_PROBE = "chat:write-probe"
 # for a garbage collection, is much shorter than the remaining lease.
 TURN_LEASE_S = 4
 LEASE_RENEWAL_S = 0.5
+# The requests of a worker that has died count for this time. A worker that pauses for longer does
+# not count as dead at once; see DEAD_CHECKS.
+WORKER_LEASE_S = 8
 # Retention of a finished turn's events: enough for a client to reconnect after a network failure.
 TURN_RETENTION_S = 300
 # Retention of a turn with an Idempotency-Key: clients may repeat the request for an hour.
@@ -162,6 +166,21 @@ def remove_request(turn_id: str, request: str) -> tuple[Command, Command]:
     """Return the commands that remove a request, and reply how many still wait."""
     name = requests_key(turn_id)
     return ("SREM", name, request), ("SCARD", name)
+
+
+def list_requests(turn_id: str) -> tuple[Command]:
+    """Return the command that replies the requests that wait for a turn."""
+    return (("SMEMBERS", requests_key(turn_id)),)
+
+
+def hold_lease(worker: str) -> Command:
+    """Return the command that renews the lease of a worker for the requests that wait on it."""
+    return ("SET", WORKER_PREFIX + worker, "", "EX", WORKER_LEASE_S)
+
+
+def has_lease(worker: str) -> Command:
+    """Return the command that replies whether a worker has a lease."""
+    return ("EXISTS", WORKER_PREFIX + worker)
 
 
 def count_attempt(turn_id: str) -> tuple[Command, Command]:

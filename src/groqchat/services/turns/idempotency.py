@@ -5,9 +5,8 @@ import hashlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 
 import orjson
 
@@ -16,7 +15,6 @@ from groqchat.errors import (
     GroqChatError,
     IdempotencyKeyReused,
     SessionCleared,
-    StorageError,
     TurnLost,
     TurnNotFound,
 )
@@ -24,6 +22,7 @@ from groqchat.models import ChatRequest
 from groqchat.retry import Backoff
 from groqchat.services.turns.chat import ChatService
 from groqchat.services.turns.registry import TurnRegistry, last_events
+from groqchat.services.turns.waiters import Waiter, Waiters
 from groqchat.storage import keys
 from groqchat.storage.claims import Claim
 from groqchat.storage.command_batcher import CommandBatcher
@@ -49,14 +48,6 @@ class KeyedRequest:
     fields: str
     session_id: str | None
     start: Callable[[Claim, str], object]
-
-
-@dataclass(slots=True)
-class Waiter:
-    """A request whose client waits for a turn; `turn_id` is None while it is not counted."""
-
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    turn_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,19 +89,7 @@ class IdempotencyKeys:
         self._batcher = batcher
         self._chat = chat
         self._turns = turns
-
-    @asynccontextmanager
-    async def waiting(self) -> AsyncIterator[Waiter]:
-        """Yield a waiter for one request, which counts until the context exits."""
-        waiter = Waiter()
-        try:
-            yield waiter
-        finally:
-            if waiter.turn_id is not None:
-                # The response does not wait for Redis. The count expires if this call fails.
-                with suppress(StorageError):
-                    removed = self._batcher.transact(keys.remove_request(waiter.turn_id, waiter.id))
-                    removed.add_done_callback(_retrieve_error)
+        self.waiters = Waiters(batcher, turns)
 
     async def follow(
         self,
@@ -164,23 +143,6 @@ class IdempotencyKeys:
                 if not await self._exists(key):
                     raise SessionCleared from None
         return await self._final_event(key, request, waiter)
-
-    async def leave(self, waiter: Waiter) -> bool | None:
-        """Stop the turn of a waiter if this worker runs it and no other request waits for it.
-
-        Returns whether the turn is stopped, None if the waiter is not counted. Call this when a
-        client that asked for `on_disconnect: cancel` has disconnected.
-        """
-        turn_id, waiter.turn_id = waiter.turn_id, None
-        if turn_id is None:
-            return None
-        _, others = await self._batcher.transact(keys.remove_request(turn_id, waiter.id))
-        if others:
-            return False
-        turn = self._turns.local(turn_id)
-        if turn is not None:
-            turn.stop("disconnected")
-        return turn is not None
 
     def _keyed(self, request: ChatRequest | KeyedRequest) -> KeyedRequest:
         if isinstance(request, KeyedRequest):
@@ -275,7 +237,7 @@ class IdempotencyKeys:
             [
                 ("EXISTS", record_key),
                 *keys.link_to_session(record.session_id, record_key, *names, now_s=time.time()),
-                *(keys.add_request(turn_id, waiter.id) if waiter else ()),
+                *(waiter.count(turn_id) if waiter else ()),
                 *keys.count_attempt(turn_id),
                 *keys.hold_claim(turn_id, token),
                 *keys.claim_state(turn_id),
@@ -295,11 +257,6 @@ class IdempotencyKeys:
             # The turn is over, and Redis has lost its events.
             await self._batcher.transact(keys.release_claim(turn_id))
         return _Claimed(is_running=ttl_s <= keys.TURN_LEASE_S)
-
-
-def _retrieve_error(call: asyncio.Future[Any]) -> None:
-    if not call.cancelled():
-        call.exception()
 
 
 def _digest(key: str) -> str:
