@@ -20,10 +20,16 @@ async def start_stream(api: ClientSession, **fields: Any) -> tuple[ClientRespons
 
 
 async def history(api: ClientSession) -> list[dict[str, Any]]:
-    """Return the stored messages of the session `s`."""
-    response = await api.get(f"{BASE}/history/s")
-    messages: list[dict[str, Any]] = (await response.json())["messages"]
-    return messages
+    """Return the stored messages of the session `s`, from all pages."""
+    messages: list[dict[str, Any]] = []
+    cursor: dict[str, str] = {}
+    while True:
+        async with api.get(f"{BASE}/history/s", params=cursor) as response:
+            page = await response.json()
+        messages = [*page["messages"], *messages]
+        if not page["has_more"]:
+            return messages
+        cursor = {"before": page["first_id"]}
 
 
 async def wait_until(condition: Callable[[], Awaitable[bool]]) -> None:
