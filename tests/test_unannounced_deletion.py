@@ -54,6 +54,11 @@ async def test_the_events_of_a_running_turn_are_deleted_with_its_session_while_r
     async with Redis.from_url(url, protocol=2) as redis:
         response, turn_id = await begin(workers[0], redis, kind)
         await redis.config_set("maxmemory", "1")
+
+        async def has_rejected_events() -> bool:
+            return "errorstat_OOM" in await redis.info("errorstats")
+
+        await wait_until(has_rejected_events)
         deleted = await workers[1].delete(f"{BASE}/history/s")
         assert deleted.status == 200
         await redis.config_set("maxmemory", "0")
