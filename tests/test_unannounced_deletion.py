@@ -1,4 +1,4 @@
-"""A deletion that a full Redis does not announce: turns notice it when they store their answer."""
+"""A deletion that a full Redis does not announce: it is announced when Redis accepts writes."""
 
 import asyncio
 from typing import Any

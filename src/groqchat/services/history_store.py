@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 from redis.asyncio import Redis
@@ -35,7 +36,7 @@ from groqchat.storage.messages import (
     encode_member,
     members_before,
 )
-from groqchat.storage.session_deletion import delete_session, was_deleted
+from groqchat.storage.session_deletion import announce, delete_session, was_deleted
 from groqchat.storage.session_index import SessionIndex, SessionPage
 from groqchat.storage.session_info import SessionInfo, read_session_info
 from groqchat.storage.write_probe import WriteProbe
@@ -67,7 +68,9 @@ class HistoryStore:
         self._timeout_s = timeout_s
         self._index = SessionIndex(redis)
         self._write_probe = WriteProbe(batcher)
-        self._late_writes = LateWrites(batcher.transact, self._remove_members)
+        self._late_writes = LateWrites(
+            batcher.transact, self._remove_members, partial(announce, batcher)
+        )
 
     async def save_messages(  # noqa: PLR0913 - all but the session are independent options
         self,
@@ -282,7 +285,9 @@ class HistoryStore:
         """
         keys.checked_key(session_id)
         async with redis_errors(self._timeout_s):
-            await delete_session(self._batcher, session_id)
+            unannounced = await delete_session(self._batcher, session_id)
+        if unannounced:
+            self._late_writes.announce(session_id, unannounced)
 
     async def get_session_size(self, session_id: str) -> int:
         """Return the number of messages in a session."""

@@ -19,6 +19,8 @@ CHECK_INTERVAL_S = 1.0
 CHECKS = 5
 # An entry takes about 500 bytes. Beyond this number, the oldest is not checked any more.
 MAX_WRITES = 10_000
+# One each second, for twice as long as Redis retains the events of a turn without a key.
+MAX_ANNOUNCEMENTS = 2 * keys.TURN_RETENTION_S
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +51,22 @@ class _Write:
 
 
 class LateWrites:
-    """Checks the writes of answers that Redis did not confirm, until none can be executed later."""
+    """Checks the writes of answers that Redis did not confirm, until none can be executed later.
+
+    Also announces deletions of sessions that a full Redis did not accept.
+    """
 
     def __init__(
-        self, transact: Transact, remove: Callable[[str, Sequence[bytes]], Awaitable[None]]
+        self,
+        transact: Transact,
+        remove: Callable[[str, Sequence[bytes]], Awaitable[None]],
+        announce: Callable[[str, str], Awaitable[None]],
     ) -> None:
         self._transact = transact
         self._remove = remove
+        self._announce = announce
+        # Sessions and the last of their deleted turns, and how often Redis rejected them.
+        self._deletions: dict[tuple[str, str], int] = {}
         # Each write, and how often Redis has answered its check.
         self._writes: dict[_Write, int] = {}
 
@@ -76,11 +87,18 @@ class LateWrites:
         if len(self._writes) > MAX_WRITES:
             del self._writes[next(iter(self._writes))]
 
+    def announce(self, session_id: str, last_turn: str) -> None:
+        """Announce a deletion later."""
+        self._deletions[session_id, last_turn] = 0
+        if len(self._deletions) > MAX_WRITES:
+            del self._deletions[next(iter(self._deletions))]
+
     def checking(self) -> AbstractAsyncContextManager[None]:
         """Check the writes until the context exits."""
         return background_task("check late writes", self._check_all)
 
     async def _check_all(self) -> float:
+        await self._announce_all()
         for write, checks in list(self._writes.items()):
             try:
                 if write.must_not_stay(await self._transact(write.commands())):
@@ -95,6 +113,17 @@ class LateWrites:
             else:
                 self._writes.pop(write, None)
         return CHECK_INTERVAL_S
+
+    async def _announce_all(self) -> None:
+        for deletion, failures in list(self._deletions.items()):
+            del self._deletions[deletion]
+            try:
+                await self._announce(*deletion)
+            except StorageError:
+                if failures + 1 < MAX_ANNOUNCEMENTS:
+                    self._deletions[deletion] = failures + 1
+                # The others would fail too.
+                break
 
     async def _remove_messages(self, write: _Write) -> None:
         key = keys.session_key(write.session_id)

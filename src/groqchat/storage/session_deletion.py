@@ -1,7 +1,6 @@
 """Deleting a session: its messages, the events of its turns, and what belongs to its keys."""
 
 import logging
-from collections.abc import Sequence
 
 from groqchat.errors import StorageError
 from groqchat.storage import keys
@@ -12,8 +11,12 @@ from groqchat.storage.message_ids import new_message_id
 log = logging.getLogger(__name__)
 
 
-async def delete_session(batcher: CommandBatcher, session_id: str) -> None:
-    """Delete every key of a session; no effect on an unknown session."""
+async def delete_session(batcher: CommandBatcher, session_id: str) -> str | None:
+    """Delete every key of a session; no effect on an unknown session.
+
+    Returns None, or the highest id of its turns if the workers could not be told: a full Redis
+    accepts deletions but no requests. Call `announce` with this id later.
+    """
     # Before the deletion: a turn that starts from now on may be a part of the next session.
     last_turn = new_message_id()
     *_, names = await batcher.transact(
@@ -22,10 +25,33 @@ async def delete_session(batcher: CommandBatcher, session_id: str) -> None:
             ("ZRANGE", keys.session_keys_key(session_id), 0, -1),
         ]
     )
-    # Before the events are deleted: a worker that misses them must find the reason.
-    await _announce(batcher, session_id, last_turn, names)
+    # The clock of the worker of a turn may be ahead of the clock of this worker.
+    last_turn = max([last_turn, *filter(None, map(keys.turn_id_of, names))])
+    is_announced = True
+    try:
+        # Before the events are deleted: a worker that misses them must find the reason.
+        await batcher.transact(keys.request_to_workers(session=session_id, last_turn=last_turn))
+    except StorageError as error:
+        log.warning("running turns do not notice a deletion yet: %s", error)
+        is_announced = False
     if names:
         await batcher.transact(keys.unlink_from_session(session_id, names))
+    return None if is_announced else last_turn
+
+
+async def announce(batcher: CommandBatcher, session_id: str, last_turn: str) -> None:
+    """Tell the workers that a session was deleted; delete the events of turns that have ended.
+
+    These turns ran during the deletion, and wrote their events again.
+    """
+    *_, names = await batcher.transact(
+        [
+            *keys.request_to_workers(session=session_id, last_turn=last_turn),
+            ("ZRANGE", keys.session_keys_key(session_id), 0, -1),
+        ]
+    )
+    turns = [turn for turn in map(keys.turn_id_of, names) if turn and turn <= last_turn]
+    await EventLog(batcher).delete(turns)
 
 
 async def was_deleted(batcher: CommandBatcher, session_id: str, *, since: str) -> bool:
@@ -37,17 +63,3 @@ async def was_deleted(batcher: CommandBatcher, session_id: str, *, since: str) -
     return any(
         each.session_id == session_id and each.last_turn_id >= since for each in requests.deletions
     )
-
-
-async def _announce(
-    batcher: CommandBatcher, session_id: str, last_turn: str, names: Sequence[bytes]
-) -> None:
-    """Tell the workers that run turns of a session that it was deleted."""
-    # The clock of the worker of a turn may be ahead of the clock of this worker.
-    turns = filter(None, map(keys.turn_id_of, names))
-    request = keys.request_to_workers(session=session_id, last_turn=max([last_turn, *turns]))
-    try:
-        await batcher.transact(request)
-    except StorageError as error:
-        # A full Redis rejects this write, but not the deletion.
-        log.warning("running turns do not notice a deletion: %s", error)

@@ -138,15 +138,10 @@ class OpenAIProxy:
         return error
 
     async def _store(self, conversation: Conversation, answer: Message) -> bool:
-        """Store an answer, and return whether its conversation is stored.
-
-        If the session was deleted, deletes the events of a turn with an Idempotency-Key.
-        """
+        """Store an answer, and return whether its conversation is stored."""
         try:
             return await self._conversations.end(conversation, answer)
         except SessionCleared:
-            if conversation.claim is not None:
-                self._turns.delete_turn(conversation.claim.turn_id)
             return False
 
     def _relay(self, response: ClientResponse, timeout_s: float) -> ProxyResponse:

@@ -201,8 +201,6 @@ class ChatService:
         try:
             is_saved = await self._store_answer(state, answer)
         except SessionCleared:
-            # A full Redis announces no deletion, so this can be the first sign of it.
-            self._turns.delete_turn(user_message.id)
             is_saved = False
         return _response(state, answer, is_saved=is_saved)
 

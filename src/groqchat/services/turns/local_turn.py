@@ -22,7 +22,6 @@ class LocalTurn:
     is_last_batch: bool = False
     is_published: bool = False
     renewed_at: float = -keys.LEASE_RENEWAL_S
-    added_at: float = 0.0
     # When the lease of the claim was renewed or confirmed.
     claimed_at: float = 0.0
     published_at: float = 0.0

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal, TypeAlias
@@ -59,12 +58,10 @@ class TurnRegistry:
         self._last_request = "0-0"
         self._requests_read_at = 0.0
         self._is_failing = False
-        self._failed_at = -math.inf
 
     def add(self, turn: Turn) -> None:
         """Make a turn of this process available to followers and stop requests."""
-        now = asyncio.get_running_loop().time()
-        self._local[turn.id] = LocalTurn(turn, added_at=now, claimed_at=now)
+        self._local[turn.id] = LocalTurn(turn, claimed_at=asyncio.get_running_loop().time())
         self._has_turns.set()
 
     def local(self, turn_id: str) -> Turn | None:
@@ -121,21 +118,13 @@ class TurnRegistry:
         )
 
     def delete_session(self, session_id: str, *, last_turn_id: str) -> None:
-        """Hide a deleted session's turns with an id up to `last_turn_id`; delete their events."""
+        """Hide the turns of a deleted session with an id up to `last_turn_id`; delete their events.
+
+        The turns run on for the clients that are connected.
+        """
         for local in self._local.values():
             if local.turn.session_id == session_id and local.turn.id <= last_turn_id:
                 local.mark_deleted()
-
-    def delete_turn(self, turn_id: str) -> None:
-        """Hide a turn of this process whose messages are missing, and delete its events.
-
-        The turn runs on for the clients that are connected. If Redis has accepted every write of
-        events, it would have announced a deletion too: then it has lost its data, and the events
-        stay. Without events, the turn is not here.
-        """
-        local = self._local.get(turn_id)
-        if local is not None and self._failed_at >= local.added_at:
-            local.mark_deleted()
 
     async def stop(self, turn_id: str) -> StopResult:
         """Stop a turn on any worker and wait at most STOP_TIMEOUT_S for its end."""
@@ -183,7 +172,6 @@ class TurnRegistry:
             if not self._is_failing:
                 log.warning("cannot write the events of turns to Redis: %s", error)
             self._is_failing = True
-            self._failed_at = asyncio.get_running_loop().time()
         finally:
             self._remove_finished()
         return 0
