@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -206,6 +207,25 @@ async def test_an_idle_stream_contains_pings(
     response, _ = await start_stream(api)
     assert await response.content.readline() == b": ping\n"
     response.close()
+
+
+async def test_a_client_that_reads_a_large_event_steadily_is_not_disconnected(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_steadily(client: socket.socket) -> bytes:
+        """Read 5 MB per second; return the end of the stream."""
+        end = b""
+        while data := client.recv(65_536):
+            end = (end + data)[-100:]
+            if end.endswith(b"\r\n0\r\n\r\n"):
+                break
+            time.sleep(len(data) / 5_000_000)
+        return end
+
+    api = await serve(stream_write_timeout_s=1)
+    with never_reading_client(api_port(await api.get("/healthz")), monkeypatch) as client:
+        end = await asyncio.to_thread(read_steadily, client)
+    assert end.endswith(b'"history_saved":true}\n\n\r\n0\r\n\r\n')
 
 
 async def test_a_client_that_does_not_read_is_disconnected_and_does_not_affect_others(

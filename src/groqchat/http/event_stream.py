@@ -57,6 +57,19 @@ class _OpenStream:
     is_disconnected: bool = False
     seen_writes: int = 0
     idle_inspections: int = 0
+    seen_sent_bytes: int = 0
+    stalled_inspections: int = 0
+
+    @property
+    def unsent_bytes(self) -> int:
+        """The number of bytes that wait because the client reads too slowly."""
+        return self.transport.get_write_buffer_size()
+
+    @property
+    def sent_bytes(self) -> int:
+        """The number of bytes that do not wait any more. A large event is sent in many parts."""
+        writer = cast("StreamWriter", self.request.writer)
+        return writer.output_size - self.unsent_bytes
 
     def push(self, event: bytes) -> bool:
         """Write an event at once, if the client has read the earlier ones."""
@@ -149,9 +162,8 @@ class EventStreams:
         is_idle = stream.writes == stream.seen_writes
         stream.idle_inspections = stream.idle_inspections + 1 if is_idle else 0
         stream.seen_writes = stream.writes
-        idle_s = stream.idle_inspections * INSPECTION_INTERVAL_S
-        has_unread = stream.is_writing or stream.transport.get_write_buffer_size() > 0
-        is_stalled = has_unread and idle_s >= self._write_timeout_s
+        has_unread = stream.is_writing or stream.unsent_bytes > 0
+        is_stalled = has_unread and self._is_stalled(stream)
         if is_stalled:
             log.info("disconnecting a client that does not read its stream")
             stream.transport.abort()
@@ -159,11 +171,19 @@ class EventStreams:
             stream.is_disconnected = True
             stream.task.cancel()
             return False
+        idle_s = stream.idle_inspections * INSPECTION_INTERVAL_S
         # A ping would only wait behind what the client has not read.
         if has_unread or not (idle_s >= PING_INTERVAL_S or has_ended_sending(stream.request)):
             return False
         stream.idle_inspections = 0
         return True
+
+    def _is_stalled(self, stream: _OpenStream) -> bool:
+        """Return whether the client has read nothing for the write timeout."""
+        has_read = stream.sent_bytes > stream.seen_sent_bytes
+        stream.seen_sent_bytes = stream.sent_bytes
+        stream.stalled_inspections = 0 if has_read else stream.stalled_inspections + 1
+        return stream.stalled_inspections * INSPECTION_INTERVAL_S >= self._write_timeout_s
 
 
 async def _ping(stream: _OpenStream) -> None:
