@@ -7,11 +7,15 @@ from aiohttp import ClientSession
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from groqchat.errors import HistoryUnavailable
+from groqchat.services.history_store import HistoryStore
+from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.late_writes import CHECKS
 from tests.conftest import Serve
 from tests.support.api import BASE
 from tests.support.groq import MockGroq
 from tests.support.redis_servers import RedisServer
+from tests.support.store import new_message
 from tests.support.streams import history
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
@@ -114,3 +118,21 @@ async def test_a_late_answer_of_a_session_that_exists_stays(
         answer["turn_id"],
         answer["message_id"],
     ]
+
+
+async def test_a_process_that_ends_checks_its_late_writes(own_redis_server: RedisServer) -> None:
+    url = own_redis_server.url()
+    async with (
+        Redis.from_url(url, protocol=2) as redis,
+        CommandBatcher(redis, timeout_s=0.4) as batcher,
+    ):
+        store = HistoryStore(redis, batcher, ttl_s=1000, timeout_s=0.4)
+        answer = new_message("late", "assistant")
+        await store.get_session_size("s")
+        async with store.checking_late_writes():
+            own_redis_server.freeze()
+            with pytest.raises(HistoryUnavailable):
+                await store.save_messages("s", answer, user_message=new_message("deleted"))
+            own_redis_server.thaw()
+            await until_written(own_redis_server, 0)
+        assert await store.get_session_size("s") == 0

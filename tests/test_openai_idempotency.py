@@ -6,7 +6,9 @@ from typing import Any
 import openai
 import pytest
 from aiohttp import ClientSession
+from redis.asyncio import Redis
 
+from groqchat.storage import keys
 from tests.conftest import Serve
 from tests.support.api import assert_error
 from tests.support.groq import MockGroq
@@ -54,6 +56,28 @@ async def test_a_repeated_request_returns_the_first_response(
     if stream:
         assert first[1] == "text/event-stream"
         assert first[2].endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_further_attempt_replaces_the_answer_of_an_earlier_one(
+    serve: Serve, groq: MockGroq, redis: Redis
+) -> None:
+    workers = [await serve(), await serve()]
+    assert (await send(workers[0], session=True))[0] == 200
+
+    async def is_over() -> bool:
+        (claim,) = await redis.keys(f"{keys.CLAIM_PREFIX}*")
+        return await redis.ttl(claim) > keys.TURN_LEASE_S
+
+    await wait_until(is_over)
+    # As if the first worker had died before it stored the events of the turn.
+    for prefix in (keys.CLAIM_PREFIX, keys.TURN_PREFIX):
+        await redis.delete(*await redis.keys(f"{prefix}*"))
+    user_message, answer = await history(workers[0])
+    assert (await send(workers[1], session=True))[0] == 200
+    assert len(groq.requests) == 2
+    same_message, other_answer = await history(workers[1])
+    assert same_message == user_message
+    assert (other_answer["role"], other_answer["id"] != answer["id"]) == ("assistant", True)
 
 
 @KINDS

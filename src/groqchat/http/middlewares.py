@@ -20,6 +20,7 @@ from groqchat.http.hosts import AllowedHosts
 from groqchat.http.origins import SEC_FETCH_SITE, AllowedOrigins
 from groqchat.http.request_id import REQUEST_ID_HEADER, new_request_id
 from groqchat.openai_paths import COMPLETIONS_PATH, MODELS_PATH
+from groqchat.services.groq.errors import strip_tracebacks
 
 # The second one is the path of OpenAI's own API.
 OPENAI_PATHS = ("/openai", "/v1")
@@ -50,6 +51,7 @@ def errors(hosts: AllowedHosts, origins: AllowedOrigins) -> Middleware:
                 response = preflight_response(request)
             else:
                 response = _http_exception_response(request, error)
+            strip_tracebacks(error)
         except (GroqChatError, RequestError) as error:
             response = _error_response(request, error)
         except Exception as error:

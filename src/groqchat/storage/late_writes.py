@@ -1,8 +1,9 @@
 """Late writes: answers that Redis may store after their deadline, although they must not stay."""
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ from groqchat.storage.messages import Message, member_id
 # other connections. TCP delivers what a broken network has delayed within seconds.
 CHECK_INTERVAL_S = 1.0
 CHECKS = 5
+# A process that ends waits for Redis twice at most, so that it ends in time.
+FINAL_CHECKS = 2
+FINAL_INTERVAL_S = 0.2
 # An entry takes about 500 bytes. Beyond this number, the oldest is not checked any more.
 MAX_WRITES = 10_000
 # One each second, for twice as long as Redis retains the events of a turn without a key.
@@ -93,9 +97,15 @@ class LateWrites:
         if len(self._deletions) > MAX_WRITES:
             del self._deletions[next(iter(self._deletions))]
 
-    def checking(self) -> AbstractAsyncContextManager[None]:
-        """Check the writes until the context exits."""
-        return background_task("check late writes", self._check_all)
+    @asynccontextmanager
+    async def checking(self) -> AsyncIterator[None]:
+        """Check the writes until the context exits, and then once more."""
+        async with background_task("check late writes", self._check_all):
+            yield
+        for _ in range(FINAL_CHECKS):
+            if self._writes or self._deletions:
+                await self._check_all()
+                await asyncio.sleep(FINAL_INTERVAL_S)
 
     async def _check_all(self) -> float:
         await self._announce_all()

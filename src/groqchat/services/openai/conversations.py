@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from groqchat.errors import InvalidField, StorageError
 from groqchat.fields import MAX_PAGE
@@ -66,6 +66,8 @@ class Conversations:
         try:
             with budget:
                 earlier = await self._load_history(session_id, sent)
+                if claim is not None:
+                    earlier = await self._remove_answers(session_id, earlier, claim)
         except StorageError as error:
             log.warning("answering without history: %s", error)
             return Conversation(session_id=session_id, messages=request, budget=budget)
@@ -102,11 +104,14 @@ class Conversations:
             return False
         if answer.status == INCOMPLETE and not answer.content:
             return True
+        claim = conversation.claim
+        if claim is not None:
+            answer = replace(answer, turn_id=claim.turn_id)
         return await self._history.try_save(
             conversation.session_id,
             answer,
             user_message=conversation.last_message,
-            claim=conversation.claim,
+            claim=claim,
             max_wait_s=conversation.budget.left_s,
         )
 
@@ -119,6 +124,16 @@ class Conversations:
                 claim=conversation.claim,
                 max_wait_s=conversation.budget.left_s,
             )
+
+    async def _remove_answers(
+        self, session_id: str, messages: list[Message], claim: Claim
+    ) -> list[Message]:
+        """Remove the answers of earlier attempts at a turn, and return the other messages."""
+        answers = [message for message in messages if message.turn_id == claim.turn_id]
+        if not answers:
+            return messages
+        await self._history.remove_messages(session_id, answers)
+        return [message for message in messages if message not in answers]
 
     async def _load_history(self, session_id: str, sent: Sequence[OpenAIMessage]) -> list[Message]:
         """Return the latest messages, as many as the comparison with the request needs.
