@@ -18,7 +18,7 @@ HTTP_TESTS := $(addprefix tests/test_, $(addsuffix .py, bad_input chat_api compl
 	cors faults idempotency openai_endpoint openapi resume store streams turns))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test compat check fmt lock bench clean
+.PHONY: help run test compat nginx check fmt lock bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: $(VENV)/.dev ## Run the tests in parallel and in random order
 
 compat: $(VENV)/.dev ## Run the HTTP tests without the private parts of redis-py and aiohttp
 	$(BIN)/python -m pytest -p tests.support.renamed_internals $(HTTP_TESTS)
+
+nginx: $(VENV)/.dev ## Restart two replicas behind a real nginx, which must be installed
+	$(BIN)/python -m pytest tests/nginx_rolling_restart.py
 
 check: $(VENV)/.dev ## Check format, lint rules and types, then run the tests
 	$(BIN)/ruff format --check

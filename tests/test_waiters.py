@@ -47,12 +47,11 @@ async def open_stream(api: ClientSession, body: dict[str, Any]) -> ClientRespons
 
 
 async def expire_lease(redis: Redis, count: int) -> None:
-    """Let the lease of the dead worker expire, which is the one that is not renewed."""
+    """Delete the leases of all workers; only a running worker renews its lease."""
     names = await redis.keys(f"{keys.WORKER_PREFIX}*")
     assert len(names) == count
     for name in names:
         assert 0 < await redis.ttl(name) <= keys.WORKER_LEASE_S
-    # The living worker renews its own lease at once if it needs one.
     await redis.delete(*names)
 
 

@@ -2,16 +2,17 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
+
+from tests.support.tcp_server import TcpServer
 
 REJECTED = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
 @dataclass
-class Proxy:
+class Proxy(TcpServer):
     """`requests` are the request lines of each connection; `credentials` are `user:password`.
 
     If it `hangs`, it never answers a CONNECT.
@@ -21,25 +22,11 @@ class Proxy:
     credentials: str | None = None
     hangs: bool = False
     requests: list[str] = field(default_factory=list)
-    address: str = ""
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    @asynccontextmanager
-    async def serve(self) -> AsyncIterator["Proxy"]:
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        try:
-            self.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            yield self
-        finally:
-            server.close()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._handle(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    @property
+    def address(self) -> str:
+        """Host and port of the proxy."""
+        return f"127.0.0.1:{self.port}"
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -2,12 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import orjson
+
+from tests.support.tcp_server import TcpServer
 
 MODELS = orjson.dumps({"object": "list", "data": []})
 STREAM_HEAD = (
@@ -27,7 +29,7 @@ Respond: TypeAlias = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 @dataclass
-class RawGroq:
+class RawGroq(TcpServer):
     """The URL of the server, its connections, and the bodies of the completion requests.
 
     `models` is the body of its list of models.
@@ -35,27 +37,13 @@ class RawGroq:
 
     respond: Respond
     models: bytes = MODELS
-    url: str = ""
     connections: int = 0
     bodies: list[bytes] = field(default_factory=list)
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    @asynccontextmanager
-    async def serve(self) -> AsyncIterator["RawGroq"]:
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        try:
-            self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            yield self
-        finally:
-            server.close()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._handle(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    @property
+    def url(self) -> str:
+        """The base URL of the server."""
+        return f"http://127.0.0.1:{self.port}"
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

@@ -73,7 +73,7 @@ class _OpenStream:
 
     def push(self, event: bytes) -> bool:
         """Write an event at once, if the client has read the earlier ones."""
-        if self.transport.is_closing() or self.transport.get_write_buffer_size():
+        if self.transport.is_closing() or self.unsent_bytes:
             return False
         writer = cast("StreamWriter", self.request.writer)
         try:

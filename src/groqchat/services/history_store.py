@@ -151,7 +151,7 @@ class HistoryStore:
         claim: Claim | None,
         replies: Sequence[Any],
     ) -> None:
-        """Remove messages if the one that they answer was deleted, or the claim was lost."""
+        """Remove messages if their user message was deleted or another attempt holds the claim."""
         if answered and not replies[0]:
             await self.remove_messages(session_id, messages)
             raise SessionCleared(f"session {session_id} was deleted during the turn")

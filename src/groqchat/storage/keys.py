@@ -186,7 +186,8 @@ def has_lease(worker: str) -> Command:
 def count_attempt(turn_id: str) -> tuple[Command, Command]:
     """Return the commands that record the first attempt, and reply how many were recorded before.
 
-    With `hold_claim` in one transaction, the first attempt is the one that gets the claim.
+    Send them in one transaction with `hold_claim`: only the request that gets the claim uses the
+    reply.
     """
     name = attempts_key(turn_id)
     return ("GET", name), ("SET", name, 1, "NX", "EX", IDEMPOTENCY_TTL_S)

@@ -146,7 +146,7 @@ class ChatService:
                 timestamp=state.user_message.timestamp,
             )
             turn.add("start", start.model_dump_json().encode())
-            response = await self._run_again(state, turn) if state.claim else None
+            response = await self._repeated_answer(state, turn) if state.claim else None
             if response is None:
                 complete = self._stream_completion if request.stream else self._complete
                 response = await self._run(request, state, partial(complete, turn))
@@ -204,7 +204,7 @@ class ChatService:
             is_saved = False
         return _response(state, answer, is_saved=is_saved)
 
-    async def _run_again(self, state: _TurnState, turn: Turn) -> ChatResponse | None:
+    async def _repeated_answer(self, state: _TurnState, turn: Turn) -> ChatResponse | None:
         """Return the answer that an earlier attempt at the turn has stored, None if it has none."""
         try:
             with state.budget:

@@ -21,7 +21,7 @@ from groqchat.storage.messages import STOPPED
 # fewer writes, and still shorter than the longest poll of a follower on another worker.
 COALESCE_S = 0.025
 MAX_COALESCE_S = 0.1
-# With so many turns, the time begins to grow in proportion.
+# Above this number of turns, the time grows in proportion to the number.
 BUSY_TURNS = 250
 # The maximum number of turns whose events share a transaction.
 MAX_GROUP = 64

@@ -20,7 +20,7 @@ from groqchat.storage.keys import Command
 
 # How often a worker renews its lease and looks for turns whose waiters' workers have died.
 RENEWAL_S = keys.WORKER_LEASE_S / 4
-# After Redis was away, a living worker needs up to two intervals to renew its lease.
+# After an outage of Redis, a running worker renews its lease within two intervals.
 DEAD_CHECKS = 3
 
 
@@ -40,7 +40,7 @@ class Waiter:
         self.id = f"{self.worker}:{token}" if self.worker else token
 
     def count(self, turn_id: str) -> tuple[Command, ...]:
-        """Return the commands that count the request as one that waits for a turn."""
+        """Return the commands that add the request to those that wait for a turn."""
         lease = (keys.hold_lease(self.worker),) if self.worker else ()
         return (*keys.add_request(turn_id, self.id), *lease)
 

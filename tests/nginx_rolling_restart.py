@@ -6,10 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 import aiohttp
-import pytest
 
 from tests.support.api import BASE
-from tests.support.nginx import HOST, NGINX, TOKEN, free_port, nginx
+from tests.support.nginx import HOST, TOKEN, free_port, nginx
 from tests.support.redis_servers import RedisServer
 from tests.support.service import Service
 
@@ -42,7 +41,6 @@ def stop_replica(replica: Service) -> None:
     replica.__exit__(None, None, None)
 
 
-@pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 def test_a_rolling_restart_behind_nginx_loses_no_request(
     directory: Path, own_redis_server: RedisServer
 ) -> None:
