@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import pytest
 from redis.asyncio import Redis
 
-from groqchat.services.history_store import FIRST_CONTEXT, HistoryStore
+from groqchat.services.history_store import HistoryStore
 from groqchat.services.turns.context import fit_to_budget
+from groqchat.storage.history_reader import FIRST_CONTEXT
 from groqchat.storage.messages import PromptMessage, Role, decode_context
 from tests.support.store import new_message
 

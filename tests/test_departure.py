@@ -46,12 +46,7 @@ class Shared:
 @pytest.fixture
 async def shared(groq: MockGroq, redis_url: str) -> AsyncIterator[Shared]:
     """A turn that runs, and the client that waits for its answer."""
-    release = asyncio.Event()
-
-    async def wait() -> None:
-        await release.wait()
-
-    groq.before_response = wait
+    release = groq.hold()
     async with ClientSession() as client, worker(redis_url, groq) as (url, limiter):
         shared = Shared(limiter, release, client, f"{url}{BASE}/chat")
         staying = asyncio.ensure_future(client.post(shared.url, json=PLAIN, headers=KEY))

@@ -24,13 +24,7 @@ LIMIT = 3
 @pytest.fixture
 def release(groq: MockGroq) -> asyncio.Event:
     """Groq answers after this event is set."""
-    event = asyncio.Event()
-
-    async def wait() -> None:
-        await event.wait()
-
-    groq.before_response = wait
-    return event
+    return groq.hold()
 
 
 async def send_together(

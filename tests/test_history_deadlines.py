@@ -10,8 +10,9 @@ from fakeredis import FakeAsyncRedis, FakeServer
 from redis.asyncio import Redis
 
 from groqchat.errors import HistoryUnavailable
-from groqchat.services.history_store import FIRST_CONTEXT, HistoryStore
+from groqchat.services.history_store import HistoryStore
 from groqchat.storage.command_batcher import CommandBatcher
+from groqchat.storage.history_reader import FIRST_CONTEXT
 from groqchat.storage.messages import Message
 from tests.support.recording_batcher import RecordingBatcher
 from tests.support.store import new_message

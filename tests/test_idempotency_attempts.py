@@ -30,17 +30,6 @@ async def lose_lease(redis: Redis) -> None:
     await redis.delete(*names[0], *names[1])
 
 
-def hold(groq: MockGroq) -> asyncio.Event:
-    """Let Groq answer after the returned event is set."""
-    release = asyncio.Event()
-
-    async def wait() -> None:
-        await release.wait()
-
-    groq.before_response = wait
-    return release
-
-
 async def is_published(redis: Redis) -> bool:
     return bool(await redis.keys(f"{keys.TURN_PREFIX}*"))
 
@@ -48,7 +37,7 @@ async def is_published(redis: Redis) -> bool:
 async def test_a_turn_that_still_runs_on_this_worker_is_not_run_again(
     api: ClientSession, groq: MockGroq, redis: Redis
 ) -> None:
-    release = hold(groq)
+    release = groq.hold()
     first = asyncio.create_task(post(api))
     await wait_until(lambda: is_published(redis))
     await lose_lease(redis)
@@ -70,7 +59,7 @@ async def test_only_the_answer_of_the_newest_attempt_is_stored(
     serve: Serve, groq: MockGroq, redis: Redis, *, stream: bool
 ) -> None:
     workers = [await serve(), await serve()]
-    release = hold(groq)
+    release = groq.hold()
     first = asyncio.create_task(post(workers[0], stream=stream))
     await wait_until(lambda: is_published(redis))
     # The first worker pauses longer than its lease. Meanwhile the second one claims the turn.
@@ -117,7 +106,7 @@ async def test_another_worker_returns_the_error_until_it_is_written_and_then_run
     serve: Serve, groq: MockGroq, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workers = [await serve(groq_max_retries=0), await serve()]
-    release = hold(groq)
+    release = groq.hold()
     groq.options.fail = "500"
     first = asyncio.create_task(post(workers[0]))
     await wait_until(lambda: is_published(redis))

@@ -173,12 +173,7 @@ async def test_the_count_is_deleted_with_the_session(
 async def test_a_plain_request_whose_client_left_uses_no_slot(
     groq: MockGroq, redis_url: str, *, others_wait: bool
 ) -> None:
-    release = asyncio.Event()
-
-    async def wait() -> None:
-        await release.wait()
-
-    groq.before_response = wait
+    release = groq.hold()
     async with ClientSession() as client, worker(redis_url, groq) as (url, limiter):
         chat = f"{url}{BASE}/chat"
         # The turn shares the slot of the request that starts it.

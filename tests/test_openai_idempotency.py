@@ -201,12 +201,7 @@ async def test_only_the_answer_of_the_newest_attempt_is_stored(
     serve: Serve, groq: MockGroq, redis: Any, *, stream: bool
 ) -> None:
     workers = [await serve(), await serve()]
-    release = asyncio.Event()
-
-    async def wait() -> None:
-        await release.wait()
-
-    groq.before_response = wait
+    release = groq.hold()
     first = asyncio.create_task(send(workers[0], stream=stream, session=True))
 
     async def is_published() -> bool:

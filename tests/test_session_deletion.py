@@ -15,6 +15,7 @@ from tests.support.redis_servers import RedisServer
 from tests.support.streams import history, start_stream, wait_until
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
+MODEL = "llama-3.3-70b-versatile"
 QUESTION = {"message": "Hello", "session_id": "s"}
 
 
@@ -149,12 +150,7 @@ async def test_a_key_of_a_deleted_session_is_unused_again(
 async def test_a_request_that_waits_for_a_deleted_turn_does_not_start_it_again(
     workers: list[ClientSession], groq: MockGroq, redis: Redis
 ) -> None:
-    release = asyncio.Event()
-
-    async def wait() -> None:
-        await release.wait()
-
-    groq.before_response = wait
+    release = groq.hold()
     running = asyncio.create_task(ask(workers[0]))
 
     async def is_running() -> bool:
@@ -178,6 +174,58 @@ async def test_a_request_that_waits_for_a_deleted_turn_does_not_start_it_again(
     assert (await running)["history_saved"] is False
     assert len(groq.requests) == 1
     assert await history(workers[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (f"{BASE}/chat", QUESTION),
+        (
+            "/openai/v1/chat/completions",
+            {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]},
+        ),
+    ],
+)
+async def test_a_turn_that_stores_its_message_just_after_a_deletion_is_deleted_too(
+    workers: list[ClientSession], groq: MockGroq, redis: Redis, path: str, body: dict[str, Any]
+) -> None:
+    release = groq.hold()
+    headers = {**KEY, "X-Session-Id": "s"}
+    running = asyncio.create_task(workers[0].post(path, json=body, headers=headers))
+
+    async def is_running() -> bool:
+        return bool(groq.requests) and bool(await redis.keys("chat:turn:*"))
+
+    await wait_until(is_running)
+    messages = await redis.dump("chat:session:s")
+    assert messages
+    await delete_session(workers[1])
+    # As if the turn had been claimed before the deletion, and had stored its message after it.
+    await redis.restore("chat:session:s", 60_000, messages)
+    release.set()
+    async with await running as response:
+        assert response.status == 200
+    assert [each["role"] for each in await history(workers[0])] in ([], ["user"])
+    async with workers[1].post(path, json=body, headers=headers) as response:
+        assert response.status == 200
+    assert [each["role"] for each in await history(workers[0])] == ["user", "assistant"]
+    assert len(groq.requests) == 2
+
+
+async def test_the_answer_of_a_key_that_was_evicted_stays(
+    api: ClientSession, groq: MockGroq, redis: Redis
+) -> None:
+    release = groq.hold()
+    running = asyncio.create_task(ask(api))
+
+    async def is_running() -> bool:
+        return bool(groq.requests)
+
+    await wait_until(is_running)
+    assert await redis.delete(*await redis.keys("chat:idempotency:*")) == 1
+    release.set()
+    assert (await running)["history_saved"] is True
+    assert [each["role"] for each in await history(api)] == ["user", "assistant"]
 
 
 async def test_the_names_of_the_keys_of_a_session_expire(

@@ -37,6 +37,16 @@ class MockGroq:
         self.models_released = asyncio.Event()
         return self.models_released
 
+    def hold(self) -> asyncio.Event:
+        """Do not answer completion requests until the returned event is set."""
+        released = asyncio.Event()
+
+        async def wait() -> None:
+            await released.wait()
+
+        self.before_response = wait
+        return released
+
     def app(self) -> web.Application:
         """Return the application of the mock Groq server."""
         app = create_mock_groq_app(self.options)

@@ -18,11 +18,13 @@ from groqchat.storage.claims import Claim, superseded
 from groqchat.storage.command_batcher import CommandBatcher, ResentReplies
 from groqchat.storage.errors import confirmed, redis_errors
 from groqchat.storage.history_reader import (
+    FIRST_CONTEXT,
     MAX_PAGE_BYTES,
     HistoryPage,
     HistoryReader,
     answers_of,
     check_page,
+    first_read,
     read_page,
 )
 from groqchat.storage.keys import Command
@@ -41,9 +43,6 @@ from groqchat.storage.session_index import SessionIndex, SessionPage
 from groqchat.storage.session_info import SessionInfo, read_session_info
 from groqchat.storage.write_probe import WriteProbe
 
-# The messages that a turn reads together with its first write. Even the longest messages add up
-# to only a few MB; a whole context could be a hundred times as large.
-FIRST_CONTEXT = 50
 # An answer, which Groq has charged for, gets a second attempt if time is left. It follows at once,
 # because the batcher has waited between its own attempts.
 SAVE_RETRIES = RetryPolicy(attempts=2, backoff=Backoff(base_s=0.0, cap_s=0.0))
@@ -97,10 +96,10 @@ class HistoryStore:
         answered = None if context else user_message
         members = [encode_member(message) for message in messages]
         commands = [
-            *_first_read(key, context, answered),
+            *first_read(key, context, answered),
             add_members(key, messages, members),
             *keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time()),
-            *([("GET", keys.claim_key(claim.turn_id))] if claim else ()),
+            *(claim.state() if claim else ()),
         ]
         end = time.monotonic() + self._timeout_s
         try:
@@ -152,8 +151,14 @@ class HistoryStore:
         replies: Sequence[Any],
     ) -> None:
         """Remove messages if their user message was deleted or another attempt holds the claim."""
-        if answered and not replies[0]:
-            await self.remove_messages(session_id, messages)
+        is_deleted = bool(answered and not replies[0])
+        if claim and not replies[-2]:
+            # A deletion just before the turn stored its user message has deleted its key. A full
+            # Redis may have evicted the key, too.
+            is_deleted |= await was_deleted(self._batcher, session_id, since=claim.turn_id)
+        if is_deleted:
+            own = [answered] if answered and claim and answered.id == claim.turn_id else []
+            await self.remove_messages(session_id, [*own, *messages])
             raise SessionCleared(f"session {session_id} was deleted during the turn")
         if not claim or await claim.confirm(replies[-1], self._batcher.transact):
             return
@@ -335,12 +340,3 @@ class HistoryStore:
 
 def _size(messages: Sequence[PromptMessage]) -> int:
     return sum(len(message["content"].encode()) for message in messages)
-
-
-def _first_read(key: str, context: int, user_message: Message | None) -> list[Command]:
-    """Return the command whose reply is the context, or how often a user message exists."""
-    if context:
-        return [("ZRANGE", key, -min(context, FIRST_CONTEXT), -1)]
-    if user_message is None:
-        return []
-    return [("ZCOUNT", key, user_message.score_text, user_message.score_text)]

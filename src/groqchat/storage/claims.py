@@ -18,11 +18,15 @@ Transact: TypeAlias = Callable[[Sequence[Command]], Awaitable[list[Any]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """The claim of one attempt at a turn; the first attempt has the number 0."""
+    """The claim of one attempt at a turn; the first attempt has the number 0.
+
+    `record_key`: the key of the record of the Idempotency-Key, which is deleted with the session.
+    """
 
     turn_id: str
     token: str
     attempt: int = 0
+    record_key: str = ""
 
     @property
     def first_number(self) -> int:
@@ -31,6 +35,10 @@ class Claim:
         The numbers of two attempts never meet, so a follower notices that a turn was run again.
         """
         return self.attempt * MAX_EVENTS + 1
+
+    def state(self) -> tuple[Command, Command]:
+        """Return the commands that reply whether the record exists, and whose the claim is."""
+        return ("EXISTS", self.record_key), ("GET", keys.claim_key(self.turn_id))
 
     def is_held_by(self, holder: bytes | None) -> bool:
         """Return whether a value of the claim's key is the token of this attempt."""

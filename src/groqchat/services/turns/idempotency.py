@@ -219,7 +219,12 @@ class IdempotencyKeys:
         token = uuid.uuid4().hex
         found = await self._claim(record, key, token, waiter)
         if found.attempt is not None:
-            claim = Claim(turn_id=record.turn_id, token=token, attempt=found.attempt)
+            claim = Claim(
+                turn_id=record.turn_id,
+                token=token,
+                attempt=found.attempt,
+                record_key=keys.idempotency_key(_digest(key)),
+            )
             await self._start(record, request, claim)
         return found.is_running
 
