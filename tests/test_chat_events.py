@@ -342,7 +342,9 @@ async def test_only_a_retry_looks_for_an_incomplete_answer(service: Service) -> 
     await run_to_end(service, request())
     assert service.batcher.calls == 2
     claim = new_claim()
-    await service.batcher.transact(keys.hold_claim(claim.turn_id, claim.token))
+    await service.batcher.transact(
+        [("SET", claim.record_key, "{}"), *keys.hold_claim(claim.turn_id, claim.token)]
+    )
     service.batcher.calls = 0
     await run_to_end(service, request(), claim=claim)
     assert service.batcher.calls == 3

@@ -7,8 +7,7 @@ from redis.asyncio import Redis
 
 from groqchat.services.history_store import HistoryStore
 from groqchat.services.turns.context import fit_to_budget
-from groqchat.storage.history_reader import FIRST_CONTEXT
-from groqchat.storage.messages import PromptMessage, Role, decode_context
+from groqchat.storage.messages import FIRST_CONTEXT, PromptMessage, Role, decode_context
 from tests.support.store import new_message
 
 

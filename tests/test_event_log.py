@@ -10,7 +10,6 @@ from redis.asyncio import Redis
 from groqchat import sse
 from groqchat.errors import HistoryFailed
 from groqchat.storage import event_log, keys
-from groqchat.storage.claims import Claim
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.event_log import (
     Deletion,
@@ -20,6 +19,7 @@ from groqchat.storage.event_log import (
     TurnRequests,
     is_final,
 )
+from tests.support.turn_workers import new_claim
 
 TURN = "chat:turn:t"
 STOPS = "chat:stops"
@@ -248,8 +248,7 @@ def test_done_and_error_are_final_events(text: bytes, *, expected: bool) -> None
 
 def attempt(number: int, *numbers: int) -> EventBatch:
     """Return the first batch of an attempt at the turn of an Idempotency-Key."""
-    claim = Claim(turn_id="t", token=f"token {number}", attempt=number)
-    return replace(batch(*numbers, is_first=True, ttl_s=4), claim=claim)
+    return replace(batch(*numbers, is_first=True, ttl_s=4), claim=new_claim("t", number))
 
 
 async def test_the_late_first_events_of_an_earlier_attempt_change_nothing(

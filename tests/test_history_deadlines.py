@@ -12,8 +12,7 @@ from redis.asyncio import Redis
 from groqchat.errors import HistoryUnavailable
 from groqchat.services.history_store import HistoryStore
 from groqchat.storage.command_batcher import CommandBatcher
-from groqchat.storage.history_reader import FIRST_CONTEXT
-from groqchat.storage.messages import Message
+from groqchat.storage.messages import FIRST_CONTEXT, Message
 from tests.support.recording_batcher import RecordingBatcher
 from tests.support.store import new_message
 

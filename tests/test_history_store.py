@@ -9,9 +9,9 @@ from redis.asyncio import Redis
 
 from groqchat.errors import HistoryFailed, HistoryUnavailable, SessionCleared
 from groqchat.services.history_store import HistoryStore
-from groqchat.storage.history_reader import FIRST_CHUNK, FIRST_CONTEXT
+from groqchat.storage.history_reader import FIRST_CHUNK
 from groqchat.storage.keys import Command
-from groqchat.storage.messages import Message, PromptMessage, encode_member
+from groqchat.storage.messages import FIRST_CONTEXT, Message, PromptMessage, encode_member
 from tests.support.recording_batcher import RecordingBatcher
 from tests.support.store import MODEL, new_message
 

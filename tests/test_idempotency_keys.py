@@ -19,11 +19,11 @@ from groqchat.errors import (
 )
 from groqchat.services.turns.idempotency import KeyedRequest
 from groqchat.storage import keys
-from groqchat.storage.claims import Claim
 from groqchat.storage.event_log import EventBatch, EventLog
 from groqchat.storage.keys import Command
 from tests.support.key_workers import KEY, Worker, request
 from tests.support.streams import wait_until
+from tests.support.turn_workers import new_claim
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ async def test_a_failed_start_neither_counts_nor_takes_the_claim_of_another_atte
     assert (await anext(followed.events)).startswith(b"id: 1\n")
     claim = keys.claim_key(followed.turn_id)
     holder = await fake_redis.get(claim)
-    await Claim(turn_id=followed.turn_id, token="stale").release(worker.batcher.transact)
+    await new_claim(followed.turn_id).release(worker.batcher.transact)
     assert await fake_redis.get(claim) == holder
 
 
@@ -231,7 +231,7 @@ async def test_a_request_does_not_receive_the_error_of_an_attempt_before_the_run
     turn_id = followed.turn_id
     await wait_until(lambda: is_empty(worker))
     # Another worker has claimed the turn, and deletes the events in a moment.
-    claim = Claim(turn_id=turn_id, token="next", attempt=1)
+    claim = new_claim(turn_id, 1)
     await fake_redis.set(keys.claim_key(turn_id), claim.token, ex=keys.TURN_LEASE_S)
     waiting = asyncio.create_task(other.keys.follow(KEY, request()))
     await wait_until(lambda: has_polled(other, turn_id))

@@ -189,6 +189,27 @@ async def test_max_completion_tokens_truncates_the_answer(sdk: AsyncGroq) -> Non
     assert completion.choices[0].finish_reason == "length"
 
 
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        ("mock", "This is the "),
+        (["Hello", " mock"], "This is the"),
+        ("s is the m", "Thi"),
+        ([], TEXT),
+        ("", TEXT),
+        (None, TEXT),
+        ("absent", TEXT),
+    ],
+)
+async def test_an_answer_ends_before_a_stop_text(sdk: AsyncGroq, stop: Any, expected: str) -> None:
+    completion = await sdk.chat.completions.create(model=MODEL, messages=HELLO, stop=stop)
+    assert completion.choices[0].message.content == expected
+    assert completion.choices[0].finish_reason == "stop"
+    stream = await sdk.chat.completions.create(model=MODEL, messages=HELLO, stop=stop, stream=True)
+    texts = [chunk.choices[0].delta.content or "" async for chunk in stream]
+    assert "".join(texts) == expected
+
+
 @pytest.mark.parametrize("options", [{"fail": "999"}, {"latency_ms": -1}, {"lateny_ms": 1}])
 def test_an_invalid_option_is_rejected(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

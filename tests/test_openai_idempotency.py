@@ -12,17 +12,19 @@ from groqchat.storage import keys
 from tests.conftest import Serve
 from tests.support.api import assert_error
 from tests.support.groq import MockGroq
+from tests.support.raw_groq import DONE, LAST_CHUNK, STREAM_HEAD, RawGroq, chunked, event
 from tests.support.streams import history, wait_until
 from tests.test_openai_events import COMPLETIONS, SESSION
 
 MODEL = "llama-3.3-70b-versatile"
+HELLO = "Hello \u00e9\u20ac"
 KEY = {"Idempotency-Key": "8e03978e-40d5"}
 KINDS = pytest.mark.parametrize(
     ("stream", "session"), [(False, False), (False, True), (True, False), (True, True)]
 )
 
 
-def body(text: str = "Hello \u00e9\u20ac", **fields: Any) -> dict[str, Any]:
+def body(text: str = HELLO, **fields: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": [{"role": "user", "content": text}], **fields}
 
 
@@ -145,6 +147,41 @@ async def test_a_stream_that_breaks_off_is_run_again(
 
 
 @pytest.mark.parametrize("session", [False, True])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        event("Hi") + b'data: {"error":{"message":"x"}}\n\n' + DONE,
+        b'data: {"error":{"message":"x","code":"rate_limit_exceeded"}}\n\n',
+        event("Hi") + b'event: error\ndata: {"error":{"message":"x"}}\n\n',
+        event("Hi") + DONE,
+        DONE,
+    ],
+)
+async def test_a_stream_without_a_complete_answer_is_run_again(
+    serve: Serve, failure: bytes, *, session: bool
+) -> None:
+    streams = [failure, event("Hi", "stop") + DONE]
+
+    async def respond(writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD + chunked(streams[len(raw.bodies) - 1]) + LAST_CHUNK)
+
+    async with RawGroq(respond).serve() as raw:
+        api = await serve(groq_base_url=raw.url)
+        first = await send(api, stream=True, session=session)
+        second = first
+
+        async def is_complete() -> bool:
+            nonlocal second
+            second = await send(api, stream=True, session=session)
+            return second != first
+
+        await wait_until(is_complete)
+        assert second[2] == event("Hi", "stop") + DONE
+        assert len(raw.bodies) == 2
+        assert await send(api, stream=True, session=session) == second
+
+
+@pytest.mark.parametrize("session", [False, True])
 async def test_a_client_that_disconnects_receives_the_answer_with_its_next_request(
     api: ClientSession, groq: MockGroq, *, session: bool
 ) -> None:
@@ -223,6 +260,23 @@ async def test_only_the_answer_of_the_newest_attempt_is_stored(
     await first
     answers = [each for each in await history(workers[0]) if each["role"] == "assistant"]
     assert len(answers) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_further_attempt_stores_its_messages_once_although_another_turn_follows_them(
+    api: ClientSession, groq: MockGroq, *, stream: bool
+) -> None:
+    await send(api, session=True, headers={"Idempotency-Key": "earlier"}, text="Earlier")
+    groq.options.fail, groq.options.fail_times = "503", 1
+    assert not await succeeds(api, session=True, stream=stream)
+    assert (await send(api, session=True, headers={}, text="Other"))[0] == 200
+    assert await succeeds(api, session=True, stream=stream)
+    stored = [(each["role"], each["content"]) for each in await history(api)]
+    users = [content for role, content in stored if role == "user"]
+    assert users == ["Earlier", HELLO, "Other"]
+    assert [role for role, _ in stored] == ["user", "assistant", "user", "user", *["assistant"] * 2]
+    # The model receives the messages before those of the turn, as on the first attempt.
+    assert groq.prompts[-1] == [*stored[:2], ("user", HELLO)]
 
 
 async def test_a_retried_transcript_is_stored_once(api: ClientSession, groq: MockGroq) -> None:

@@ -10,18 +10,30 @@ from groq import AsyncGroq
 
 from tests.conftest import Serve
 from tests.support.api import BASE
-from tests.support.raw_groq import DONE, LAST_CHUNK, STREAM_HEAD, RawGroq, Respond, chunked, event
+from tests.support.events import all_events
+from tests.support.raw_groq import (
+    DONE,
+    LAST_CHUNK,
+    STREAM_HEAD,
+    RawGroq,
+    Respond,
+    chunked,
+    event,
+)
 from tests.test_openai_events import BODY, COMPLETIONS, SESSION, error_of
 
 INVALID_JSON = b"data: {]\n\n"
 NOT_A_CHUNK = b"data: 5\n\n"
+LIST_CONTENT = b'data: {"choices":[{"delta":{"content":[1]}}]}\n\n'
 FINISH = event(None, "stop")
 # The events that Groq sends, and those before the error that the client receives.
 FAILURES = {
     "no finish reason": ([event("Hi"), DONE], event("Hi")),
     "no finish reason, with a field": ([event("Hi"), b"id: 7\n" + DONE], event("Hi")),
-    "invalid JSON": ([event("Hi"), INVALID_JSON, FINISH, DONE], event("Hi") + INVALID_JSON),
-    "not a chunk": ([event("Hi"), NOT_A_CHUNK, FINISH, DONE], event("Hi") + NOT_A_CHUNK),
+    "invalid JSON": ([event("Hi"), INVALID_JSON, FINISH, DONE], event("Hi")),
+    "not a chunk": ([event("Hi"), NOT_A_CHUNK, FINISH, DONE], event("Hi")),
+    "text after invalid JSON": ([event("Hi"), INVALID_JSON + event("!"), DONE], event("Hi")),
+    "a list as content": ([event("Hi"), LIST_CONTENT, FINISH, DONE], event("Hi")),
     "only the end": ([DONE], b""),
 }
 
@@ -62,7 +74,7 @@ async def test_a_stream_that_is_not_valid_ends_with_an_error_instead_of_done(
         received = await stream(api)
         assert error_of(received)["code"] == "completion_unavailable"
         assert DONE not in received
-        assert received.startswith(before)
+        assert received.startswith(before + b"event: error\n")
         assert await stored_answers(api) == ([("Hi", "incomplete")] if before else [])
 
 
@@ -89,3 +101,33 @@ async def test_a_complete_answer_whose_stream_lacks_done_ends_with_done(serve: S
         api = await serve(groq_base_url=raw.url)
         assert await stream(api) == event("Hi") + FINISH + DONE
         assert await stored_answers(api) == [("Hi", None)]
+
+
+async def stay_open(writer: asyncio.StreamWriter) -> None:
+    writer.write(STREAM_HEAD + chunked(event("Hi") + FINISH))
+    await asyncio.Event().wait()
+
+
+async def break_off(writer: asyncio.StreamWriter) -> None:
+    writer.write(STREAM_HEAD + chunked(event("Hi") + FINISH))
+    await writer.drain()
+    # Not the end of the chunked body.
+    writer.close()
+
+
+@pytest.mark.parametrize("respond", [stay_open, break_off])
+@pytest.mark.parametrize("endpoint", ["/openai", "/chat"])
+async def test_an_answer_is_complete_after_its_finish_reason_however_the_stream_ends(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, respond: Respond, endpoint: str
+) -> None:
+    monkeypatch.setattr("groqchat.services.groq.client.END_WAIT_S", 0.2)
+    async with RawGroq(respond).serve() as raw:
+        api = await serve(groq_base_url=raw.url, groq_read_timeout_s=0.5)
+        async with asyncio.timeout(5):
+            if endpoint == "/openai":
+                assert await stream(api) == event("Hi") + FINISH + DONE
+            else:
+                body = {"message": "Hello", "session_id": "s", "stream": True}
+                async with api.post(f"{BASE}/chat", json=body) as response:
+                    assert (await all_events(response))[-1].name == "done"
+    assert await stored_answers(api) == [("Hi", None)]

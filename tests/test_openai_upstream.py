@@ -13,12 +13,22 @@ from aiohttp import ClientResponse, ClientSession
 
 from tests.conftest import Serve
 from tests.support.api import assert_error
-from tests.support.raw_groq import COMPLETION, LAST_CHUNK, STREAM_HEAD, RawGroq, chunked, whole
+from tests.support.raw_groq import (
+    COMPLETION,
+    DONE,
+    LAST_CHUNK,
+    STREAM_HEAD,
+    RawGroq,
+    chunked,
+    event,
+    whole,
+)
 from tests.support.streams import history
 
 COMPLETIONS = "/openai/v1/chat/completions"
 SESSION = {"X-Session-Id": "s"}
 PLAIN = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+FINISHED = event("Hi", "stop") + DONE
 UNAVAILABLE = (502, "completion_unavailable")
 
 # Starts the service with a Groq server that sends these bytes to each completion request.
@@ -145,6 +155,21 @@ async def test_an_error_of_groq_is_forwarded(
     assert await stored(api) == (["Hello"] if session and is_kept else [])
 
 
+@KINDS
+async def test_a_header_that_cannot_be_forwarded_is_left_out(
+    answering: Answering, *, stream: bool, session: bool
+) -> None:
+    headers = ("X-Groq-Odd: a\x01b", "X-Groq-Other: \xe9", "X-Groq-Id: 1")
+    lines = "".join(f"{line}\r\n" for line in headers).encode("latin-1")
+    answer = STREAM_HEAD + chunked(FINISHED) + LAST_CHUNK if stream else whole(COMPLETION)
+    api = await answering(answer.replace(b"\r\n", b"\r\n" + lines, 1))
+
+    async with await post(api, stream=stream, session=session) as response:
+        assert response.status == 200
+        assert [name for name in response.headers if name.startswith("X-Groq")] == ["X-Groq-Id"]
+        assert await response.read() == (FINISHED if stream else COMPLETION)
+
+
 NOT_COMPLETIONS = {
     "302": b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",
     "204": b"HTTP/1.1 204 No Content\r\n\r\n",
@@ -159,6 +184,8 @@ NOT_COMPLETIONS = {
     "wrong types": whole(
         b'{"model":1,"choices":[{"message":{"content":"Hi"},"finish_reason":{}}]}'
     ),
+    "content that is not text": whole(COMPLETION.replace(b'"Hi"', b"[1]")),
+    "unknown status": whole(groq_error("x"), status="600 Odd"),
     "cut JSON": whole(COMPLETION[:-5]),
     "cut body": whole(COMPLETION)[:-5],
     "cut chunk": STREAM_HEAD.replace(b"text/event-stream", b"application/json")

@@ -59,7 +59,7 @@ async def test_every_operation_has_an_id_a_summary_a_response_and_errors(
     for operation in operations:
         assert operation["summary"].endswith(".")
         assert operation["responses"]["200"]["content"]
-        assert {"422", "500"} <= set(operation["responses"])
+        assert {"417", "422", "500"} <= set(operation["responses"])
     chat = document["paths"]["/api/groq-chat/chat"]["post"]
     assert set(chat["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
     assert [parameter["name"] for parameter in chat["parameters"]] == ["Idempotency-Key"]

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,22 @@ def test_workers_end_when_their_supervisor_is_killed(directory: Path) -> None:
         wait_until(lambda: not any(is_alive(pid) for pid in before))
     with start(directory) as service:
         assert chat(service.url, "again")["history_saved"] is True
+
+
+def test_a_second_sigint_ends_the_workers_at_once(directory: Path) -> None:
+    grace = {"SHUTDOWN_GRACE_S": "60", "GROQ_BASE_URL": "offline:?latency_ms=60000"}
+    with Service(directory, "--local", "--workers", "2", **grace) as service:
+        before = workers_of(service.pid)
+        with ThreadPoolExecutor(1) as executor:
+            running = executor.submit(chat, service.url, "Hello")
+            wait_until(lambda: bool(contents(service.url)))
+            service.signal(signal.SIGINT)
+            service.wait_for("groqchat is stopping")
+            service.signal(signal.SIGINT)
+            with pytest.raises(requests.ConnectionError):
+                running.result(timeout=10)
+        assert service.wait() == 130
+        wait_until(lambda: not any(is_alive(pid) for pid in before))
 
 
 @pytest.mark.parametrize("count", ["-1", "257", "many"])

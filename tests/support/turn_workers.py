@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from groqchat.errors import HistoryFailed, StorageError
 from groqchat.services.turns.registry import TurnRegistry
 from groqchat.services.turns.turn import Turn
+from groqchat.storage import keys
 from groqchat.storage.claims import Claim
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.event_log import EventLog
@@ -80,7 +81,12 @@ class Worker:
 
 def new_claim(turn_id: str | None = None, attempt: int = 0) -> Claim:
     """Return the claim of an attempt at a turn, with an Idempotency-Key."""
-    return Claim(turn_id=turn_id or new_message_id(), token=f"token {attempt}", attempt=attempt)
+    return Claim(
+        turn_id=turn_id or new_message_id(),
+        token=f"token {attempt}",
+        record_key=keys.idempotency_key("digest"),
+        attempt=attempt,
+    )
 
 
 async def publish(worker: Worker) -> None:

@@ -7,6 +7,7 @@ import pytest
 from fakeredis import FakeAsyncRedis
 
 from groqchat.errors import HistoryUnavailable, TurnLost, TurnNotFound
+from groqchat.services.turns import remote_turns
 from groqchat.services.turns.registry import last_events
 from groqchat.services.turns.remote_turns import OUTAGE_S
 from groqchat.sse import MAX_WRITE_BYTES
@@ -65,7 +66,7 @@ async def test_a_client_that_is_ahead_receives_only_later_events_from_every_work
         turn.add("delta", {"text": str(number)})
     finish(turn)
     expected = b"".join(turn.events[len(turn.events) - count :])
-    assert await asyncio.gather(*following) == [expected, expected]
+    assert [await each or b"" for each in following] == [expected, expected]
 
 
 async def test_another_worker_follows_the_events_as_they_are_published(
@@ -190,8 +191,21 @@ async def test_another_worker_follows_a_running_turn_from_its_latest_event(
             await worker.registry._flush()
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(remote_turns, "UNWRITTEN_S", -1)
     assert await other.follow(turn.id, 1) == turn.events[1]
     assert slept == [0.025, 0.05, 0.1]
+
+
+async def test_a_client_that_has_the_last_event_before_redis_has_it_receives_no_stream(
+    worker: Worker, other: Worker
+) -> None:
+    turn = worker.start()
+    await publish(worker)
+    finish(turn)
+    following = asyncio.create_task(other.registry.follow(turn.id, 2))
+    await other.batcher.transact([("PING",)])
+    await publish(worker)
+    assert await following is None
 
 
 async def test_a_follower_waits_while_redis_is_unavailable(

@@ -72,6 +72,18 @@ async def test_a_running_turn_has_the_ttl_of_a_lease_and_a_finished_one_its_rete
     assert publishing.batcher.named("EXPIRE") == expected
 
 
+async def test_the_events_of_a_turn_have_a_ttl_although_the_turn_began_without_events(
+    publishing: Worker, other: Worker, fake_redis: FakeAsyncRedis
+) -> None:
+    turn = Turn(new_message_id(), "s")
+    publishing.registry.add(turn)
+    later = publishing.start()
+    await wait_until(lambda: is_published(other, later))
+    turn.add("start", {"turn_id": turn.id})
+    await wait_until(lambda: is_published(other, turn))
+    assert await fake_redis.ttl(keys.turn_key(turn.id)) == keys.TURN_LEASE_S
+
+
 async def test_the_lease_is_renewed_twice_a_second(
     publishing: Worker, other: Worker, clock: Clock
 ) -> None:

@@ -34,7 +34,11 @@ PATH_ERRORS = {404: ("not_found",)}
 SITE_ERRORS = {403: (CrossSiteRequest.code,)}
 # Before a request with any path except those of the health checks.
 HOST_ERRORS = {421: (HostNotAllowed.code,)}
-COMMON_ERRORS = {422: (InvalidField.code,), 500: (GroqChatError.code,)}
+COMMON_ERRORS = {
+    417: ("expectation_failed",),
+    422: (InvalidField.code,),
+    500: (GroqChatError.code,),
+}
 
 
 def describe(

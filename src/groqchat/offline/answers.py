@@ -6,7 +6,7 @@ messages, which shows the context that the server received.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
 from zlib import crc32
@@ -46,6 +46,19 @@ class MockAnswer:
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "total_time": 0.0,
         }
+
+
+def before_stop(answer: MockAnswer, stops: Sequence[str]) -> MockAnswer:
+    """Return an answer up to the first of the texts that the client named as its end."""
+    left = min((index for stop in stops if (index := answer.text.find(stop)) >= 0), default=None)
+    if left is None:
+        return answer
+    chunks: list[str] = []
+    for chunk in answer.chunks:
+        chunks.append(chunk[:left])
+        left -= len(chunks[-1])
+    kept = [chunk for chunk in chunks if chunk]
+    return replace(answer, chunks=kept, completion_tokens=len(kept), finish_reason="stop")
 
 
 def answer_to(

@@ -28,6 +28,7 @@ OWNERS = {
 }
 CONTEXT_WINDOW = 131_072
 MAX_COMPLETION_TOKENS = 131_072
+MAX_STOPS = 4
 
 # The limits of a small plan. The mock Groq server never enforces them.
 RATE_LIMIT_HEADERS = {
@@ -117,6 +118,7 @@ class ChatCompletionRequest(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     n: Literal[1] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
     max_tokens: int | None = Field(None, ge=1, le=MAX_COMPLETION_TOKENS)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_COMPLETION_TOKENS)
     tools: list[_Tool] | None = None
@@ -174,6 +176,12 @@ class ChatCompletionRequest(BaseModel):
         """The JSON schema of the answer, None if there is none."""
         wanted = self.response_format and self.response_format.json_schema
         return wanted.schema_ if wanted else None
+
+    @property
+    def stops(self) -> list[str]:
+        """The texts that end the answer and are not a part of it."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [stop for stop in stops if stop]
 
     @property
     def includes_usage(self) -> bool:

@@ -11,7 +11,7 @@ from yarl import URL
 
 from groqchat import sse
 from groqchat.offline import groq_format
-from groqchat.offline.answers import MockAnswer, answer_to, tool_call_answer
+from groqchat.offline.answers import MockAnswer, answer_to, before_stop, tool_call_answer
 from groqchat.offline.options import MAX_WAIT_MS, MockGroqOptions
 from groqchat.offline.schema_values import SchemaError
 from groqchat.openai_paths import COMPLETIONS_PATH, MODELS_PATH
@@ -106,13 +106,14 @@ def _answer(body: groq_format.ChatCompletionRequest, options: MockGroqOptions) -
     tool = body.tool
     if tool is not None:
         return tool_call_answer(tool.name, body.messages, parameters=tool.parameters)
-    return answer_to(
+    answer = answer_to(
         body.messages,
         body.token_limit,
         chunk_count=options.chunks,
         as_json=body.wants_json,
         schema=body.answer_schema,
     )
+    return before_stop(answer, body.stops)
 
 
 async def _stream(

@@ -159,6 +159,10 @@ async def _stop_worker(worker: asyncio.subprocess.Process, timeout_s: float) -> 
         log.error("a worker did not stop in time; killing it")  # noqa: TRY400 - a timeout has no traceback
         worker.kill()
         await worker.wait()
+    except asyncio.CancelledError:
+        # A second SIGINT ends all processes at once.
+        worker.kill()
+        raise
 
 
 @contextmanager

@@ -18,24 +18,24 @@ from groqchat.storage.claims import Claim, superseded
 from groqchat.storage.command_batcher import CommandBatcher, ResentReplies
 from groqchat.storage.errors import confirmed, redis_errors
 from groqchat.storage.history_reader import (
-    FIRST_CONTEXT,
     MAX_PAGE_BYTES,
     HistoryPage,
     HistoryReader,
     answers_of,
     check_page,
-    first_read,
     read_page,
 )
 from groqchat.storage.keys import Command
 from groqchat.storage.late_writes import LateWrites
 from groqchat.storage.messages import (
+    FIRST_CONTEXT,
     INCOMPLETE,
     Message,
     PromptMessage,
     add_members,
     decode_context,
     encode_member,
+    first_read,
     members_before,
 )
 from groqchat.storage.session_deletion import announce, delete_session, was_deleted

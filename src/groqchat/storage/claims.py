@@ -25,8 +25,8 @@ class Claim:
 
     turn_id: str
     token: str
+    record_key: str
     attempt: int = 0
-    record_key: str = ""
 
     @property
     def first_number(self) -> int:

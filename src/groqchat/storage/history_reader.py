@@ -42,9 +42,6 @@ CHUNK_BYTES = 1024 * 1024
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 # Members read for one page, corrupt members included.
 MAX_MEMBERS = 10_000
-# The messages that a turn reads together with its first write. Even the longest messages add up
-# to only a few MB; a whole context could be a hundred times as large.
-FIRST_CONTEXT = 50
 # Other turns of a session may have stored this many messages before a turn stored its answer.
 MAX_LATER_MESSAGES = 100
 
@@ -188,15 +185,6 @@ class HistoryReader:
         """
         micros = micros_of(message_id)
         return (micros - 1 if self._forward else micros + 1) / MICROS_PER_S
-
-
-def first_read(key: str, context: int, user_message: Message | None) -> list[Command]:
-    """Return the command whose reply is the context, or how often a user message exists."""
-    if context:
-        return [("ZRANGE", key, -min(context, FIRST_CONTEXT), -1)]
-    if user_message is None:
-        return []
-    return [("ZCOUNT", key, user_message.score_text, user_message.score_text)]
 
 
 async def answers_of(

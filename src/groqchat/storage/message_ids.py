@@ -37,6 +37,11 @@ def new_message_id() -> str:
     return f"{_clock.micros():013x}{random.getrandbits(16):04x}"
 
 
+def earlier_id(message_id: str, micros: int) -> str:
+    """Return the id that is this many microseconds before another one, with the same digits."""
+    return f"{micros_of(message_id) - micros:013x}{message_id[MICROS_DIGITS:]}"
+
+
 def micros_of(message_id: str) -> int:
     """Return the microseconds since the epoch at the start of a message id."""
     return int(message_id[:MICROS_DIGITS], 16)

@@ -54,6 +54,10 @@ INCOMPLETE = "incomplete"
 STOPPED = "stopped"
 FAILED = "error"
 
+# The messages that a turn reads together with its first write. Even the longest messages add up
+# to only a few MB; a whole context could be a hundred times as large.
+FIRST_CONTEXT = 50
+
 # The smallest float that can be a rounded integer: orjson parses integers of 64 bits exactly.
 MIN_INEXACT = 2.0**63
 
@@ -248,6 +252,15 @@ def member_id(scored: ScoredMember) -> str:
 def member_micros(scored: ScoredMember) -> int:
     """Return the time of a member in microseconds, clamped to the range of message ids."""
     return round(min(max(scored[1], 0.0), MAX_SCORE_S) * MICROS_PER_S)
+
+
+def first_read(key: str, context: int, user_message: Message | None) -> list[Command]:
+    """Return the command whose reply is the context, or how often a user message exists."""
+    if context:
+        return [("ZRANGE", key, -min(context, FIRST_CONTEXT), -1)]
+    if user_message is None:
+        return []
+    return [("ZCOUNT", key, user_message.score_text, user_message.score_text)]
 
 
 def add_members(key: str, messages: Sequence[Message], members: Sequence[bytes]) -> Command:

@@ -164,7 +164,7 @@ class GroqClient(AsyncGroq):
                     break
         except (aiohttp.ClientError, OSError) as error:
             # After a finish reason, only `[DONE]` is missing: the answer is complete.
-            if parser.finish_reason is None or not isinstance(error, TimeoutError):
+            if parser.finish_reason is None:
                 raise read_error(error) from strip_tracebacks(error)
         finally:
             if parser.is_done:

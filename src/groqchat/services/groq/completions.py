@@ -147,8 +147,10 @@ class StreamParser:
         delta = choice.get("delta") or {}
         for part in delta.get("tool_calls") or ():
             self._add_call_part(part)
-        text = delta.get("content")
-        return text if isinstance(text, str) else ""
+        text = delta.get("content") or ""
+        if not isinstance(text, str):
+            raise CompletionUnavailable("the content of a chunk is not a text")
+        return text
 
     def _add_call_part(self, part: dict[str, Any]) -> None:
         """Add a delta of a tool call: strings are concatenated, an id replaces the earlier one."""

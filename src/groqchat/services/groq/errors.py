@@ -61,6 +61,8 @@ BY_STATUS: Mapping[int, type[CompletionError]] = {
 SHOWN_ERRORS = (CompletionRejected, UnknownModel, PromptTooLarge, RateLimited)
 RETRYABLE_STATUS = frozenset({408, 409, 429, 498})
 SERVER_ERRORS = 500
+# HTTP defines no status from here on.
+STATUS_END = 600
 # The only code of a 404 that the client caused: any other 404 is a wrong GROQ_BASE_URL.
 MODEL_NOT_FOUND = "model_not_found"
 # The key, the base URL and the proxy belong to the service, so the client is not at fault.
@@ -86,6 +88,11 @@ DECODED_HEADERS = frozenset({b"content-encoding", b"transfer-encoding"})
 def is_success(status: int) -> bool:
     """Return whether a status is a 2xx."""
     return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
+
+
+def is_error_status(status: int) -> bool:
+    """Return whether a status is a 4xx or a 5xx."""
+    return HTTPStatus.BAD_REQUEST <= status < STATUS_END
 
 
 def is_accepted(result: object) -> bool:

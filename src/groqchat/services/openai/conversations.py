@@ -21,6 +21,7 @@ from groqchat.services.openai.messages import (
 )
 from groqchat.settings import Settings
 from groqchat.storage.claims import Claim
+from groqchat.storage.message_ids import earlier_id, new_message_id
 from groqchat.storage.messages import INCOMPLETE, ROLES, Message
 
 # How far back the tool calls that a request answers, and their user message, may be.
@@ -33,8 +34,9 @@ log = logging.getLogger(__name__)
 class Conversation:
     """The messages for the model, and which of them are new.
 
-    `last_message` is the stored message that the answer follows, None if it is not stored. `budget`
-    limits the time that the request waits for Redis. `claim` belongs to an Idempotency-Key.
+    An earlier attempt at the turn may have stored `new`. `last_message` is the stored message that
+    the answer follows, None if it is not stored. `budget` limits the time that the request waits
+    for Redis. `claim` belongs to an Idempotency-Key.
     """
 
     session_id: str
@@ -63,6 +65,7 @@ class Conversations:
         instructions = [message for message in request if message["role"] in INSTRUCTION_ROLES]
         sent = [message for message in request if message["role"] not in INSTRUCTION_ROLES]
         budget = WaitBudget(self._settings.redis_timeout_s)
+        ids = _new_ids(len(sent), claim)
         try:
             with budget:
                 earlier = await self._load_history(session_id, sent)
@@ -71,12 +74,16 @@ class Conversations:
         except StorageError as error:
             log.warning("answering without history: %s", error)
             return Conversation(session_id=session_id, messages=request, budget=budget)
+        earlier, stored = _split(earlier, ids)
         known, begin = find_overlap(_all_to_openai(earlier), sent)
         context = drop_unpaired_tool_calls(self._trim(earlier[:begin], sent), sent)
         conversation = [*instructions, *context, *sent]
-        new = [to_message(message, model) for message in sent[known:]]
+        new = stored or [
+            to_message(message, model, message_id=message_id)
+            for message, message_id in zip(sent[known:], ids[known:], strict=True)
+        ]
         try:
-            if new:
+            if new and not stored:
                 with budget:
                     await self._history.save_messages(
                         session_id, *new, max_wait_s=budget.left_s, turn_id=new[0].id
@@ -167,6 +174,26 @@ class Conversations:
             tokens=self._settings.chat_context_tokens,
             needs_last_exchange=bool(sent) and sent[0]["role"] == "tool",
         )
+
+
+def _new_ids(count: int, claim: Claim | None) -> list[str]:
+    """Return ids for the messages of a request: the same ones for each attempt at a turn.
+
+    The last one is then the id of the turn, as on `/chat`.
+    """
+    if claim is None:
+        return [new_message_id() for _ in range(count)]
+    return [earlier_id(claim.turn_id, micros) for micros in range(count - 1, -1, -1)]
+
+
+def _split(messages: list[Message], ids: Sequence[str]) -> tuple[list[Message], list[Message]]:
+    """Return the messages before the first one with one of the ids, and those with the ids.
+
+    An earlier attempt has stored them; other turns may have stored messages after them.
+    """
+    wanted = set(ids)
+    stored = [message for message in messages if message.id in wanted]
+    return messages[: messages.index(stored[0])] if stored else messages, stored
 
 
 def _all_to_openai(messages: Sequence[Message]) -> list[OpenAIMessage]:

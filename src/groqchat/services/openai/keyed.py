@@ -19,6 +19,7 @@ import orjson
 
 from groqchat import sse
 from groqchat.errors import CompletionUnavailable, GroqChatError, ShuttingDown, TurnLost
+from groqchat.services.groq.completions import StreamParser
 from groqchat.services.openai.models import ChatCompletionRequest
 from groqchat.services.openai.proxy import OpenAIProxy
 from groqchat.services.openai.responses import ProxyResponse
@@ -29,7 +30,6 @@ from groqchat.services.turns.turn import Turn
 from groqchat.storage.claims import Claim
 
 LATIN_1 = "latin-1"
-ERROR_EVENT = b"event: error\n"
 # Keys of the two endpoints are independent.
 KEY_PREFIX = "openai\n"
 
@@ -119,16 +119,16 @@ class KeyedCompletions:
             is_answer = reply.status == HTTPStatus.OK
             turn.add("done" if is_answer else "error", {**outcome, "body": body, "event": ""})
             return
-        is_failed = False
+        parser = StreamParser(turn.id)
         turn.add_text(orjson.dumps(dict(reply.headers)).decode())
         try:
             async for events in reply.events:
                 turn.add_text(events.decode(LATIN_1))
-                # Groq may send an error before `[DONE]`.
-                is_failed |= events.startswith(ERROR_EVENT) or b"\n" + ERROR_EVENT in events
+                parser.feed(events)
         finally:
             reply.close()
-        turn.add("error" if is_failed else "done", {"event": ""})
+        is_answer = parser.error is None and parser.finish_reason is not None
+        turn.add("done" if is_answer else "error", {"event": ""})
 
     def _end(self, turn: Turn) -> None:
         """Add the error of a turn without an outcome, and end it."""

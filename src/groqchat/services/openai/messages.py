@@ -30,7 +30,7 @@ class Overlap(NamedTuple):
     begin: int
 
 
-def to_message(message: OpenAIMessage, model: str | None) -> Message:
+def to_message(message: OpenAIMessage, model: str | None, *, message_id: str) -> Message:
     """Return a client's message in its stored form."""
     content = message.get("content")
     extra = {
@@ -42,7 +42,7 @@ def to_message(message: OpenAIMessage, model: str | None) -> Message:
         # Content in parts is stored unchanged, in addition to its text.
         extra["content"] = content
     return Message(
-        id=new_message_id(),
+        id=message_id,
         role=ROLES[message["role"]],
         content=content if isinstance(content, str) else _text(content),
         model=model,

@@ -11,6 +11,7 @@ from aiohttp import ClientResponse
 
 from groqchat import sse
 from groqchat.errors import (
+    CompletionError,
     CompletionUnavailable,
     GroqChatError,
     RateLimited,
@@ -24,7 +25,7 @@ from groqchat.services.groq.errors import strip_tracebacks
 from groqchat.services.openai.conversations import Conversation, Conversations
 from groqchat.services.openai.messages import answer_message
 from groqchat.services.openai.models import ChatCompletionRequest
-from groqchat.services.openai.relay import GroqEvents, Relay, without_done
+from groqchat.services.openai.relay import GroqEvents, Relay, events_of_chunks, without_done
 from groqchat.services.openai.request_body import RequestBody
 from groqchat.services.openai.responses import (
     ProxyResponse,
@@ -202,16 +203,12 @@ class OpenAIProxy:
         last = b""
         try:
             async with turn.stoppable(timeout_s):
-                async for events in stream:
-                    texts.append(parser.feed(events))
-                    if stream.is_done:
-                        # Sent after the answer is stored, so that the client finds it there.
-                        last = events
-                    else:
-                        turn.add_raw(events)
-                    if parser.error is not None and not parser.has_error_event:
-                        break
+                last = await self._forward_events(stream, turn, parser, texts)
             turn.error = _failure_of(turn, parser)
+        except CompletionError as error:
+            # After a finish reason, only `[DONE]` is missing: the answer is complete.
+            if parser.finish_reason is None:
+                turn.error = strip_tracebacks(error)
         except GroqChatError as error:
             turn.error = strip_tracebacks(error)
         except Exception as error:
@@ -228,6 +225,24 @@ class OpenAIProxy:
                 log.warning("turn %s: %s (%s)", turn.id, turn.error.code, turn.error.detail)
             turn.add_raw(self._last_events(last, turn, parser))
             turn.end()
+
+    async def _forward_events(
+        self, stream: GroqEvents, turn: Turn, parser: StreamParser, texts: list[str]
+    ) -> bytes:
+        """Add events to a turn and their text to `texts`; return the last events of the stream.
+
+        They are sent after the answer is stored, so that the client finds it there.
+        """
+        async for events in stream:
+            texts.append(parser.feed(events))
+            if parser.error is not None and not parser.has_error_event:
+                # The client receives the text that is stored.
+                turn.add_raw(events_of_chunks(events))
+                return b""
+            if stream.is_done:
+                return events
+            turn.add_raw(events)
+        return b""
 
     def _last_events(self, last: bytes, turn: Turn, parser: StreamParser) -> bytes:
         """Return the last events for the client, with `[DONE]` or an error at the end."""

@@ -10,7 +10,7 @@ from aiohttp import ClientError, ClientResponse
 
 from groqchat import sse
 from groqchat.errors import CompletionTimeout, CompletionUnavailable, GroqChatError
-from groqchat.services.groq.completions import MAX_EVENT_BYTES, parse_json
+from groqchat.services.groq.completions import MAX_EVENT_BYTES, StreamParser, parse_json
 from groqchat.services.groq.errors import redact, strip_tracebacks
 from groqchat.services.openai.responses import MAX_RESPONSE_BYTES
 
@@ -21,6 +21,7 @@ DONE_EVENT = re.compile(
     rb"(?:^|(?<=[\r\n]))data:[ \t]*\[DONE\][ \t]*%b(?:[^\r\n]+%b)*?%b" % ((LINE_END,) * 3)
 )
 ERROR_FIELD = b'"error"'
+EVENT_END = re.compile(b"|".join(sse.EVENT_ENDS))
 
 
 class GroqEvents(AsyncIterator[bytes]):
@@ -124,6 +125,18 @@ def _has_error(events: bytes) -> bool:
             if isinstance(data, dict) and data.get("error"):
                 return True
     return False
+
+
+def events_of_chunks(events: bytes) -> bytes:
+    """Return complete events up to the first one that is no chunk of a completion."""
+    parser = StreamParser("")
+    end = 0
+    for found in EVENT_END.finditer(events):
+        parser.feed(events[end : found.end()])
+        if parser.error is not None:
+            break
+        end = found.end()
+    return events[:end]
 
 
 def without_done(events: bytes) -> bytes:

@@ -12,7 +12,13 @@ from groqchat import sse
 from groqchat.errors import CompletionError, CompletionTimeout, CompletionUnavailable, RateLimited
 from groqchat.services.groq.aiohttp_internals import BufferedResponse
 from groqchat.services.groq.completions import first_choice, parse_json, valid_tokens
-from groqchat.services.groq.errors import RETRYABLE_STATUS, completion_error, redact, status_error
+from groqchat.services.groq.errors import (
+    RETRYABLE_STATUS,
+    completion_error,
+    is_error_status,
+    redact,
+    status_error,
+)
 from groqchat.services.groq.rate_limits import rate_limit_body
 from groqchat.services.groq.retry_after import parse_retry_after
 from groqchat.services.openai.messages import answer_message
@@ -68,13 +74,14 @@ async def chunks(response: ClientResponse) -> AsyncIterator[bytes]:
         raise CompletionUnavailable(f"during the answer: {type(error).__name__}") from error
 
 
-def parse_reply(content: bytes) -> dict[str, Any]:
+def parse_reply(body: bytes) -> dict[str, Any]:
     """Return the completion in a response body; raise CompletionUnavailable if there is none."""
-    reply = parse_json(content)
+    reply = parse_json(body)
     try:
         choice = first_choice(reply["choices"])
         usage, fields = reply.get("usage") or {}, (reply.get("model"), choice.get("finish_reason"))
-        is_valid = isinstance(choice["message"], dict) and isinstance(usage, dict)
+        content = choice["message"].get("content")
+        is_valid = isinstance(content, str | None) and isinstance(usage, dict)
     except (AttributeError, IndexError, KeyError, TypeError):
         raise CompletionUnavailable("Groq's response is not a completion") from None
     if not is_valid or not all(isinstance(text, str | None) for text in fields):
@@ -99,7 +106,7 @@ def forwarded_error(response: ClientResponse, content: bytes) -> ProxyResponse:
 
     For example, a load balancer in front of the API sends an HTML page.
     """
-    if response.status < HTTPStatus.BAD_REQUEST or not _is_error(content):
+    if not (is_error_status(response.status) and _is_error(content)):
         buffered = BufferedResponse(
             status=response.status, headers=response.raw_headers, content=content
         )
@@ -129,7 +136,8 @@ def forwarded_headers(response: ClientResponse) -> dict[str, str]:
     headers = {
         str(name): value
         for name, value in response.headers.items()
-        if name.lower().startswith(FORWARDED_HEADERS)
+        # aiohttp does not send a control character or a lone surrogate.
+        if name.lower().startswith(FORWARDED_HEADERS) and value.isascii() and value.isprintable()
     }
     if (value := response.headers.get(RETRY_AFTER)) is not None:
         seconds = parse_retry_after(value)

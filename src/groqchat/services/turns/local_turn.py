@@ -42,7 +42,7 @@ class LocalTurn:
 
     def is_due(self, now: float) -> bool:
         """Return whether Redis needs events of the turn or a renewed lease."""
-        if self.is_hidden or self.turn.is_superseded:
+        if self.is_hidden or self.turn.is_superseded or not self.turn.events:
             return False
         has_events = self.published < len(self.turn.events)
         return has_events or self.turn.is_over != self.is_published or self._ttl_s(now) is not None
@@ -93,4 +93,6 @@ class LocalTurn:
     def _ttl_s(self, now: float) -> int | None:
         if self.is_last_batch:
             return None if self.is_published else self.turn.retention_s
-        return keys.TURN_LEASE_S if now - self.renewed_at >= keys.LEASE_RENEWAL_S else None
+        # The first batch creates the key, so it always contains the TTL.
+        is_due = not self.published or now - self.renewed_at >= keys.LEASE_RENEWAL_S
+        return keys.TURN_LEASE_S if is_due else None

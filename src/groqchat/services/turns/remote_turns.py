@@ -21,6 +21,8 @@ RESTORE_S = keys.LEASE_RENEWAL_S + 0.2
 OUTAGE_S = 15.0
 # The first events of a turn that is younger than this might not have reached Redis.
 NEW_TURN_S = 2.0
+# A worker writes new events within 0.1 s, if Redis is available and its event loop is not busy.
+UNWRITTEN_S = 0.15
 NO_EVENTS = EventSlice(events=b"", exists=False, is_over=False)
 
 
@@ -50,6 +52,8 @@ class RemoteTurns:
             raise TurnNotFound
         if waits_for_text:
             first = await self._wait_for_text(turn_id, first)
+        if after and not first.is_over and not first.events:
+            first = await self._read_end(turn_id, after, first)
         if first.is_over and not first.events:
             return None
         return self._follow(turn_id, after, first)
@@ -77,6 +81,19 @@ class RemoteTurns:
             await asyncio.sleep(FOLLOW_BACKOFF.base_s)
             found = await self._log.read(turn_id, 0)
         raise_early_failure(turn_id, sse.last_event(found.events))
+        return found
+
+    async def _read_end(self, turn_id: str, after: int, found: EventSlice) -> EventSlice:
+        """Read the events after a number, or the end, which its worker may not have written yet.
+
+        The client may have received the last event from that worker.
+        """
+        end = asyncio.get_running_loop().time() + UNWRITTEN_S
+        while found.exists and not (found.is_over or found.events):
+            if asyncio.get_running_loop().time() > end:
+                break
+            await asyncio.sleep(FOLLOW_BACKOFF.base_s)
+            found = await self._log.read(turn_id, after)
         return found
 
     async def _follow(self, turn_id: str, after: int, found: EventSlice) -> AsyncIterator[bytes]:
