@@ -9,10 +9,12 @@ from redis.asyncio import Redis
 
 from groqchat.services.turns import registry
 from groqchat.storage import keys
+from groqchat.storage.messages import FIRST_CONTEXT, encode_member
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.events import all_events, read_events
 from tests.support.groq import MockGroq
+from tests.support.store import new_message
 from tests.support.streams import history, start_stream, wait_until
 
 ANSWER = 'This is the mock Groq server, not a model. You said: "Hello". Messages received: 1.'
@@ -181,6 +183,23 @@ async def test_a_further_attempt_does_not_remove_the_stopped_answer_of_another_t
         done["message_id"],
         answer["message_id"],
     ]
+
+
+@pytest.mark.parametrize("later", [1, FIRST_CONTEXT])
+async def test_a_further_attempt_has_the_context_of_the_first_one(
+    serve: Serve, groq: MockGroq, redis: Redis, later: int
+) -> None:
+    api = await serve(groq_max_retries=0)
+    assert (await post(api, "earlier", message="Earlier")).status == 200
+    groq.options.fail = "500"
+    await assert_error(await post(api), 502, "completion_unavailable")
+    groq.options.fail = None
+    messages = [new_message(f"later {number}") for number in range(later)]
+    members = {encode_member(message): message.score for message in messages}
+    await redis.zadd("chat:session:s", members)
+    assert (await post(api)).status == 200
+    assert [content for _, content in groq.prompts[-1]][::2] == ["Earlier", "Hello"]
+    assert len(groq.prompts[-1]) == 3
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from aiohttp import ClientSession
+from fakeredis import FakeAsyncRedis, FakeServer
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
@@ -11,9 +12,11 @@ from groqchat.errors import HistoryUnavailable
 from groqchat.services.history_store import HistoryStore
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.late_writes import CHECKS
+from groqchat.storage.messages import encode_member
 from tests.conftest import Serve
 from tests.support.api import BASE
 from tests.support.groq import MockGroq
+from tests.support.recording_batcher import RecordingBatcher
 from tests.support.redis_servers import RedisServer
 from tests.support.store import new_message
 from tests.support.streams import history
@@ -156,4 +159,31 @@ async def test_a_process_that_ends_checks_its_late_writes(own_redis_server: Redi
                 await store.save_messages("s", answer, user_message=new_message("deleted"))
             own_redis_server.thaw()
             await until_written(own_redis_server, 0)
+        assert await store.get_session_size("s") == 0
+
+
+@pytest.mark.parametrize("interruption", ["cancelled", "redis away"])
+async def test_an_answer_whose_removal_was_interrupted_is_removed_later(interruption: str) -> None:
+    async with FakeAsyncRedis(server=FakeServer()) as redis:
+        batcher = RecordingBatcher(redis)
+        store = HistoryStore(redis, batcher, ttl_s=1000, timeout_s=5)
+        answer = new_message("late", "assistant")
+
+        async def interrupt(_: int) -> None:
+            if batcher.names[-1][0] == "ZREM":
+                batcher.before = None
+                if interruption == "redis away":
+                    raise HistoryUnavailable("down")
+                saving.cancel()
+                await asyncio.sleep(0)
+
+        batcher.before = interrupt
+        saving = asyncio.create_task(
+            store.save_messages("s", answer, user_message=new_message("deleted"))
+        )
+        with pytest.raises((HistoryUnavailable, asyncio.CancelledError)):
+            await saving
+        await redis.zadd("chat:session:s", {encode_member(answer): answer.score})
+        async with store.checking_late_writes():
+            pass
         assert await store.get_session_size("s") == 0

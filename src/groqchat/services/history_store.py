@@ -96,7 +96,7 @@ class HistoryStore:
         answered = None if context else user_message
         members = [encode_member(message) for message in messages]
         commands = [
-            *first_read(key, context, answered),
+            *first_read(key, context, answered, before=messages[0] if claim else None),
             add_members(key, messages, members),
             *keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time()),
             *(claim.state() if claim else ()),
@@ -104,19 +104,20 @@ class HistoryStore:
         end = time.monotonic() + self._timeout_s
         try:
             replies = await self._write(commands, max_wait_s)
+            if turn_id and (is_repeat or isinstance(replies, ResentReplies)):
+                await self._check_deletion(session_id, messages, turn_id)
+            if claim or answered:
+                await self._check_answers(session_id, messages, answered, claim, replies)
         except (HistoryUnavailable, asyncio.CancelledError):
             self._late_writes.add(session_id, messages, answered, claim)
             raise
-        if turn_id and (is_repeat or isinstance(replies, ResentReplies)):
-            await self._check_deletion(session_id, messages, turn_id)
-        if claim or answered:
-            await self._check_answers(session_id, messages, answered, claim, replies)
         if not context:
             return []
-        earlier = decode_context(members_before(replies[0], members[0]), session_id=session_id)
+        found = replies[0][::-1] if claim else members_before(replies[0], members[0])
+        earlier = decode_context(found, session_id=session_id)
         if len(replies[0]) == FIRST_CONTEXT < context:
             limits = context - FIRST_CONTEXT, context_bytes - _size(earlier)
-            return [*await self._read_older(key, replies[0][0], *limits, end=end), *earlier]
+            return [*await self._read_older(key, found[0], *limits, end=end), *earlier]
         return earlier
 
     async def _read_older(

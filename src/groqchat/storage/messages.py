@@ -254,10 +254,20 @@ def member_micros(scored: ScoredMember) -> int:
     return round(min(max(scored[1], 0.0), MAX_SCORE_S) * MICROS_PER_S)
 
 
-def first_read(key: str, context: int, user_message: Message | None) -> list[Command]:
-    """Return the command whose reply is the context, or how often a user message exists."""
+def first_read(
+    key: str, context: int, user_message: Message | None, *, before: Message | None
+) -> list[Command]:
+    """Return the command whose reply is the context, or how often a user message exists.
+
+    With `before`, the context precedes this message, the latest message first: an earlier attempt
+    at a turn may have stored it, and others may have followed.
+    """
+    count = min(context, FIRST_CONTEXT)
+    if context and before:
+        start, limits = f"({before.score_text}", ("LIMIT", 0, count)
+        return [("ZRANGE", key, start, "-inf", "BYSCORE", "REV", *limits)]
     if context:
-        return [("ZRANGE", key, -min(context, FIRST_CONTEXT), -1)]
+        return [("ZRANGE", key, -count, -1)]
     if user_message is None:
         return []
     return [("ZCOUNT", key, user_message.score_text, user_message.score_text)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
@@ -140,8 +141,16 @@ class OpenAIProxy:
 
     async def _store(self, conversation: Conversation, answer: Message) -> bool:
         """Store an answer, and return whether its conversation is stored."""
+        end: Awaitable[bool] = self._conversations.end(conversation, answer)
+        if conversation.claim is not None:
+            # Not interrupted by a newer attempt: the answer of this one must be removed again.
+            task = asyncio.ensure_future(end)
+            self._limiter.add(task)
+            # If the wait is interrupted, nobody else receives the error.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            end = asyncio.shield(task)
         try:
-            return await self._conversations.end(conversation, answer)
+            return await end
         except SessionCleared:
             return False
 

@@ -228,6 +228,7 @@ class ChatService:
                     state.user_message,
                     context=context_limit(request, self._settings),
                     context_bytes=self._settings.chat_context_tokens * BYTES_PER_TOKEN,
+                    claim=state.claim,
                     max_wait_s=state.budget.left_s,
                     turn_id=state.user_message.id,
                 )
