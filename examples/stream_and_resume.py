@@ -12,6 +12,8 @@ import aiohttp
 
 URL = os.environ.get("GROQCHAT_URL", "http://localhost:5000") + "/api/groq-chat"
 ATTEMPTS = 5
+# The event `done` contains the whole answer, of at most 2,000,000 characters, on one line.
+MAX_LINE_BYTES = 16 * 1024 * 1024
 
 
 async def read_events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, str]]:
@@ -28,7 +30,7 @@ async def read_events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[st
 
 async def main() -> None:
     """Send a message, leave in the middle of the answer, and resume the stream."""
-    async with aiohttp.ClientSession() as session:
+    async with aiohttp.ClientSession(read_bufsize=MAX_LINE_BYTES) as session:
         body = {"message": "Tell me about event streams.", "stream": True}
         async with session.post(f"{URL}/chat", json=body) as response:
             response.raise_for_status()

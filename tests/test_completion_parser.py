@@ -9,6 +9,7 @@ from groqchat.errors import CompletionRejected, CompletionUnavailable
 from groqchat.services.groq.completions import (
     MAX_EVENT_BYTES,
     MAX_TOKENS,
+    MAX_TOOL_CALLS,
     Completion,
     Prompt,
     StreamParser,
@@ -178,15 +179,34 @@ def test_without_a_model_name_in_the_stream_the_requested_model_remains(model: o
     assert (parser.model, parser.finish_reason) == (MODEL, "stop")
 
 
-@pytest.mark.parametrize("choice", [{}, {"delta": None}, {"delta": {}}, {"delta": {"content": 3}}])
+@pytest.mark.parametrize(
+    "choice", [{}, {"delta": None}, {"delta": {}}, {"delta": {"content": None}}]
+)
 def test_a_chunk_without_text_is_not_an_error(choice: dict[str, Any]) -> None:
     parser = StreamParser(MODEL)
     assert parser.feed(event({"choices": [choice]}) + event(delta("Hi"))) == "Hi"
     assert parser.error is None
 
 
-def test_tool_calls_are_assembled_in_the_order_of_their_indexes() -> None:
+def test_tool_calls_are_dropped_unless_they_are_wanted() -> None:
     parser = StreamParser(MODEL)
+    for index in range(2 * MAX_TOOL_CALLS):
+        assert parser.feed(event(tool_call_part(index=index))) == ""
+    assert (parser.error, parser.tool_calls) == (None, [])
+
+
+def test_a_stream_with_too_many_tool_calls_is_an_error() -> None:
+    parser = StreamParser(MODEL, has_tools=True)
+    for index in range(MAX_TOOL_CALLS):
+        parser.feed(event(tool_call_part(index=index)))
+    assert (parser.error, len(parser.tool_calls)) == (None, MAX_TOOL_CALLS)
+    parser.feed(event(tool_call_part(index=MAX_TOOL_CALLS)))
+    assert isinstance(parser.error, CompletionUnavailable)
+    assert parser.error.detail == "more than 1024 tool calls"
+
+
+def test_tool_calls_are_assembled_in_the_order_of_their_indexes() -> None:
+    parser = StreamParser(MODEL, has_tools=True)
     second = {"index": 1, "id": "b", "function": {"name": "sum", "arguments": ""}}
     for part in (
         second,

@@ -75,7 +75,7 @@ def test_the_only_choice_of_a_completion_may_have_any_index(index: int | None) -
 
 
 def test_tool_calls_of_other_choices_are_not_mixed_in() -> None:
-    parser = StreamParser("m")
+    parser = StreamParser("m", has_tools=True)
     for index, name in ((1, "other"), (0, "weather")):
         call = {"index": 0, "id": f"call_{name}", "function": {"name": name, "arguments": "{}"}}
         chunk = {"choices": [{"index": index, "delta": {"tool_calls": [call]}}]}

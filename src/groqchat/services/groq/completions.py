@@ -16,6 +16,8 @@ MAX_EVENT_BYTES = 1024 * 1024
 # More tokens than any conversation has, and an integer that all JSON parsers represent exactly.
 MAX_TOKENS = 2**53
 MAX_CODE_CHARS = 64
+# Models make a few calls at once, and OpenAI's limit is 128.
+MAX_TOOL_CALLS = 1024
 DONE = b"[DONE]"
 
 
@@ -67,14 +69,29 @@ def parse_completion(content: bytes, *, requested_model: str) -> Completion:
     return Completion(text=text, model=model, tokens=tokens, finish_reason=finish_reason)
 
 
+@dataclass(slots=True)
+class _ToolCall:
+    """A tool call of a stream: its id, and the parts of each field of its function."""
+
+    id: str | None = None
+    function: dict[str, list[str]] = field(default_factory=dict)
+
+    def joined(self) -> dict[str, Any]:
+        """Return the call in OpenAI's format."""
+        function = {name: "".join(parts) for name, parts in self.function.items()}
+        call: dict[str, Any] = {"type": "function", "function": function}
+        return call if self.id is None else {**call, "id": self.id}
+
+
 class StreamParser:
     """Parses a streamed completion from bytes that may be cut anywhere.
 
     `tokens`, `finish_reason` and `model` are known after the chunk with the finish reason. `feed`
-    does not raise: `error` is the error that ended the stream.
+    does not raise: `error` is the error that ended the stream. With `has_tools`, tool calls are
+    collected.
     """
 
-    def __init__(self, requested_model: str) -> None:
+    def __init__(self, requested_model: str, *, has_tools: bool = False) -> None:
         self.model = requested_model
         self.tokens: int | None = None
         self.finish_reason: str | None = None
@@ -82,13 +99,14 @@ class StreamParser:
         self.error: CompletionError | None = None
         # Whether Groq itself has sent the error.
         self.has_error_event = False
-        self._calls: dict[int, dict[str, Any]] = {}
+        self._has_tools = has_tools
+        self._calls: dict[int, _ToolCall] = {}
         self._data = DataParser()
 
     @property
     def tool_calls(self) -> list[dict[str, Any]]:
         """The tool calls, assembled from their deltas."""
-        return [self._calls[index] for index in sorted(self._calls)]
+        return [self._calls[index].joined() for index in sorted(self._calls)]
 
     def raise_error(self) -> None:
         """Raise the error that ended the stream, if there is one.
@@ -145,8 +163,9 @@ class StreamParser:
             model = chunk.get("model")
             self.model = model if isinstance(model, str) and model else self.model
         delta = choice.get("delta") or {}
-        for part in delta.get("tool_calls") or ():
-            self._add_call_part(part)
+        if self._has_tools:
+            for part in delta.get("tool_calls") or ():
+                self._add_call_part(part)
         text = delta.get("content") or ""
         if not isinstance(text, str):
             raise CompletionUnavailable("the content of a chunk is not a text")
@@ -154,12 +173,13 @@ class StreamParser:
 
     def _add_call_part(self, part: dict[str, Any]) -> None:
         """Add a delta of a tool call: strings are concatenated, an id replaces the earlier one."""
-        call = self._calls.setdefault(part.get("index", 0), {"type": "function", "function": {}})
-        if part.get("id"):
-            call["id"] = part["id"]
+        call = self._calls.setdefault(part.get("index", 0), _ToolCall())
+        if len(self._calls) > MAX_TOOL_CALLS:
+            raise CompletionUnavailable(f"more than {MAX_TOOL_CALLS} tool calls")
+        call.id = part.get("id") or call.id
         for name, value in (part.get("function") or {}).items():
             if isinstance(value, str):
-                call["function"][name] = call["function"].get(name, "") + value
+                call.function.setdefault(name, []).append(value)
 
 
 def first_choice(choices: Any) -> Any:

@@ -188,7 +188,7 @@ class OpenAIProxy:
         headers = forwarded_headers(response)
         headers[SAVED_HEADER] = str(conversation.last_message is not None).lower()
         turn = Turn(new_message_id(), conversation.session_id, is_private=True)
-        parser = StreamParser(model or self._settings.groq_default_model)
+        parser = StreamParser(model or self._settings.groq_default_model, has_tools=True)
         task = asyncio.create_task(
             self._forward_stream(GroqEvents(response), turn, parser, conversation, timeout_s)
         )
