@@ -16,6 +16,12 @@ from groqchat.errors import ConfigurationError
 from groqchat.settings import Settings
 from groqchat.validation_messages import FALLBACK, message_of
 
+# Names of other programs and of shells that resemble HOST, PORT or WORKERS.
+SIMILAR_NAMES = (
+    *("HOME", "HOSTNAME", "HOSTS", "HOSTTYPE", "HOT", "PATH", "PORTS", "POST", "SERVICE_PORT"),
+    *("SORT", "TRANSPORT", "WEB_PORT", "WORKER", "WORKERS_COUNT", "WEB_WORKERS"),
+)
+
 
 @pytest.fixture
 def dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -36,6 +42,11 @@ def dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("REDIS_CLUSTER_NODES", "it is not a setting"),
         ("LOG_LEVL", "did you mean LOG_LEVEL?"),
         ("CORS_ALLOWED_ORIGIN", "did you mean CORS_ALLOWED_ORIGINS?"),
+        ("PORTT", "did you mean PORT?"),
+        ("PROT", "did you mean PORT?"),
+        ("hsot", "did you mean HOST?"),
+        ("HOOST", "did you mean HOST?"),
+        ("WORKRES", "did you mean WORKERS?"),
         ("MAX_TURNS_IN_FLIGHT", "the setting is now named MAX_CONCURRENT_TURNS"),
         ("STREAM_STALL_S", "the setting is now named STREAM_WRITE_TIMEOUT_S"),
         ("ACCESS_LOG_SHARE", "the setting is now named ACCESS_LOG_SAMPLE_RATE"),
@@ -76,8 +87,7 @@ def test_a_directory_in_place_of_the_env_file_causes_a_warning(dotenv: Path) -> 
         ("REDIS_DOWNLOAD_SHA256", "0"),
         ("GROQ_LOG", "debug"),
         ("GROQ_CUSTOM_HEADERS", "X-A: b"),
-        ("HOSTNAME", "box"),
-        ("WORKER", "1"),
+        *((name, "x") for name in SIMILAR_NAMES),
         ("NODE_ENV", "production"),
         ("redis_host", "redis"),
     ],

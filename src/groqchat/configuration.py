@@ -25,7 +25,8 @@ RENAMED = {
 # A variable with one of these prefixes is meant for the service.
 PREFIXES = ("REDIS_", "GROQ_", "CHAT_")
 # A setting is suggested for a variable with one of the prefixes if it is as similar as this, and
-# any other variable is reported only if it is nearly equal to a setting.
+# any other variable is reported only if it is nearly equal to a setting. Many other programs have
+# names that resemble one word, so these have their own rule: see `_misspelled`.
 MIN_SIMILARITY = 0.65
 MIN_SIMILARITY_WITHOUT_PREFIX = 0.85
 # Variables that Docker and Kubernetes set for a linked container or a service, the image of Redis
@@ -123,16 +124,29 @@ def _problem_of(name: str, value: str) -> str | None:
     if FOREIGN_NAME.fullmatch(name) or FOREIGN_VALUE.fullmatch(value):
         return None
     has_prefix = name.startswith(PREFIXES)
-    if not has_prefix and "_" not in name:
-        return None
-    meant = similar_name(
-        field,
-        Settings.model_fields,
-        min_similarity=MIN_SIMILARITY if has_prefix else MIN_SIMILARITY_WITHOUT_PREFIX,
-    )
+    meant = _meant(field, has_prefix=has_prefix)
     if meant is not None:
         return f"did you mean {meant.upper()}?"
     return "it is not a setting" if has_prefix else None
+
+
+def _meant(name: str, *, has_prefix: bool) -> str | None:
+    """Return the setting that was probably meant."""
+    if not has_prefix and "_" not in name:
+        words = (field for field in Settings.model_fields if "_" not in field)
+        return next((word for word in words if name in _misspelled(word)), None)
+    return similar_name(
+        name,
+        Settings.model_fields,
+        min_similarity=MIN_SIMILARITY if has_prefix else MIN_SIMILARITY_WITHOUT_PREFIX,
+    )
+
+
+def _misspelled(word: str) -> Iterator[str]:
+    """Yield a word with two neighboring letters swapped, or with one letter doubled."""
+    for index, letter in enumerate(word):
+        yield word[:index] + letter + word[index:]
+        yield word[:index] + word[index : index + 2][::-1] + word[index + 2 :]
 
 
 def _env_file_values() -> Mapping[str, str | None]:
