@@ -5,9 +5,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import NoReturn, TypeVar, cast, get_args, get_type_hints
-from urllib.parse import parse_qsl
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
@@ -24,10 +22,11 @@ from groqchat.http.errors import (
     UNSUPPORTED_TRANSFER_ENCODING,
     ApiError,
     RequestError,
-    about_field,
+    reject,
     validation_error,
 )
 from groqchat.http.expectations import handle_expect, send_continue
+from groqchat.http.parameters import parse_headers, parse_query, parse_strings
 from groqchat.http.state import SERVICES
 from groqchat.models import NoQuery
 
@@ -35,8 +34,6 @@ Handler = Callable[..., Awaitable[BaseModel | web.StreamResponse]]
 AnyHandler = TypeVar("AnyHandler", bound=Handler)
 
 JSON = "application/json"
-# More parameters than any route has.
-MAX_QUERY_FIELDS = 100
 # The pattern of a path parameter of aiohttp, as in `{model:.+}`.
 PARAMETER_PATTERN = re.compile(r":[^}]+\}")
 PARAMETERS = frozenset({"path", "query", "headers", "body"})
@@ -103,13 +100,13 @@ class Endpoint:
         limits = {MAX_CHARS_PLACEHOLDER: services.settings.chat_max_message_chars}
         arguments: dict[str, BaseModel] = {}
         if self.path_model is not None:
-            arguments["path"] = _parse_strings(self.path_model, request.match_info, limits)
+            arguments["path"] = parse_strings(self.path_model, request.match_info, limits)
         if self.query_model is not None:
-            arguments["query"] = _parse_strings(self.query_model, _query_of(request), limits)
+            arguments["query"] = parse_strings(self.query_model, parse_query(request), limits)
         elif request.query_string:
-            _parse_strings(NoQuery, _query_of(request), limits)
+            parse_strings(NoQuery, parse_query(request), limits)
         if self.headers_model is not None:
-            arguments["headers"] = _parse_headers(self.headers_model, request, limits)
+            arguments["headers"] = parse_headers(self.headers_model, request, limits)
         if self.body_model is not None:
             arguments["body"] = await _parse_body(self.body_model, request, limits)
         response = await self.handler(request, services, **arguments)
@@ -222,55 +219,11 @@ def endpoint(
     return declare
 
 
-def _parse_headers(
-    model: type[BaseModel], request: web.Request, limits: Mapping[str, int]
-) -> BaseModel:
-    names, default = _header_names(model)
-    headers = request.headers
-    given = {name: headers[name] for name in names if name in headers}
-    return _parse_strings(model, given, limits) if given else default
-
-
-@cache
-def _header_names(model: type[BaseModel]) -> tuple[Sequence[str], BaseModel]:
-    """Return the headers of a model, and its value if the request has none of them."""
-    return [field.alias or name for name, field in model.model_fields.items()], model()
-
-
-def _parse_strings(
-    model: type[BaseModel], values: Mapping[str, str], limits: Mapping[str, int]
-) -> BaseModel:
-    try:
-        return model.model_validate_strings(dict(values), context=limits)
-    except ValidationError as error:
-        raise RequestError(validation_error(error, model)) from None
-
-
-def _query_of(request: web.Request) -> dict[str, str]:
-    try:
-        pairs = parse_qsl(
-            request.rel_url.raw_query_string,
-            keep_blank_values=True,
-            errors="strict",
-            max_num_fields=MAX_QUERY_FIELDS,
-        )
-    except UnicodeDecodeError:
-        _reject(400, "malformed_query", "The query string is not UTF-8.")
-    except ValueError:
-        _reject(400, "malformed_query", "The query string has too many parameters.")
-    query = dict(pairs)
-    if len(query) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        _reject(422, "invalid_field", about_field(repeated, "must not be repeated"), param=repeated)
-    return query
-
-
 def _check_content_type(request: web.Request) -> None:
     if request.content_type != JSON or hdrs.CONTENT_TYPE not in request.headers:
-        _reject(415, "unsupported_media_type", f"The content type of the body must be {JSON}.")
+        reject(415, "unsupported_media_type", f"The content type of the body must be {JSON}.")
     if (request.charset or "utf-8").lower() not in {"utf-8", "utf8"}:
-        _reject(415, "unsupported_media_type", "The charset of the body must be UTF-8.")
+        reject(415, "unsupported_media_type", "The charset of the body must be UTF-8.")
 
 
 async def _read(request: web.Request) -> bytes:
@@ -291,7 +244,7 @@ async def _read(request: web.Request) -> bytes:
         error = ApiError(status=400, code="malformed_body", message=message, closes=True)
         raise RequestError(error) from None
     except ConnectionError:
-        _reject(400, "incomplete_body", "The connection ended before the end of the body.")
+        reject(400, "incomplete_body", "The connection ended before the end of the body.")
 
 
 async def _parse_body(
@@ -324,7 +277,7 @@ def _reject_malformed(model: type[BaseModel], body: bytes, limits: Mapping[str, 
         raise RequestError(validation_error(error, model)) from None
     except (ValueError, RecursionError):
         pass
-    _reject(400, "malformed_json", "The body is not valid JSON.")
+    reject(400, "malformed_json", "The body is not valid JSON.")
 
 
 def _check_constants(body: bytes) -> None:
@@ -333,13 +286,8 @@ def _check_constants(body: bytes) -> None:
         try:
             json.loads(body, parse_constant=_reject_constant)
         except ValueError:
-            _reject(400, "malformed_json", "The body is not valid JSON.")
+            reject(400, "malformed_json", "The body is not valid JSON.")
 
 
 def _reject_constant(name: str) -> NoReturn:
     raise ValueError(name)
-
-
-def _reject(status: int, code: str, message: str, *, param: str | None = None) -> NoReturn:
-    error = ApiError(status=status, code=code, message=message, param=param)
-    raise RequestError(error) from None

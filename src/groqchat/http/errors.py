@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 from aiohttp import web
@@ -251,6 +251,12 @@ def validation_error(error: ValidationError, model: type[BaseModel]) -> ApiError
 def about_field(name: str, message: str) -> str:
     """Return a message about a field, whose name a client may have chosen."""
     return f"{name or EMPTY_NAME}: {message}"
+
+
+def reject(status: int, code: str, message: str, *, param: str | None = None) -> NoReturn:
+    """Raise the error of an invalid request."""
+    error = ApiError(status=status, code=code, message=message, param=param)
+    raise RequestError(error) from None
 
 
 def _param_of(location: tuple[int | str, ...]) -> str | None:
