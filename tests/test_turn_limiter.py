@@ -200,6 +200,28 @@ async def test_the_own_error_of_a_late_turn_propagates(clock: Clock) -> None:
     await asyncio.wait_for(drain.task, 5)
 
 
+async def test_a_follower_sends_the_last_event_of_a_turn_that_was_cancelled(clock: Clock) -> None:
+    limiter = TurnLimiter(1)
+    turns = Turns(limiter)
+    sending = asyncio.Event()
+
+    async def follow() -> str:
+        with limiter.following():
+            turn = turns.start(asyncio.Event())
+            await asyncio.wait([turn])
+            await sending.wait()
+        return "the last event"
+
+    following = await start_task(follow())
+    drain = Drain(limiter, 0, lambda: None)
+    await clock.advance(0)
+    assert turns.cancellations == 1
+    await clock.advance(0.4)
+    sending.set()
+    assert await following == "the last event"
+    await asyncio.wait_for(drain.task, 5)
+
+
 async def test_a_request_whose_turn_was_cancelled_can_still_send_its_response(
     clock: Clock,
 ) -> None:

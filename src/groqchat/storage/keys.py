@@ -17,7 +17,7 @@ REQUESTS_PREFIX = "chat:requests:"
 ATTEMPTS_PREFIX = "chat:attempts:"
 WORKER_PREFIX = "chat:worker:"
 STOP_REQUESTS = "chat:stops"
-WRITE_PROBE = "chat:write-probe"
+WRITE_PROBE = "chat:probe"
 
 # TTL of the events of a running turn. Followers notice the death of its worker by the end of the
 # lease, so it is short. The worker renews it twice a second: a pause of its event loop, for example
@@ -45,9 +45,9 @@ SESSION_KEYS_TTL_S = 3600 + IDEMPOTENCY_TTL_S
 NEVER_EXPIRES = float("inf")
 
 
-def write_probe() -> Command:
-    """Return a command that a server rejects if it rejects the writes of messages."""
-    return ("SET", WRITE_PROBE, "", "EX", WRITE_PROBE_TTL_S)
+def write_probe() -> tuple[Command, Command]:
+    """Return the commands of a message's write, which a server may reject; see `add_members`."""
+    return ("ZADD", WRITE_PROBE, 0, ""), ("EXPIRE", WRITE_PROBE, WRITE_PROBE_TTL_S)
 
 
 def checked_key(session_id: str) -> str:

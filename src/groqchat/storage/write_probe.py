@@ -48,7 +48,7 @@ class WriteProbe:
 
     async def _probe(self) -> str:
         try:
-            await self._batcher.transact([keys.write_probe()])
+            await self._batcher.transact(keys.write_probe())
         except StorageError as error:
             words = re.findall(r"\w+", error.detail)
             codes = [REJECTIONS[word] for word in words if word in REJECTIONS]

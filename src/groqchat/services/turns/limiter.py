@@ -41,6 +41,8 @@ class TurnLimiter:
         self._shared: dict[Task, Task] = {}
         # Tasks that end soon after the turns are stopped: turns, and the requests that follow them.
         self._stoppable: set[Task] = set()
+        # The requests among them.
+        self._following: set[Task] = set()
         self._cancelled: set[Task] = set()
         self._is_closed = False
 
@@ -107,10 +109,12 @@ class TurnLimiter:
         with self:
             task = self._current_task()
             self._stoppable.add(task)
+            self._following.add(task)
             try:
                 yield
             finally:
                 self._stoppable.discard(task)
+                self._following.discard(task)
 
     def _release_to_turn(self, request: Task) -> None:
         """Leave the slot of a request that has ended to the turn that it started."""
@@ -136,7 +140,11 @@ class TurnLimiter:
             log.warning("stopping %d turn(s) and follower(s)", len(self._slots))
         if stopping := late & self._stoppable:
             await asyncio.wait(stopping, timeout=stop_s)
-        await self._cancel({task for task in late if not task.done()})
+        await self._cancel(_running(late - self._following))
+        # The turns have added their last event now, and their followers send it.
+        if following := _running(late & self._following):
+            await asyncio.wait(following, timeout=CANCEL_WAIT_S)
+        await self._cancel(_running(following))
 
     async def _cancel(self, late: set[Task]) -> None:
         for _ in range(CANCEL_ATTEMPTS):
@@ -157,3 +165,7 @@ class TurnLimiter:
         if task is None:
             raise RuntimeError("a turn must run in a task")
         return task
+
+
+def _running(tasks: set[Task]) -> set[Task]:
+    return {task for task in tasks if not task.done()}
