@@ -21,8 +21,9 @@ from groqchat.offline.options import parse_options
 from groqchat.offline.server import serve_mock_groq
 from groqchat.routes import docs, groq_chat, health, history, models, openai, sessions, turns
 from groqchat.services.groq import aiohttp_internals
-from groqchat.services.groq.client import open_groq_client
+from groqchat.services.groq.client import GroqClient, open_groq_client
 from groqchat.services.groq.model_catalog import ModelCatalog
+from groqchat.services.groq.redaction import masking
 from groqchat.services.openai.conversations import Conversations
 from groqchat.services.openai.keyed import KeyedCompletions
 from groqchat.services.openai.proxy import OpenAIProxy
@@ -90,8 +91,7 @@ async def _open_services(app: web.Application) -> AsyncIterator[None]:
     _warn_of_missing_internals()
     async with AsyncExitStack() as stack:
         redis, batcher = await _open_redis(stack, settings)
-        base_url = await stack.enter_async_context(groq_base_url_of(settings))
-        groq = await stack.enter_async_context(open_groq_client(settings, base_url))
+        groq = await _open_groq(stack, settings)
         registry = TurnRegistry(EventLog(batcher), error_event_data)
         await stack.enter_async_context(registry.publishing())
         event_streams = EventStreams(write_timeout_s=settings.stream_write_timeout_s)
@@ -143,6 +143,12 @@ async def _open_redis(stack: AsyncExitStack, settings: Settings) -> tuple[Redis,
     await _log_redis_state(settings, redis)
     await stack.enter_async_context(prune_index(redis, settings.redis_timeout_s))
     return redis, batcher
+
+
+async def _open_groq(stack: AsyncExitStack, settings: Settings) -> GroqClient:
+    stack.enter_context(masking(settings.groq_api_key))
+    base_url = await stack.enter_async_context(groq_base_url_of(settings))
+    return await stack.enter_async_context(open_groq_client(settings, base_url))
 
 
 async def _drain(app: web.Application) -> None:

@@ -21,12 +21,11 @@ from groqchat.errors import (
     UnknownModel,
 )
 from groqchat.services.groq.aiohttp_internals import BufferedResponse
+from groqchat.services.groq.redaction import redact
 from groqchat.services.groq.retry_after import parse_retry_after
 
 E = TypeVar("E", bound=BaseException)
 
-ORGANISATION = re.compile(r"\borg_[A-Za-z0-9]+")
-ORGANISATION_BYTES = re.compile(ORGANISATION.pattern.encode())
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 CODE = re.compile(r"[a-z0-9_]{1,64}")
 # Groq's messages have one or two sentences. Longer ones may quote the user or the model.
@@ -119,7 +118,7 @@ def status_error(method: str, url: str, buffered: BufferedResponse) -> groq.APIS
 
 
 def completion_error(error: groq.GroqError) -> CompletionError:
-    """Return the CompletionError for an SDK exception, without the organisation's name."""
+    """Return the CompletionError for an SDK exception, without keys and organizations."""
     status = error.status_code if isinstance(error, groq.APIStatusError) else None
     code = _code(error)
     kind = _kind(error, status, code)
@@ -181,11 +180,6 @@ def retry_after_s(error: BaseException) -> float | None:
     return parse_retry_after(error.response.headers.get("retry-after"))
 
 
-def redact(content: bytes) -> bytes:
-    """Return a response body of Groq without the name of the organisation that owns the key."""
-    return ORGANISATION_BYTES.sub(b"org_***", content)
-
-
 def _request_id(error: groq.GroqError) -> str:
     """Return the id that Groq gave to the request, for a question to Groq's support."""
     headers = error.response.headers if isinstance(error, groq.APIStatusError) else {}
@@ -226,8 +220,9 @@ def _text(error: groq.GroqError) -> str | None:
     text = _error_field(error, "message")
     if text is None:
         return None
-    clean = text[:MAX_MESSAGE_CHARS].encode(errors="replace").decode()
-    return ORGANISATION.sub("org_***", clean)
+    # A key at the limit is masked before the text is cut.
+    start = text[: 2 * MAX_MESSAGE_CHARS].encode(errors="replace")
+    return redact(start).decode()[:MAX_MESSAGE_CHARS]
 
 
 def connection_error(method: str, url: str, error: Exception) -> groq.APIError:

@@ -11,7 +11,8 @@ from aiohttp import ClientError, ClientResponse
 from groqchat import sse
 from groqchat.errors import CompletionTimeout, CompletionUnavailable, GroqChatError
 from groqchat.services.groq.completions import MAX_EVENT_BYTES, StreamParser, parse_json
-from groqchat.services.groq.errors import redact, strip_tracebacks
+from groqchat.services.groq.errors import strip_tracebacks
+from groqchat.services.groq.redaction import redact
 from groqchat.services.openai.responses import MAX_RESPONSE_BYTES
 
 DONE = b"[DONE]"
@@ -79,7 +80,7 @@ class GroqEvents(AsyncIterator[bytes]):
         return chunk
 
     def _inspect(self, events: bytes) -> bytes:
-        """Note the end of the answer; return the events up to it, without the organisation."""
+        """Note the end of the answer; return the events up to it, errors redacted."""
         if DONE in events and (end := DONE_EVENT.search(events)):
             self.is_done = True
             # Not a part of the answer: clients stop reading at `[DONE]`.

@@ -16,10 +16,10 @@ from groqchat.services.groq.errors import (
     RETRYABLE_STATUS,
     completion_error,
     is_error_status,
-    redact,
     status_error,
 )
 from groqchat.services.groq.rate_limits import rate_limit_body
+from groqchat.services.groq.redaction import redact
 from groqchat.services.groq.retry_after import parse_retry_after
 from groqchat.services.openai.messages import answer_message
 from groqchat.storage.messages import Message
@@ -111,9 +111,10 @@ def forwarded_error(response: ClientResponse, content: bytes) -> ProxyResponse:
             status=response.status, headers=response.raw_headers, content=content
         )
         raise completion_error(status_error("POST", str(response.url), buffered))
-    return ProxyResponse(
-        status=response.status, headers=forwarded_headers(response), body=redact(content)
-    )
+    headers = {
+        name: redact(value.encode()).decode() for name, value in forwarded_headers(response).items()
+    }
+    return ProxyResponse(status=response.status, headers=headers, body=redact(content))
 
 
 def rate_limited(error: RateLimited) -> ProxyResponse:
