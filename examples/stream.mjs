@@ -20,7 +20,8 @@ for await (const text of response.body.pipeThrough(new TextDecoderStream())) {
     for (const event of events) {
         const name = event.match(/^event: (.*)$/m)?.[1]
         if (!name) continue // a ping
-        const data = JSON.parse(event.match(/^data: (.*)$/m)[1])
+        // `.` and `$` end at U+2028 and U+2029 too, which the text of an answer can contain.
+        const data = JSON.parse(event.match(/^data: ([^\n]*)/m)[1])
         if (name === 'delta') process.stdout.write(data.text)
         if (name === 'done') console.log(`\n[${data.finish_reason}]`)
         if (name === 'error') throw new Error(data.error.message)

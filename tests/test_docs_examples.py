@@ -27,6 +27,7 @@ from tests.support.docs import (
     python_examples,
     read,
 )
+from tests.support.raw_groq import STREAM_HEAD, RawGroq, chunked, event
 
 SERVICE_URL = "http://localhost:5000"
 # How many curl commands and Python programs each page contains: a block that the patterns do not
@@ -38,6 +39,8 @@ EXAMPLES = {
     "docs/streaming.md": (4, 2),
 }
 ELLIPSIS = "…"
+# Line breaks for `str.splitlines` and for regular expressions, but not for server-sent events.
+LINE_SEPARATORS = "a\u2028b\u2029c\x85d"
 MOCK_ANSWER = "This is the mock Groq server, not a model. "
 
 Start = Callable[[str], Awaitable[str]]
@@ -99,10 +102,10 @@ async def run_python(code: str, url: str) -> str:
 def assert_contains_events(stream: str, shown: str) -> None:
     """Check that a stream contains the events of a shortened one, in order, with their fields."""
     events = iter(stream.split("\n\n"))
-    for event in shown.strip().split("\n\n"):
-        name = re.findall(r"^event: \w+$", event, flags=re.MULTILINE)
+    for block in shown.strip().split("\n\n"):
+        name = re.findall(r"^event: \w+$", block, flags=re.MULTILINE)
         actual = next((each for each in events if name and name[0] in each.splitlines()), "")
-        assert set(re.findall(r'"\w+":', event)) <= set(re.findall(r'"\w+":', actual)), event
+        assert set(re.findall(r'"\w+":', block)) <= set(re.findall(r'"\w+":', actual)), block
 
 
 def test_every_example_is_known() -> None:
@@ -144,6 +147,27 @@ async def test_python_programs_print_what_the_page_shows(page: str, start: Start
         assert printed.strip()
         if example.output:
             assert comparable(printed, is_json=False) == comparable(example.output, is_json=False)
+
+
+async def test_the_client_that_resumes_a_stream_accepts_line_separators(start: Start) -> None:
+    url = await start("docs/streaming.md")
+    code = python_examples(ROOT / "docs/streaming.md")[0].code
+    code = code.replace("What is Python?", LINE_SEPARATORS)
+    code = code.replace(', "max_completion_tokens": 4', "")
+    assert LINE_SEPARATORS in await run_python(code, url)
+
+
+async def test_the_client_that_stops_a_turn_accepts_line_separators(serve: Serve) -> None:
+    async def respond(writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD + chunked(event(LINE_SEPARATORS)))
+        await asyncio.Event().wait()
+
+    example = python_examples(ROOT / "docs/streaming.md")[1]
+    code = example.code + '\nprint(done["message"])'
+    async with RawGroq(respond).serve() as raw:
+        api = await serve(groq_base_url=raw.url)
+        printed = await run_python(code, str((await api.get("/healthz")).url.origin()))
+    assert printed == f"{example.output}{LINE_SEPARATORS}\n"
 
 
 async def test_the_requests_program_chats_and_lists(start: Start) -> None:

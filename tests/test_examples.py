@@ -62,6 +62,16 @@ def test_an_example_prints_its_result(program: str, service: Service, tmp_path: 
     assert re.fullmatch(OUTPUT[program], result.stdout), result.stdout
 
 
+def test_the_stream_of_javascript_accepts_line_separators(service: Service, tmp_path: Path) -> None:
+    """They end a line for regular expressions, but not for server-sent events."""
+    source = (EXAMPLES / "stream.mjs").read_text(encoding="utf-8")
+    text = "a\u2028b\u2029data: c\x85d"
+    (tmp_path / "stream.mjs").write_text(source.replace("What is JavaScript?", text), "utf-8")
+    result = run(str(tmp_path / "stream.mjs"), service, tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == MOCK.replace("\\", "").format(text, 1) + "\n[stop]\n"
+
+
 def test_the_load_test_refuses_other_machines(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, str(EXAMPLES / "load_test.py")],
