@@ -81,18 +81,19 @@ async def test_an_invalid_last_event_id_is_rejected(api: ClientSession, last_eve
     await assert_error(response, 422, "invalid_field", param="Last-Event-ID")
 
 
+@pytest.mark.parametrize("coalesce_ms", [0, 200])
 async def test_a_client_that_reconnects_many_times_receives_every_event_once(
-    serve: Serve, groq: MockGroq
+    serve: Serve, groq: MockGroq, coalesce_ms: int
 ) -> None:
     groq.options.chunk_ms = 5
-    groq.options.chunks = 200
-    workers = [await serve(), await serve()]
+    groq.options.chunks = 600 if coalesce_ms else 200
+    workers = [await serve(stream_coalesce_ms=coalesce_ms) for _ in range(2)]
     response, start = await start_stream(workers[0])
     url = f"{BASE}/chat/{start.data['turn_id']}/events"
     received = [start]
     rng = random.Random(4)  # noqa: S311 - not used for security
     for _ in range(20):
-        remaining = rng.randrange(1, 15)
+        remaining = rng.randrange(1, 7 if coalesce_ms else 15)
         async for event in read_events(response):
             received.append(event)
             remaining -= 1

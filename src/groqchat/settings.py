@@ -199,6 +199,13 @@ class Settings(BaseSettings):
         description="Maximum size of all requests that have not arrived completely, in bytes. "
         "Requests beyond it are rejected with 503.",
     )
+    stream_coalesce_ms: float = Field(
+        200.0,
+        ge=0,
+        le=1000,
+        description="The longest delay, in milliseconds, for which a busy worker collects the "
+        "pieces of a stream to send them together. 0 sends each piece at once.",
+    )
     stream_write_timeout_s: float = Field(
         30.0,
         gt=0,

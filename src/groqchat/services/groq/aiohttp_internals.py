@@ -54,6 +54,7 @@ EXPECTED: Sequence[tuple[str, str, Sequence[str]]] = (
     ("aiohttp.client_proto", "ResponseHandler.should_close", ()),
     ("aiohttp.client_proto", "ResponseHandler.read_timeout", ()),
     ("aiohttp.client_proto", "ResponseHandler.start_timeout", ("self",)),
+    ("aiohttp.client_proto", "ResponseHandler._reading_paused", ()),
     ("aiohttp.connector", "Connection.protocol", ()),
     ("aiohttp.connector", "Connection.transport", ()),
     ("aiohttp.connector", "Connection.release", ()),
@@ -209,6 +210,31 @@ def _limit_pauses(protocol: "ResponseHandler", read_timeout_s: float | None) -> 
     # aiohttp resets the timeout when the next request begins.
     protocol.read_timeout = read_timeout_s
     protocol.start_timeout()
+
+
+def pause_reading(response: aiohttp.ClientResponse) -> "ResponseHandler | None":
+    """Stop reading from the connection of a response, unless aiohttp has done so or it has ended.
+
+    Returns what `resume_reading` needs.
+    """
+    connection = response.connection
+    protocol = connection.protocol if connection is not None else None
+    if protocol is None or protocol.transport is None or _is_paused(protocol):
+        return None
+    protocol.transport.pause_reading()
+    return protocol
+
+
+def resume_reading(protocol: "ResponseHandler") -> None:
+    """Read again, unless aiohttp has paused too, because its buffer is full."""
+    transport = protocol.transport
+    if transport is not None and not transport.is_closing() and not _is_paused(protocol):
+        transport.resume_reading()
+
+
+def _is_paused(protocol: "ResponseHandler") -> bool:
+    # Both are True while aiohttp itself has paused.
+    return getattr(protocol, "_reading_paused", True) or getattr(protocol, "_buffer_paused", False)
 
 
 async def read_limited(payload: aiohttp.StreamReader) -> bytes:

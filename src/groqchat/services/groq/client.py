@@ -34,6 +34,7 @@ from groqchat.services.groq.aiohttp_internals import (
     missing_internals,
     read_limited,
 )
+from groqchat.services.groq.coalescing import Coalescing
 from groqchat.services.groq.completions import Completion, Prompt, StreamParser, parse_completion
 from groqchat.services.groq.environment_proxy import proxy_of_environment
 from groqchat.services.groq.errors import (
@@ -45,7 +46,7 @@ from groqchat.services.groq.errors import (
     status_error,
     strip_tracebacks,
 )
-from groqchat.services.groq.http_session import open_http_session, set_headers
+from groqchat.services.groq.http_session import open_http_session, send_buffered, set_headers
 from groqchat.services.groq.rate_limits import RateLimits
 from groqchat.services.groq.retries import MAX_RETRY_AFTER_S, GroqRetries
 from groqchat.services.groq.retry_after import parse_retry_after
@@ -103,6 +104,9 @@ class GroqClient(AsyncGroq):
         )
         self._faults = ServiceFaults()
         self._stream_ends = StreamEnds()
+        # A pause must be short enough for the deadline of the next part.
+        window_s = min(settings.stream_coalesce_ms / 1000, self._read_timeout_s / 4)
+        self.coalescing = Coalescing(window_s)
         self._session = session
         self._base = str(self.base_url).rstrip("/")
         self._completions_url = URL(f"{self._base}{COMPLETIONS_PATH}")
@@ -152,6 +156,7 @@ class GroqClient(AsyncGroq):
         response = await self._request(
             lambda: self._open_stream(body), self._first_byte_deadlines, model=prompt.model
         )
+        pace = self.coalescing.start(response)
         try:
             while not parser.is_done:
                 data = await response.content.readany()
@@ -160,6 +165,8 @@ class GroqClient(AsyncGroq):
                     yield text
                 if parser.finish_reason is not None:
                     limit_pauses(response, min(END_WAIT_S, self._read_timeout_s))
+                elif data:
+                    pace.pause(data)
                 if parser.error is not None or not data:
                     break
         except (aiohttp.ClientError, OSError) as error:
@@ -167,6 +174,7 @@ class GroqClient(AsyncGroq):
             if parser.finish_reason is None:
                 raise read_error(error) from strip_tracebacks(error)
         finally:
+            pace.close()
             if parser.is_done:
                 self.release(response)
             else:
@@ -200,6 +208,7 @@ class GroqClient(AsyncGroq):
 
     async def close(self) -> None:
         """Close the client, but not its session."""
+        self.coalescing.close()
         await self._stream_ends.aclose()
         await super().close()
 
@@ -271,25 +280,17 @@ class GroqClient(AsyncGroq):
             if self._uses_templates:
                 buffered = await self._template(method, path).send(body)
             else:
-                buffered = await self._send_with_session(method, url, body)
+                buffered = await send_buffered(
+                    self._session,
+                    *(method, url, body),
+                    timeout=self._socket_timeouts,
+                    read_timeout_s=self._read_timeout_s,
+                )
         except (aiohttp.ClientError, OSError) as error:
             raise connection_error(method, url, error) from strip_tracebacks(error)
         if is_success(buffered.status):
             return buffered.content
         raise status_error(method, url, buffered)
-
-    async def _send_with_session(
-        self, method: str, url: str, body: bytes | None
-    ) -> BufferedResponse:
-        """Send a request through aiohttp's public API."""
-        async with self._session.request(
-            method, URL(url), data=body, timeout=self._socket_timeouts, allow_redirects=False
-        ) as response:
-            limit_pauses(response, self._read_timeout_s)
-            content = await read_limited(response.content)
-        return BufferedResponse(
-            status=response.status, headers=response.raw_headers, content=content
-        )
 
     async def _open_stream(self, body: bytes) -> aiohttp.ClientResponse:
         """Return a 2xx response to read and close; raise as `_send_buffered` does."""

@@ -8,7 +8,13 @@ from yarl import URL
 
 from groqchat.errors import ConfigurationError
 from groqchat.secret_types import is_header_value
-from groqchat.services.groq.aiohttp_internals import GroqConnector, missing_internals
+from groqchat.services.groq.aiohttp_internals import (
+    BufferedResponse,
+    GroqConnector,
+    limit_pauses,
+    missing_internals,
+    read_limited,
+)
 from groqchat.services.groq.stream_end import MAX_DRAINING
 
 # Longer than the gaps between most requests, shorter than the idle timeout of most load balancers.
@@ -44,3 +50,21 @@ def set_headers(session: aiohttp.ClientSession, headers: Mapping[str, object]) -
             "GROQ_CUSTOM_HEADERS: each line must be a header in printable ASCII, for example X-A: b"
         )
     session.headers.update(texts)
+
+
+async def send_buffered(  # noqa: PLR0913 - the parts of one request
+    session: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    body: bytes | None,
+    *,
+    timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's, not a deadline of this function
+    read_timeout_s: float,
+) -> BufferedResponse:
+    """Send a request through aiohttp's public API and return the complete response."""
+    async with session.request(
+        method, URL(url), data=body, timeout=timeout, allow_redirects=False
+    ) as response:
+        limit_pauses(response, read_timeout_s)
+        content = await read_limited(response.content)
+    return BufferedResponse(status=response.status, headers=response.raw_headers, content=content)

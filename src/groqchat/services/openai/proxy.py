@@ -156,7 +156,7 @@ class OpenAIProxy:
 
     def _relay(self, response: ClientResponse, timeout_s: float) -> ProxyResponse:
         """Return a stream that is read only as fast as its client receives it."""
-        relay = Relay(response, timeout_s=timeout_s)
+        relay = Relay(response, self._groq.coalescing, timeout_s=timeout_s)
         self._relays.add(relay)
         return ProxyResponse(
             status=response.status,
@@ -190,7 +190,13 @@ class OpenAIProxy:
         turn = Turn(new_message_id(), conversation.session_id, is_private=True)
         parser = StreamParser(model or self._settings.groq_default_model, has_tools=True)
         task = asyncio.create_task(
-            self._forward_stream(GroqEvents(response), turn, parser, conversation, timeout_s)
+            self._forward_stream(
+                GroqEvents(response, self._groq.coalescing),
+                turn,
+                parser,
+                conversation,
+                timeout_s,
+            )
         )
         # A done callback also runs if the task is cancelled before its first step.
         task.add_done_callback(lambda _: turn.end())
@@ -224,6 +230,7 @@ class OpenAIProxy:
             log.exception("forwarding a stream failed")
             turn.error = CompletionUnavailable(type(error).__name__)
         finally:
+            stream.close()
             self._release(stream)
         try:
             await self._store(conversation, _streamed_answer(turn, parser, texts))

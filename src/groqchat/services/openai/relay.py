@@ -10,6 +10,7 @@ from aiohttp import ClientError, ClientResponse
 
 from groqchat import sse
 from groqchat.errors import CompletionTimeout, CompletionUnavailable, GroqChatError
+from groqchat.services.groq.coalescing import Coalescing
 from groqchat.services.groq.completions import MAX_EVENT_BYTES, StreamParser, parse_json
 from groqchat.services.groq.errors import strip_tracebacks
 from groqchat.services.groq.redaction import redact
@@ -32,8 +33,9 @@ class GroqEvents(AsyncIterator[bytes]):
     before the caller asks for it: if the caller is slow, aiohttp stops reading from Groq.
     """
 
-    def __init__(self, response: ClientResponse) -> None:
+    def __init__(self, response: ClientResponse, coalescing: Coalescing) -> None:
         self.response = response
+        self._pace = coalescing.start(response)
         self.is_done = False
         self._has_error = False
         self._buffer = sse.EventBuffer()
@@ -56,7 +58,10 @@ class GroqEvents(AsyncIterator[bytes]):
             if self._buffer.pending_bytes > MAX_EVENT_BYTES:
                 raise CompletionUnavailable(f"an event exceeds {MAX_EVENT_BYTES} bytes")
             if events:
-                return self._inspect(events)
+                inspected = self._inspect(events)
+                if not self.is_done:
+                    self._pace.pause(events)
+                return inspected
             if not chunk:
                 self._check_end()
                 break
@@ -65,6 +70,10 @@ class GroqEvents(AsyncIterator[bytes]):
     def fail(self, error: GroqChatError) -> None:
         """Let the next read raise an error, and a read that waits at once."""
         self.response.content.set_exception(error)
+
+    def close(self) -> None:
+        """End the stream. The owner of the relay releases the response."""
+        self._pace.close()
 
     async def _read(self) -> bytes:
         try:
@@ -100,13 +109,16 @@ class Relay(GroqEvents):
     Nothing of it is stored, so it ends with its client.
     """
 
-    def __init__(self, response: ClientResponse, *, timeout_s: float) -> None:
-        super().__init__(response)
+    def __init__(
+        self, response: ClientResponse, coalescing: Coalescing, *, timeout_s: float
+    ) -> None:
+        super().__init__(response, coalescing)
         error = CompletionTimeout(f"not complete within {timeout_s:g} s")
         self._timer = asyncio.get_running_loop().call_later(timeout_s, self.fail, error)
 
     def close(self) -> None:
         """Stop the timer. The owner of the relay releases the response."""
+        super().close()
         self._timer.cancel()
         error = self.response.content.exception()
         if error is not None:
