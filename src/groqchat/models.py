@@ -1,8 +1,15 @@
 """The request and response models of the API."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from groqchat.fields import (
     MAX_EVENT_NUMBER,
@@ -144,14 +151,25 @@ class ChatHeaders(BaseModel):
     )
 
 
+def _none_if_invalid(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(value)
+    except ValidationError:
+        return None
+
+
+# For a field whose value comes from another server: an unexpected type becomes null.
+Lenient = WrapValidator(_none_if_invalid)
+
+
 class ModelInfo(ResponseModel):
     """A model as Groq describes it; the last two fields are numbers of tokens."""
 
     id: str
-    owned_by: str | None = None
-    active: bool | None = None
-    context_window: int | None = None
-    max_completion_tokens: int | None = None
+    owned_by: Annotated[str | None, Lenient] = None
+    active: Annotated[bool | None, Lenient] = None
+    context_window: Annotated[int | None, Lenient] = None
+    max_completion_tokens: Annotated[int | None, Lenient] = None
 
 
 class ModelsResponse(ResponseModel):

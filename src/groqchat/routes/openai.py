@@ -79,7 +79,8 @@ def _whole(reply: ProxyResponse) -> web.Response:
 async def list_models(_request: web.Request, services: Services) -> ModelListResponse:
     """List the available models in OpenAI's format."""
     with services.limiter:
-        return ModelListResponse(data=await services.catalog.models())
+        models = await services.catalog.models()
+    return ModelListResponse(data=[ModelResponse.model_validate(model) for model in models])
 
 
 @endpoint(routes, "GET", MODEL_PATH, docs=RouteDocs(errors=(*ERRORS, ModelNotFound)))

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import groq
+from pydantic_core import PydanticSerializationError, to_json
 
 from groqchat.background import background_task
 from groqchat.errors import (
@@ -157,12 +158,22 @@ def parse_models(content: bytes) -> list[dict[str, Any]]:
     reply = parse_json(content)
     data = reply.get("data") if isinstance(reply, dict) else None
     if isinstance(data, list):
-        models = [
-            model for model in data if isinstance(model, dict) and isinstance(model.get("id"), str)
-        ]
+        models = [model for model in data if _is_model(model)]
         if models or not data:
             return models
     raise CompletionUnavailable("Groq's response is not a list of models")
+
+
+def _is_model(model: Any) -> bool:
+    """Return whether an entry of the list has an id and can be a part of a JSON response."""
+    if not isinstance(model, dict) or not isinstance(model.get("id"), str):
+        return False
+    try:
+        # pydantic writes fewer levels than `parse_json` reads.
+        to_json({"data": [model]})
+    except PydanticSerializationError:
+        return False
+    return True
 
 
 def _retrieve_error(task: asyncio.Task[None]) -> None:

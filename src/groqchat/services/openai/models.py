@@ -77,13 +77,6 @@ class ChatCompletionResponse(ResponseModel):
     model_config = ConfigDict(extra="allow")
 
 
-class ModelListResponse(ResponseModel):
-    """The available models in OpenAI's format, as Groq describes them."""
-
-    object: Literal["list"] = "list"
-    data: list[dict[str, Any]]
-
-
 class ModelPath(BaseModel):
     """The path of a model. Its id may contain slashes, also percent-encoded."""
 
@@ -99,6 +92,13 @@ class ModelResponse(ResponseModel):
     object: Any = "model"
     created: Any = 0
     owned_by: Any = ""
+
+
+class ModelListResponse(ResponseModel):
+    """The available models in OpenAI's format."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelResponse]
 
 
 class OpenAIErrorResponse(ResponseModel):
