@@ -15,6 +15,7 @@ from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.messages import FIRST_CONTEXT, Message
 from tests.support.recording_batcher import RecordingBatcher
 from tests.support.store import new_message
+from tests.support.turn_workers import new_claim
 
 TTL_S = 1000
 KEY = "chat:session:s"
@@ -63,7 +64,7 @@ async def test_every_operation_ends_within_its_deadline_if_redis_does_not_reply(
         started = time.monotonic()
         is_connected, *errors = await asyncio.gather(
             store.is_connected(),
-            store.earlier_answer("s", new_message("Hello")),
+            store.earlier_answer("s", new_claim()),
             store.get_history_page("s"),
             store.clear_session("s"),
             store.get_session_size("s"),

@@ -19,6 +19,7 @@ from groqchat.storage.messages import INCOMPLETE, Message, encode_member
 from groqchat.storage.session_info import SessionInfo
 from tests.support.recording_batcher import RecordingBatcher
 from tests.support.store import new_message
+from tests.support.turn_workers import new_claim
 
 TTL_S = 1000
 KEY = "chat:session:s"
@@ -94,7 +95,9 @@ async def test_a_session_that_is_created_again_meanwhile_is_listed(
     assert await fake_redis.zrange(INDEX, 0, -1) == [b"s"]
 
 
-async def test_only_the_incomplete_answer_of_a_turn_is_dropped(history: HistoryStore) -> None:
+async def test_only_the_incomplete_answer_of_a_turn_is_dropped_by_its_newest_attempt(
+    history: HistoryStore, fake_redis: FakeAsyncRedis
+) -> None:
     before = new_answer("before", status=INCOMPLETE, turn_id="0")
     user_message = new_message("Hello")
     of_other_turn = new_answer("of another turn", status=INCOMPLETE, turn_id=before.id)
@@ -102,7 +105,11 @@ async def test_only_the_incomplete_answer_of_a_turn_is_dropped(history: HistoryS
     complete = new_answer("complete")
     stored_messages = [before, user_message, of_other_turn, of_turn, complete]
     await history.save_messages("s", *stored_messages)
-    assert await history.earlier_answer("s", user_message) is None
+    await fake_redis.set(keys.claim_key(user_message.id), "token of a newer attempt")
+    assert await history.earlier_answer("s", new_claim(user_message.id)) is None
+    assert await stored(history) == stored_messages
+    await fake_redis.delete(keys.claim_key(user_message.id))
+    assert await history.earlier_answer("s", new_claim(user_message.id)) is None
     assert await stored(history) == [before, user_message, of_other_turn, complete]
 
 
@@ -111,7 +118,7 @@ async def test_the_complete_answer_of_a_turn_is_found(history: HistoryStore) -> 
     other = new_answer("of another turn", turn_id="0")
     answer = new_answer("of the turn", turn_id=user_message.id)
     await history.save_messages("s", user_message, other, answer)
-    assert await history.earlier_answer("s", user_message) == answer
+    assert await history.earlier_answer("s", new_claim(user_message.id)) == answer
     assert await history.get_session_size("s") == 3
 
 
@@ -121,15 +128,15 @@ async def test_a_corrupt_member_after_the_user_message_stays(
     user_message = new_message("Hello")
     await history.save_messages("s", user_message)
     await fake_redis.zadd(KEY, {"corrupt": user_message.score + 1})
-    await history.earlier_answer("s", user_message)
+    await history.earlier_answer("s", new_claim(user_message.id))
     assert await history.get_session_size("s") == 2
 
 
 async def test_without_a_following_message_nothing_is_dropped(
     history: HistoryStore, batcher: RecordingBatcher
 ) -> None:
-    await history.earlier_answer("s", new_message("Hello"))
-    assert batcher.names == [["ZRANGE"]]
+    await history.earlier_answer("s", new_claim())
+    assert batcher.names == [["ZRANGE", "ZRANGE"]]
 
 
 async def test_a_turn_that_starts_during_a_deletion_is_not_deleted(

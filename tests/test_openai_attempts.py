@@ -8,11 +8,14 @@ from aiohttp import ClientSession
 from redis.asyncio import Redis
 
 from groqchat.services.history_store import HistoryStore
+from groqchat.services.openai.conversations import Conversations
 from groqchat.services.turns import local_turn
 from groqchat.services.turns.turn import Turn
 from groqchat.storage import keys
+from groqchat.storage.messages import encode_member
 from tests.conftest import Serve
 from tests.support.groq import MockGroq
+from tests.support.store import new_message
 from tests.support.streams import history, wait_until
 from tests.test_openai_idempotency import HELLO, send, succeeds
 
@@ -128,3 +131,101 @@ async def test_a_further_attempt_stores_its_messages_once_although_another_turn_
     assert [role for role, _ in stored] == ["user", "assistant", "user", "user", *["assistant"] * 2]
     # The model receives the messages before those of the turn, as on the first attempt.
     assert groq.prompts[-1] == [*stored[:2], ("user", HELLO)]
+
+
+async def later_turns(api: ClientSession, redis: Redis, count: int) -> None:
+    """Add messages to the session, as if other turns had run since."""
+    messages = [new_message(f"later {number}") for number in range(count)]
+    await redis.zadd(
+        "chat:session:s", {encode_member(message): message.score for message in messages}
+    )
+
+
+@pytest.mark.parametrize("context", [0, 2, 50])
+@pytest.mark.parametrize("later", [1, 60])
+async def test_a_further_attempt_finds_what_earlier_attempts_stored(
+    serve: Serve, groq: MockGroq, redis: Redis, context: int, later: int
+) -> None:
+    api = await serve(groq_max_retries=0, chat_context_messages=context)
+    await send(api, session=True, headers={"Idempotency-Key": "earlier"}, text="Earlier")
+    messages = [{"role": "user", "content": text} for text in ("One", "Two")]
+    groq.options.fail, groq.options.fail_after_chunks = "drop", 3
+    assert not await succeeds(api, session=True, stream=True, messages=messages)
+    groq.options.fail = None
+    await later_turns(api, redis, later)
+
+    async def is_run_again() -> bool:
+        return await succeeds(api, session=True, stream=True, messages=messages)
+
+    await wait_until(is_run_again)
+    stored = [(each["role"], each["content"]) for each in await history(api)]
+    assert [content for role, content in stored if role == "user"] == [
+        *("Earlier", "One", "Two"),
+        *(f"later {number}" for number in range(later)),
+    ]
+    assert [role for role, _ in stored].count("assistant") == 2
+    assert stored[-1][0] == "assistant"
+    # The model receives the messages before those of the turn, as on the first attempt.
+    assert groq.prompts[-1] == groq.prompts[1]
+
+
+async def test_a_rejected_further_attempt_removes_what_earlier_attempts_stored(
+    serve: Serve, groq: MockGroq, redis: Redis
+) -> None:
+    api = await serve(groq_max_retries=0, chat_context_messages=2)
+    groq.options.fail, groq.options.fail_after_chunks = "drop", 3
+    assert not await succeeds(api, session=True, stream=True)
+    await later_turns(api, redis, 5)
+    groq.options.fail, groq.options.fail_after_chunks = "400", None
+
+    async def is_rejected() -> bool:
+        return (await send(api, session=True, stream=True))[0] == 400
+
+    await wait_until(is_rejected)
+    expected = [f"later {number}" for number in range(5)]
+    assert [each["content"] for each in await history(api)] == expected
+
+
+async def test_a_message_that_a_request_without_the_key_has_stored_is_not_stored_again(
+    serve: Serve, groq: MockGroq, redis: Redis
+) -> None:
+    api = await serve(groq_max_retries=0)
+    groq.options.fail, groq.options.fail_times = "503", 2
+    assert not await succeeds(api, session=True, headers={})
+    assert not await succeeds(api, session=True)
+    await later_turns(api, redis, 1)
+    assert await succeeds(api, session=True)
+    stored = [each["content"] for each in await history(api)]
+    assert stored[:2] == [HELLO, "later 0"]
+    assert len(stored) == 3
+
+
+async def test_an_attempt_that_paused_does_not_remove_the_answer_of_a_newer_one(
+    serve: Serve, groq: MockGroq, redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = [await serve(groq_max_retries=0), await serve()]
+    groq.options.fail = "503"
+    assert not await succeeds(workers[0], session=True)
+    groq.options.fail = None
+    # The second attempt pauses before it reads the session.
+    begin = Conversations.begin
+    paused, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def begin_later(*arguments: Any, **options: Any) -> Any:
+        if not paused.is_set():
+            paused.set()
+            await goes_on.wait()
+        return await begin(*arguments, **options)
+
+    monkeypatch.setattr(Conversations, "begin", begin_later)
+    second = asyncio.create_task(send(workers[0], session=True))
+    await paused.wait()
+    (name,) = await redis.keys("chat:claim:*")
+    await redis.delete(name)
+    third = await send(workers[1], session=True)
+    assert third[0] == 200
+    expected = await history(workers[1])
+    assert [each["role"] for each in expected] == ["user", "assistant"]
+    goes_on.set()
+    assert await second == third
+    assert await history(workers[1]) == expected

@@ -21,9 +21,9 @@ from groqchat.storage.history_reader import (
     MAX_PAGE_BYTES,
     HistoryPage,
     HistoryReader,
-    answers_of,
     check_page,
     read_page,
+    read_turn,
 )
 from groqchat.storage.keys import Command
 from groqchat.storage.late_writes import LateWrites
@@ -37,6 +37,7 @@ from groqchat.storage.messages import (
     encode_member,
     first_read,
     members_before,
+    size_of,
 )
 from groqchat.storage.session_deletion import announce, delete_session, was_deleted
 from groqchat.storage.session_index import SessionIndex, SessionPage
@@ -95,8 +96,9 @@ class HistoryStore:
         key = keys.checked_key(session_id)
         answered = None if context else user_message
         members = [encode_member(message) for message in messages]
+        is_retry = claim is not None and claim.attempt > 0
         commands = [
-            *first_read(key, context, answered, before=messages[0] if claim else None),
+            *first_read(key, context, answered, before=messages[0] if is_retry else None),
             add_members(key, messages, members),
             *keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time()),
             *(claim.state() if claim else ()),
@@ -113,10 +115,10 @@ class HistoryStore:
             raise
         if not context:
             return []
-        found = replies[0][::-1] if claim else members_before(replies[0], members[0])
+        found = replies[0][::-1] if is_retry else members_before(replies[0], members[0])
         earlier = decode_context(found, session_id=session_id)
         if len(replies[0]) == FIRST_CONTEXT < context:
-            limits = context - FIRST_CONTEXT, context_bytes - _size(earlier)
+            limits = context - FIRST_CONTEXT, context_bytes - size_of(earlier)
             return [*await self._read_older(key, found[0], *limits, end=end), *earlier]
         return earlier
 
@@ -224,11 +226,10 @@ class HistoryStore:
         claim: Claim | None = None,
         max_wait_s: float | None = None,
     ) -> None:
-        """Remove messages that Groq rejected, as far as Redis is available.
+        """Remove messages, as far as Redis is available.
 
-        Groq would reject every later request that contains them. They stay if another attempt than
-        that of `claim` runs the turn. Waits at most `max_wait_s`, by default the deadline of one
-        operation.
+        They stay if another attempt than that of `claim` runs the turn. Waits at most `max_wait_s`,
+        by default the deadline of one operation.
         """
         wait_s = self._timeout_s if max_wait_s is None else max_wait_s
         try:
@@ -236,7 +237,7 @@ class HistoryStore:
                 if claim is None or await claim.confirm(None, self._batcher.transact):
                     await self.remove_messages(session_id, messages)
         except StorageError as error:
-            log.warning("rejected messages stay in session %s: %s", session_id, error)
+            log.warning("messages stay in session %s: %s", session_id, error)
 
     async def _remove_members(self, session_id: str, members: Sequence[bytes]) -> None:
         key = keys.session_key(session_id)
@@ -247,14 +248,22 @@ class HistoryStore:
             async with redis_errors(self._timeout_s):
                 await self._index.add_existing([session_id])
 
-    async def earlier_answer(self, session_id: str, user_message: Message) -> Message | None:
-        """Return the complete answer of an earlier attempt at a turn; remove an incomplete one."""
+    async def find_turn(
+        self, session_id: str, ids: Sequence[str]
+    ) -> tuple[list[Message], list[Message]]:
+        """Return the stored messages with these ids, and the answers of the turn of the last id."""
         key = keys.checked_key(session_id)
         async with redis_errors(self._timeout_s):
-            for member, answer in await answers_of(user_message, self._batcher.transact, key):
-                if answer.status != INCOMPLETE:
-                    return answer
-                await self._batcher.transact([("ZREM", key, member)])
+            return await read_turn(ids, self._batcher.transact, key)
+
+    async def earlier_answer(self, session_id: str, claim: Claim) -> Message | None:
+        """Return the complete answer of an earlier attempt at a turn; remove incomplete ones."""
+        _, answers = await self.find_turn(session_id, [claim.turn_id])
+        for answer in answers:
+            if answer.status != INCOMPLETE:
+                return answer
+        if answers:
+            await self.try_remove(session_id, *answers, claim=claim)
         return None
 
     async def get_history_page(
@@ -337,7 +346,3 @@ class HistoryStore:
                 return bool(await self._redis.ping())
         except Exception:  # noqa: BLE001 - every failure means: not connected
             return False
-
-
-def _size(messages: Sequence[PromptMessage]) -> int:
-    return sum(len(message["content"].encode()) for message in messages)

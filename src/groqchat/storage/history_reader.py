@@ -14,7 +14,7 @@ from groqchat.fields import MESSAGE_ID_PATTERN, PATTERN_RULES
 from groqchat.storage import keys
 from groqchat.storage.errors import redis_errors
 from groqchat.storage.keys import Command
-from groqchat.storage.message_ids import MICROS_PER_S, iso_time, micros_of
+from groqchat.storage.message_ids import MICROS_PER_S, iso_time, micros_of, score_text
 from groqchat.storage.messages import (
     Message,
     PromptMessage,
@@ -187,15 +187,29 @@ class HistoryReader:
         return (micros - 1 if self._forward else micros + 1) / MICROS_PER_S
 
 
-async def answers_of(
-    user_message: Message, transact: Transact, key: str
-) -> list[tuple[bytes, Message]]:
-    """Return the answers to a user message that name its turn, with their members."""
-    start = f"({user_message.score_text}"
-    limits = ("LIMIT", 0, MAX_LATER_MESSAGES)
-    (reply,) = await transact([("ZRANGE", key, start, "+inf", "BYSCORE", *limits, "WITHSCORES")])
-    found = [(member[0], decode_member(*member)) for member in scored_members(reply)]
-    return [(member, each) for member, each in found if each and each.turn_id == user_message.id]
+async def read_turn(
+    ids: Sequence[str], transact: Transact, key: str
+) -> tuple[list[Message], list[Message]]:
+    """Return the stored messages with these ids, and the answers of the turn of the last id.
+
+    The ids are close together, in time order. An answer names its turn, whose id is that of the
+    user message that precedes it.
+    """
+    first, last = score_text(ids[0]), score_text(ids[-1])
+    limits = ("LIMIT", 0, len(ids) + MAX_LATER_MESSAGES)
+    replies = await transact(
+        [
+            ("ZRANGE", key, first, last, "BYSCORE", *limits, "WITHSCORES"),
+            ("ZRANGE", key, f"({last}", "+inf", "BYSCORE", *limits, "WITHSCORES"),
+        ]
+    )
+    own, later = (
+        [message for each in scored_members(reply) if (message := decode_member(*each))]
+        for reply in replies
+    )
+    return [each for each in own if each.id in ids], [
+        each for each in later if each.turn_id == ids[-1]
+    ]
 
 
 async def read_page(  # noqa: PLR0913 - the cursors are independent options

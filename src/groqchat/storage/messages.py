@@ -20,6 +20,7 @@ from groqchat.storage.message_ids import (
     MICROS_PER_S,
     iso_time,
     micros_of,
+    score_text,
 )
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
@@ -92,8 +93,8 @@ class Message:
 
     @property
     def score_text(self) -> str:
-        """The score as sent to Redis; four times as fast as repr(score)."""
-        return f"{micros_of(self.id)}e-6"
+        """The score as sent to Redis."""
+        return score_text(self.id)
 
     @property
     def timestamp(self) -> str:
@@ -279,6 +280,11 @@ def add_members(key: str, messages: Sequence[Message], members: Sequence[bytes])
     for message, member in zip(messages, members, strict=True):
         scored += (message.score_text, member)
     return ("ZADD", key, *scored)
+
+
+def size_of(messages: Sequence[PromptMessage]) -> int:
+    """Return the size of the texts of messages in bytes."""
+    return sum(len(message["content"].encode()) for message in messages)
 
 
 def members_before(members: list[bytes], new: bytes) -> list[bytes]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from groqchat.errors import InvalidField, StorageError
 from groqchat.fields import MAX_PAGE
@@ -36,7 +37,8 @@ class Conversation:
 
     An earlier attempt at the turn may have stored `new`. `last_message` is the stored message that
     the answer follows, None if it is not stored. `budget` limits the time that the request waits
-    for Redis. `claim` belongs to an Idempotency-Key.
+    for Redis. `claim` belongs to an Idempotency-Key, and the answer replaces those of earlier
+    attempts, `replaced`.
     """
 
     session_id: str
@@ -45,6 +47,7 @@ class Conversation:
     new: Sequence[Message] = ()
     last_message: Message | None = None
     claim: Claim | None = None
+    replaced: Sequence[Message] = ()
 
 
 class Conversations:
@@ -66,15 +69,17 @@ class Conversations:
         sent = [message for message in request if message["role"] not in INSTRUCTION_ROLES]
         budget = WaitBudget(self._settings.redis_timeout_s)
         ids = _new_ids(len(sent), claim)
+        stored: Sequence[Message] = ()
+        replaced: Sequence[Message] = ()
+        before = ids[0] if claim and claim.attempt and ids else None
         try:
             with budget:
-                earlier = await self._load_history(session_id, sent)
-                if claim is not None:
-                    earlier = await self._remove_answers(session_id, earlier, claim)
+                if before:
+                    stored, replaced = await self._history.find_turn(session_id, ids)
+                earlier = await self._load_history(session_id, sent, before)
         except StorageError as error:
             log.warning("answering without history: %s", error)
             return Conversation(session_id=session_id, messages=request, budget=budget)
-        earlier, stored = _split(earlier, ids)
         known, begin = find_overlap(_all_to_openai(earlier), sent)
         context = drop_unpaired_tool_calls(self._trim(earlier[:begin], sent), sent)
         conversation = [*instructions, *context, *sent]
@@ -99,6 +104,7 @@ class Conversations:
             new=new,
             last_message=last_message,
             claim=claim,
+            replaced=replaced,
         )
 
     async def end(self, conversation: Conversation, answer: Message) -> bool:
@@ -114,53 +120,58 @@ class Conversations:
         claim = conversation.claim
         if claim is not None:
             answer = replace(answer, turn_id=claim.turn_id)
-        return await self._history.try_save(
+        if answer.status and not all(each.status for each in conversation.replaced):
+            # A complete answer of an earlier attempt is better.
+            return True
+        is_saved = await self._history.try_save(
             conversation.session_id,
             answer,
             user_message=conversation.last_message,
             claim=claim,
             max_wait_s=conversation.budget.left_s,
         )
+        # Only now: an attempt that a newer one has superseded must not remove the newer answer.
+        if is_saved:
+            await self._remove(conversation, conversation.replaced)
+        return is_saved
 
     async def rollback(self, conversation: Conversation) -> None:
         """Delete the new messages of a request that Groq rejected."""
-        if conversation.new:
+        await self._remove(conversation, [*conversation.new, *conversation.replaced])
+
+    async def _remove(self, conversation: Conversation, messages: Sequence[Message]) -> None:
+        if messages:
             await self._history.try_remove(
                 conversation.session_id,
-                *conversation.new,
+                *messages,
                 claim=conversation.claim,
                 max_wait_s=conversation.budget.left_s,
             )
 
-    async def _remove_answers(
-        self, session_id: str, messages: list[Message], claim: Claim
+    async def _load_history(
+        self, session_id: str, sent: Sequence[OpenAIMessage], before: str | None
     ) -> list[Message]:
-        """Remove the answers of earlier attempts at a turn, and return the other messages."""
-        answers = [message for message in messages if message.turn_id == claim.turn_id]
-        if not answers:
-            return messages
-        await self._history.remove_messages(session_id, answers)
-        return [message for message in messages if message not in answers]
-
-    async def _load_history(self, session_id: str, sent: Sequence[OpenAIMessage]) -> list[Message]:
         """Return the latest messages, as many as the comparison with the request needs.
 
-        If the request repeats the session's last messages, an incomplete answer to them is deleted.
+        With `before`, only the messages before this id: earlier attempts at the turn, and other
+        turns since then, may have stored messages from there on. If the request repeats the
+        session's last messages, an incomplete answer to them is deleted.
         """
         # One more than the request has: the session may end with an incomplete answer.
         count = max(self._settings.chat_context_messages, len(sent) + 1)
         if sent and sent[0]["role"] == "tool":
             count = max(count, MAX_TOOL_CALL_DISTANCE)
-        page = await self._history.get_history_page(session_id, limit=min(count, MAX_PAGE))
+        read = partial(self._history.get_history_page, session_id, before=before)
+        page = await read(limit=min(count, MAX_PAGE))
         if page.has_more and is_transcript(sent):
             overlap = find_overlap(_all_to_openai(page.messages), sent)
             if not overlap.known:
                 # The transcript may start earlier in the session and diverge from it.
-                page = await self._history.get_history_page(session_id, limit=MAX_PAGE)
+                page = await read(limit=MAX_PAGE)
         earlier = page.messages
         if earlier and earlier[-1].status == INCOMPLETE:
-            before = _all_to_openai(earlier[:-1])
-            if sent and is_repeated(before, sent):
+            known = _all_to_openai(earlier[:-1])
+            if sent and is_repeated(known, sent):
                 await self._history.remove_messages(session_id, earlier[-1:])
                 return earlier[:-1]
         return earlier
@@ -184,16 +195,6 @@ def _new_ids(count: int, claim: Claim | None) -> list[str]:
     if claim is None:
         return [new_message_id() for _ in range(count)]
     return [earlier_id(claim.turn_id, micros) for micros in range(count - 1, -1, -1)]
-
-
-def _split(messages: list[Message], ids: Sequence[str]) -> tuple[list[Message], list[Message]]:
-    """Return the messages before the first one with one of the ids, and those with the ids.
-
-    An earlier attempt has stored them; other turns may have stored messages after them.
-    """
-    wanted = set(ids)
-    stored = [message for message in messages if message.id in wanted]
-    return messages[: messages.index(stored[0])] if stored else messages, stored
 
 
 def _all_to_openai(messages: Sequence[Message]) -> list[OpenAIMessage]:

@@ -146,7 +146,7 @@ class ChatService:
                 timestamp=state.user_message.timestamp,
             )
             turn.add("start", start.model_dump_json().encode())
-            response = await self._repeated_answer(state, turn) if state.claim else None
+            response = await self._repeated_answer(state, turn)
             if response is None:
                 complete = self._stream_completion if request.stream else self._complete
                 response = await self._run(request, state, partial(complete, turn))
@@ -206,9 +206,11 @@ class ChatService:
 
     async def _repeated_answer(self, state: _TurnState, turn: Turn) -> ChatResponse | None:
         """Return the answer that an earlier attempt at the turn has stored, None if it has none."""
+        if state.claim is None:
+            return None
         try:
             with state.budget:
-                answer = await self._history.earlier_answer(state.session_id, state.user_message)
+                answer = await self._history.earlier_answer(state.session_id, state.claim)
         except StorageError as error:
             log.warning("the answer of an earlier attempt was not found: %s", error)
             return None
@@ -270,8 +272,7 @@ class ChatService:
         async with turn.stoppable(self._settings.groq_timeout_s):
             return await self._groq.complete(prompt)
         # Reached if the turn is stopped, because `stoppable` suppresses the cancellation.
-        error = turn.stop_error()
-        if error is not None:
+        if error := turn.stop_error():
             raise error
         return Completion(
             text="", model=prompt.model, tokens=None, finish_reason=STOPPED, is_complete=False
