@@ -1,13 +1,18 @@
 """Coalescing of streams: pieces that arrive shortly after each other are sent together."""
 
 import asyncio
+import socket
+import ssl
+import struct
 import time
 from collections.abc import Awaitable, Callable
 
 import pytest
+import trustme
 from aiohttp import ClientResponse, ClientSession
 
-from groqchat.services.groq import coalescing
+from groqchat.services.groq import coalescing, http_session
+from groqchat.services.groq.aiohttp_internals import GroqConnector
 from groqchat.services.groq.coalescing import MIN_WINDOW_S, READS_PER_S, Coalescing
 from tests.conftest import Serve
 from tests.support.api import BASE
@@ -22,7 +27,9 @@ TEXTS = [f"{number} " for number in range(PIECES)]
 OPENAI = "/openai/v1/chat/completions"
 
 
-def respond_every(interval_s: float, pieces: int = PIECES) -> Callable[..., Awaitable[None]]:
+def respond_every(
+    interval_s: float, pieces: int = PIECES, *, ends_body: bool = True
+) -> Callable[..., Awaitable[None]]:
     """Send a piece of text in each interval, whatever the time that a sleep takes."""
 
     async def respond(writer: asyncio.StreamWriter) -> None:
@@ -31,7 +38,7 @@ def respond_every(interval_s: float, pieces: int = PIECES) -> Callable[..., Awai
         for number, text in enumerate(TEXTS[:pieces]):
             await asyncio.sleep(begin + number * interval_s - time.monotonic())
             writer.write(chunked(event(text)))
-        writer.write(chunked(event(None, "stop") + DONE) + LAST_CHUNK)
+        writer.write(chunked(event(None, "stop") + DONE) + (LAST_CHUNK if ends_body else b""))
 
     return respond
 
@@ -72,6 +79,47 @@ async def test_fast_pieces_of_openai_are_forwarded_unchanged_in_fewer_writes(ser
     assert writes < PIECES / 2
     # A paused connection is reused. The list of models uses one, too.
     assert raw.connections <= 3
+
+
+@pytest.fixture
+def server_side(monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """The context of a Groq server on 127.0.0.1 that the service trusts."""
+    authority = trustme.CA()
+    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(server_side)
+    client_side = ssl.create_default_context()
+    authority.configure_trust(client_side)
+
+    class TrustingConnector(GroqConnector):
+        def __init__(self, *, limit: int, keepalive_timeout: float) -> None:
+            super().__init__(limit=limit, keepalive_timeout=keepalive_timeout)
+            self._ssl = client_side
+
+    monkeypatch.setattr(http_session, "GroqConnector", TrustingConnector)
+    return server_side
+
+
+@pytest.mark.parametrize("ends_body", [True, False])
+async def test_text_that_arrived_before_a_tls_connection_broke_is_complete(
+    serve: Serve, server_side: ssl.SSLContext, *, ends_body: bool
+) -> None:
+    async def respond(writer: asyncio.StreamWriter) -> None:
+        await respond_every(FAST_S, 40, ends_body=ends_body)(writer)
+        await writer.drain()
+        # Within the window.
+        await asyncio.sleep(0.003)
+        # The connection is reset, not closed.
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+
+    async with RawGroq(respond).serve(server_side) as raw:
+        api = await serve(groq_base_url=f"https://127.0.0.1:{raw.port}")
+        for _ in range(10):
+            async with await post(api, "/chat") as response:
+                events = await all_events(response)
+            assert text_of(events) == "".join(TEXTS[:40]) == events[-1].data["message"]
+            assert len(events) < 35
 
 
 @pytest.mark.parametrize("endpoint", ["/chat", OPENAI])

@@ -1,6 +1,7 @@
 """A server on a free port that ends its connections with the test."""
 
 import asyncio
+import ssl
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,8 +21,8 @@ class TcpServer(ABC):
         """Handle a connection until its end."""
 
     @asynccontextmanager
-    async def serve(self) -> AsyncIterator[Self]:
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+    async def serve(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[Self]:
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=tls)
         try:
             self.port = server.sockets[0].getsockname()[1]
             yield self

@@ -45,9 +45,14 @@ SESSION_KEYS_TTL_S = 3600 + IDEMPOTENCY_TTL_S
 NEVER_EXPIRES = float("inf")
 
 
-def write_probe() -> tuple[Command, Command]:
-    """Return the commands of a message's write, which a server may reject; see `add_members`."""
-    return ("ZADD", WRITE_PROBE, 0, ""), ("EXPIRE", WRITE_PROBE, WRITE_PROBE_TTL_S)
+def write_probe() -> tuple[Command, ...]:
+    """Return the commands with which messages and claims are written; a server may reject them."""
+    return (
+        ("SET", WRITE_PROBE, "", "EX", WRITE_PROBE_TTL_S),
+        ("UNLINK", WRITE_PROBE),
+        ("ZADD", WRITE_PROBE, 0, ""),
+        ("EXPIRE", WRITE_PROBE, WRITE_PROBE_TTL_S),
+    )
 
 
 def checked_key(session_id: str) -> str:

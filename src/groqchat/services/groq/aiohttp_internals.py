@@ -55,6 +55,8 @@ EXPECTED: Sequence[tuple[str, str, Sequence[str]]] = (
     ("aiohttp.client_proto", "ResponseHandler.read_timeout", ()),
     ("aiohttp.client_proto", "ResponseHandler.start_timeout", ("self",)),
     ("aiohttp.client_proto", "ResponseHandler._reading_paused", ()),
+    ("aiohttp.streams", "StreamReader._buffer", ()),
+    ("aiohttp.streams", "StreamReader._buffer_offset", ()),
     ("aiohttp.connector", "Connection.protocol", ()),
     ("aiohttp.connector", "Connection.transport", ()),
     ("aiohttp.connector", "Connection.release", ()),
@@ -212,10 +214,17 @@ def _limit_pauses(protocol: "ResponseHandler", read_timeout_s: float | None) -> 
     protocol.start_timeout()
 
 
+def has_tls(response: aiohttp.ClientResponse) -> bool:
+    """Return whether a response arrives over TLS."""
+    transport = response.connection.transport if response.connection is not None else None
+    return transport is not None and transport.get_extra_info("sslcontext") is not None
+
+
 def pause_reading(response: aiohttp.ClientResponse) -> "ResponseHandler | None":
     """Stop reading from the connection of a response, unless aiohttp has done so or it has ended.
 
-    Returns what `resume_reading` needs.
+    Returns what `resume_reading` needs. Not for TLS: its layer would read on, and drop what it has
+    if the connection breaks.
     """
     connection = response.connection
     protocol = connection.protocol if connection is not None else None
@@ -235,6 +244,29 @@ def resume_reading(protocol: "ResponseHandler") -> None:
 def _is_paused(protocol: "ResponseHandler") -> bool:
     # Both are True while aiohttp itself has paused.
     return getattr(protocol, "_reading_paused", True) or getattr(protocol, "_buffer_paused", False)
+
+
+async def read_available(content: aiohttp.StreamReader) -> bytes:
+    """Return what has arrived, or wait for more; empty at the end.
+
+    If the connection breaks, aiohttp's reader raises the error although it has data. This function
+    returns the data first, and raises the error when it is called again.
+    """
+    try:
+        return await content.readany()
+    except (aiohttp.ClientError, OSError):
+        if unread := _take_unread(content):
+            return unread
+        raise
+
+
+def _take_unread(content: aiohttp.StreamReader) -> bytes:
+    parts = getattr(content, "_buffer", None)
+    if not parts:
+        return b""
+    unread = b"".join(parts)[getattr(content, "_buffer_offset", 0) :]
+    parts.clear()
+    return unread
 
 
 async def read_limited(payload: aiohttp.StreamReader) -> bytes:

@@ -32,6 +32,7 @@ from groqchat.services.groq.aiohttp_internals import (
     RequestTemplate,
     limit_pauses,
     missing_internals,
+    read_available,
     read_limited,
 )
 from groqchat.services.groq.coalescing import Coalescing
@@ -159,14 +160,14 @@ class GroqClient(AsyncGroq):
         pace = self.coalescing.start(response)
         try:
             while not parser.is_done:
-                data = await response.content.readany()
+                data = await read_available(response.content)
                 text = parser.feed(data or EVENT_END)
                 if text:
                     yield text
                 if parser.finish_reason is not None:
                     limit_pauses(response, min(END_WAIT_S, self._read_timeout_s))
                 elif data:
-                    pace.pause(data)
+                    await pace.wait(data)
                 if parser.error is not None or not data:
                     break
         except (aiohttp.ClientError, OSError) as error:
@@ -208,7 +209,6 @@ class GroqClient(AsyncGroq):
 
     async def close(self) -> None:
         """Close the client, but not its session."""
-        self.coalescing.close()
         await self._stream_ends.aclose()
         await super().close()
 

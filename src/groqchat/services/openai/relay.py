@@ -10,6 +10,7 @@ from aiohttp import ClientError, ClientResponse
 
 from groqchat import sse
 from groqchat.errors import CompletionTimeout, CompletionUnavailable, GroqChatError
+from groqchat.services.groq.aiohttp_internals import read_available
 from groqchat.services.groq.coalescing import Coalescing
 from groqchat.services.groq.completions import MAX_EVENT_BYTES, StreamParser, parse_json
 from groqchat.services.groq.errors import strip_tracebacks
@@ -40,12 +41,16 @@ class GroqEvents(AsyncIterator[bytes]):
         self._has_error = False
         self._buffer = sse.EventBuffer()
         self._size = 0
+        # The events that were returned last.
+        self._sent = b""
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
         """Return the next events; raise CompletionError if the stream breaks off."""
+        if self._sent and not self.is_done:
+            await self._pace.wait(self._sent)
         while not self.is_done:
             try:
                 chunk = await self._read()
@@ -58,10 +63,8 @@ class GroqEvents(AsyncIterator[bytes]):
             if self._buffer.pending_bytes > MAX_EVENT_BYTES:
                 raise CompletionUnavailable(f"an event exceeds {MAX_EVENT_BYTES} bytes")
             if events:
-                inspected = self._inspect(events)
-                if not self.is_done:
-                    self._pace.pause(events)
-                return inspected
+                self._sent = events
+                return self._inspect(events)
             if not chunk:
                 self._check_end()
                 break
@@ -77,7 +80,7 @@ class GroqEvents(AsyncIterator[bytes]):
 
     async def _read(self) -> bytes:
         try:
-            chunk = await self.response.content.readany()
+            chunk = await read_available(self.response.content)
         except TimeoutError as error:
             raise CompletionTimeout("no data during the answer") from strip_tracebacks(error)
         except (ClientError, OSError) as error:
