@@ -108,7 +108,7 @@ class HistoryStore:
             replies = await self._write(commands, max_wait_s)
             if turn_id and (is_repeat or isinstance(replies, ResentReplies)):
                 await self._check_deletion(session_id, messages, turn_id)
-            if claim or answered:
+            if claim or (answered and not replies[0]):
                 await self._check_answers(session_id, messages, answered, claim, replies)
         except (HistoryUnavailable, asyncio.CancelledError):
             self._late_writes.add(session_id, messages, answered, claim)
