@@ -11,9 +11,14 @@ import pytest
 import trustme
 from aiohttp import ClientResponse, ClientSession
 
-from groqchat.services.groq import coalescing, http_session
+from groqchat.services.groq import http_session
 from groqchat.services.groq.aiohttp_internals import GroqConnector
-from groqchat.services.groq.coalescing import MIN_WINDOW_S, READS_PER_S, Coalescing
+from groqchat.services.groq.coalescing import (
+    MIN_WINDOW_S,
+    READS_PER_S,
+    Coalescing,
+    StreamPace,
+)
 from tests.conftest import Serve
 from tests.support.api import BASE
 from tests.support.events import all_events, read_events, text_of
@@ -131,17 +136,24 @@ async def test_slow_pieces_are_sent_one_by_one(serve: Serve, endpoint: str) -> N
     assert writes > 30
 
 
-async def test_the_first_piece_is_not_delayed(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(coalescing, "MIN_WINDOW_S", 60.0)
+async def test_the_first_text_is_not_delayed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wait_for_ever(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(StreamPace, "wait", wait_for_ever)
 
     async def respond(writer: asyncio.StreamWriter) -> None:
-        writer.write(STREAM_HEAD + chunked(event("Hi")))
+        writer.write(STREAM_HEAD)
+        for _ in range(10):
+            # Reasoning precedes the text.
+            writer.write(chunked(event("")))
+            await writer.drain()
+            await asyncio.sleep(FAST_S)
+        writer.write(chunked(event("Hi")))
         await asyncio.Event().wait()
 
     async with RawGroq(respond).serve() as raw:
-        api = await serve(groq_base_url=raw.url, stream_coalesce_ms=1000)
+        api = await serve(groq_base_url=raw.url)
         async with asyncio.timeout(5), await post(api, "/chat") as response:
             events = read_events(response)
             assert [(await anext(events)).name for _ in range(2)] == ["start", "delta"]

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from groqchat.errors import HistoryUnavailable
 from groqchat.services.history_store import HistoryStore
+from groqchat.storage import keys
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.late_writes import CHECKS
 from groqchat.storage.messages import encode_member
@@ -20,6 +21,7 @@ from tests.support.recording_batcher import RecordingBatcher
 from tests.support.redis_servers import RedisServer
 from tests.support.store import new_message
 from tests.support.streams import history
+from tests.support.turn_workers import new_claim
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
 QUESTION = {"message": "Hello", "session_id": "s"}
@@ -187,3 +189,27 @@ async def test_an_answer_whose_removal_was_interrupted_is_removed_later(interrup
         async with store.checking_late_writes():
             pass
         assert await store.get_session_size("s") == 0
+
+
+@pytest.mark.parametrize("holder", [None, "token 0", "token of a newer attempt"])
+async def test_rejected_messages_are_removed_later_unless_a_newer_attempt_runs(
+    holder: str | None,
+) -> None:
+    async with FakeAsyncRedis(server=FakeServer()) as redis:
+        batcher = RecordingBatcher(redis)
+        store = HistoryStore(redis, batcher, ttl_s=1000, timeout_s=5)
+        rejected, claim = new_message("rejected"), new_claim()
+        await store.save_messages("s", rejected)
+
+        async def fail(_: int) -> None:
+            raise HistoryUnavailable("down")
+
+        batcher.before = fail
+        await store.try_remove("s", rejected, claim=claim)
+        batcher.before = None
+        if holder:
+            await redis.set(keys.claim_key(claim.turn_id), holder)
+        async with store.checking_late_writes():
+            pass
+        is_newer = holder == "token of a newer attempt"
+        assert await store.get_session_size("s") == (1 if is_newer else 0)

@@ -229,3 +229,28 @@ async def test_an_attempt_that_paused_does_not_remove_the_answer_of_a_newer_one(
     goes_on.set()
     assert await second == third
     assert await history(workers[1]) == expected
+
+
+@pytest.mark.parametrize("failure", [None, "503"])
+async def test_a_deletion_before_the_first_save_leaves_no_message(
+    serve: Serve, groq: MockGroq, monkeypatch: pytest.MonkeyPatch, failure: Any
+) -> None:
+    api = await serve(groq_max_retries=0)
+    groq.options.fail = failure
+    save = HistoryStore.save_messages
+    paused, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def save_later(*arguments: Any, **options: Any) -> Any:
+        paused.set()
+        await goes_on.wait()
+        return await save(*arguments, **options)
+
+    monkeypatch.setattr(HistoryStore, "save_messages", save_later)
+    messages = [{"role": "user", "content": text} for text in ("One", "Two")]
+    running = asyncio.create_task(send(api, session=True, messages=messages))
+    await paused.wait()
+    async with api.delete("/api/groq-chat/history/s") as response:
+        assert response.status == 200
+    goes_on.set()
+    assert (await running)[0] == int(failure or 200)
+    assert await history(api) == []

@@ -209,3 +209,13 @@ async def test_a_call_that_is_cancelled_later_is_not_reported() -> None:
     call.cancel()
     await asyncio.sleep(0)
     assert reports == []
+
+
+async def test_a_connection_that_uvloop_has_closed_is_unavailable() -> None:
+    message = "unable to perform operation on <TCPTransport closed=True>; the handler is closed"
+    with pytest.raises(HistoryUnavailable):
+        async with redis_errors(5):
+            raise RuntimeError(message)
+    with pytest.raises(RuntimeError, match="another"):
+        async with redis_errors(5):
+            raise RuntimeError("another error")

@@ -226,7 +226,7 @@ class HistoryStore:
         claim: Claim | None = None,
         max_wait_s: float | None = None,
     ) -> None:
-        """Remove messages, as far as Redis is available.
+        """Remove messages, now or a few seconds later if Redis is not available.
 
         They stay if another attempt than that of `claim` runs the turn. Waits at most `max_wait_s`,
         by default the deadline of one operation.
@@ -237,7 +237,9 @@ class HistoryStore:
                 if claim is None or await claim.confirm(None, self._batcher.transact):
                     await self.remove_messages(session_id, messages)
         except StorageError as error:
-            log.warning("messages stay in session %s: %s", session_id, error)
+            log.warning("messages of session %s are removed later: %s", session_id, error)
+            members = [encode_member(message) for message in messages]
+            self._late_writes.remove(session_id, members, claim)
 
     async def _remove_members(self, session_id: str, members: Sequence[bytes]) -> None:
         key = keys.session_key(session_id)

@@ -39,6 +39,11 @@ async def redis_errors(timeout_s: float) -> AsyncIterator[None]:
             yield
     except (RedisError, OSError) as error:
         raise storage_error(error, timeout_s=timeout_s) from error
+    except RuntimeError as error:
+        # The error of uvloop for a connection that was closed a moment ago.
+        if "closed" not in str(error):
+            raise
+        raise unavailable("the connection is closed") from error
 
 
 async def confirmed(call: asyncio.Future[list[Any]], max_wait_s: float) -> list[Any]:

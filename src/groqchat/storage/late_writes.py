@@ -57,7 +57,7 @@ class _Write:
 class LateWrites:
     """Checks the writes of answers that Redis did not confirm, until none can be executed later.
 
-    Also announces deletions of sessions that a full Redis did not accept.
+    Also removes messages and announces deletions of sessions for which Redis was not available.
     """
 
     def __init__(
@@ -71,6 +71,8 @@ class LateWrites:
         self._announce = announce
         # Sessions and the last of their deleted turns, and how often Redis rejected them.
         self._deletions: dict[tuple[str, str], int] = {}
+        # Messages to remove: session, members and the claim of their turn, and the attempts so far.
+        self._removals: dict[tuple[str, tuple[bytes, ...], Claim | None], int] = {}
         # Each write, and how often Redis has answered its check.
         self._writes: dict[_Write, int] = {}
 
@@ -91,6 +93,12 @@ class LateWrites:
         if len(self._writes) > MAX_WRITES:
             del self._writes[next(iter(self._writes))]
 
+    def remove(self, session_id: str, members: Sequence[bytes], claim: Claim | None) -> None:
+        """Remove messages later, unless another attempt than that of the claim runs the turn."""
+        self._removals[session_id, tuple(members), claim] = 0
+        if len(self._removals) > MAX_WRITES:
+            del self._removals[next(iter(self._removals))]
+
     def announce(self, session_id: str, last_turn: str) -> None:
         """Announce a deletion later."""
         self._deletions[session_id, last_turn] = 0
@@ -103,12 +111,13 @@ class LateWrites:
         async with background_task("check late writes", self._check_all):
             yield
         for _ in range(FINAL_CHECKS):
-            if self._writes or self._deletions:
+            if self._writes or self._deletions or self._removals:
                 await self._check_all()
                 await asyncio.sleep(FINAL_INTERVAL_S)
 
     async def _check_all(self) -> float:
         await self._announce_all()
+        await self._remove_all()
         for write, checks in list(self._writes.items()):
             try:
                 if write.must_not_stay(await self._transact(write.commands())):
@@ -134,6 +143,24 @@ class LateWrites:
                     self._deletions[deletion] = failures + 1
                 # The others would fail too.
                 break
+
+    async def _remove_all(self) -> None:
+        for removal, failures in list(self._removals.items()):
+            session_id, members, claim = removal
+            del self._removals[removal]
+            try:
+                if claim is None or await self._is_free(claim):
+                    await self._remove(session_id, members)
+            except StorageError:
+                if failures + 1 < CHECKS:
+                    self._removals[removal] = failures + 1
+                # The others would fail too.
+                break
+
+    async def _is_free(self, claim: Claim) -> bool:
+        """Return whether no other attempt than that of a claim runs its turn."""
+        (holder,) = await self._transact([("GET", keys.claim_key(claim.turn_id))])
+        return holder is None or claim.is_held_by(holder)
 
     async def _remove_messages(self, write: _Write) -> None:
         key = keys.session_key(write.session_id)

@@ -158,15 +158,18 @@ class GroqClient(AsyncGroq):
             lambda: self._open_stream(body), self._first_byte_deadlines, model=prompt.model
         )
         pace = self.coalescing.start(response)
+        has_text = False
         try:
             while not parser.is_done:
                 data = await read_available(response.content)
                 text = parser.feed(data or EVENT_END)
                 if text:
+                    has_text = True
                     yield text
                 if parser.finish_reason is not None:
                     limit_pauses(response, min(END_WAIT_S, self._read_timeout_s))
-                elif data:
+                elif has_text and data:
+                    # Many pieces of reasoning may precede the first text.
                     await pace.wait(data)
                 if parser.error is not None or not data:
                     break

@@ -62,21 +62,17 @@ class Conversations:
     ) -> Conversation:
         """Return the conversation for the model; raise InvalidField if `messages` is not valid.
 
-        If the history cannot be read, the conversation contains only the request's messages.
+        Raises TurnLost if another attempt than that of `claim` runs the turn. If the history cannot
+        be read, the conversation contains only the request's messages.
         """
         request = _validated(messages)
         instructions = [message for message in request if message["role"] in INSTRUCTION_ROLES]
         sent = [message for message in request if message["role"] not in INSTRUCTION_ROLES]
         budget = WaitBudget(self._settings.redis_timeout_s)
         ids = _new_ids(len(sent), claim)
-        stored: Sequence[Message] = ()
-        replaced: Sequence[Message] = ()
-        before = ids[0] if claim and claim.attempt and ids else None
         try:
             with budget:
-                if before:
-                    stored, replaced = await self._history.find_turn(session_id, ids)
-                earlier = await self._load_history(session_id, sent, before)
+                earlier, stored, replaced = await self._read(session_id, sent, ids, claim)
         except StorageError as error:
             log.warning("answering without history: %s", error)
             return Conversation(session_id=session_id, messages=request, budget=budget)
@@ -91,7 +87,11 @@ class Conversations:
             if new and not stored:
                 with budget:
                     await self._history.save_messages(
-                        session_id, *new, max_wait_s=budget.left_s, turn_id=new[0].id
+                        session_id,
+                        *new,
+                        claim=claim,
+                        max_wait_s=budget.left_s,
+                        turn_id=new[0].id,
                     )
         except StorageError as error:
             log.warning("answering messages that are not stored: %s", error)
@@ -147,6 +147,19 @@ class Conversations:
                 claim=conversation.claim,
                 max_wait_s=conversation.budget.left_s,
             )
+
+    async def _read(
+        self,
+        session_id: str,
+        sent: Sequence[OpenAIMessage],
+        ids: Sequence[str],
+        claim: Claim | None,
+    ) -> tuple[list[Message], Sequence[Message], Sequence[Message]]:
+        """Return earlier messages, and what earlier attempts stored: messages and answers."""
+        if claim is None or not claim.attempt or not ids:
+            return await self._load_history(session_id, sent, None), (), ()
+        stored, replaced = await self._history.find_turn(session_id, ids)
+        return await self._load_history(session_id, sent, ids[0]), stored, replaced
 
     async def _load_history(
         self, session_id: str, sent: Sequence[OpenAIMessage], before: str | None
