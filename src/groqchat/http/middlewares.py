@@ -57,8 +57,9 @@ def errors(hosts: AllowedHosts, origins: AllowedOrigins) -> Middleware:
         except Exception as error:
             log.exception("%s %s failed", request.method, request.rel_url.raw_path)
             response = to_api_error(error).response()
-        response.headers[REQUEST_ID_HEADER] = request_id
-        response.headers[CONTENT_TYPE_OPTIONS] = NOSNIFF
+        sent = response.headers
+        sent[REQUEST_ID_HEADER] = request_id
+        sent[CONTENT_TYPE_OPTIONS] = NOSNIFF
         return response
 
     return errors

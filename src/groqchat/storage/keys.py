@@ -1,6 +1,7 @@
 """Every Redis key, and the one TTL rule: a session expires `ttl_s` after its last message."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 from groqchat.errors import InvalidField
@@ -58,13 +59,19 @@ def write_probe() -> tuple[Command, ...]:
 def checked_key(session_id: str) -> str:
     """Return the key of a session; raise InvalidField for an id that the API rejects."""
     try:
-        is_valid = SESSION_ID.fullmatch(session_id)
+        is_valid = _is_session_id(session_id)
     except TypeError:
-        is_valid = None
+        is_valid = False
     if not is_valid:
         rule = PATTERN_RULES[SESSION_ID_PATTERN]
         raise InvalidField(message=f"session_id: {rule}", param="session_id")
     return session_key(session_id)
+
+
+# Each turn checks its session id twice.
+@lru_cache(maxsize=4096)
+def _is_session_id(session_id: str) -> bool:
+    return SESSION_ID.fullmatch(session_id) is not None
 
 
 def session_key(session_id: str) -> str:

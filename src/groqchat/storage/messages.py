@@ -20,7 +20,6 @@ from groqchat.storage.message_ids import (
     MICROS_PER_S,
     iso_time,
     micros_of,
-    score_text,
 )
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
@@ -93,8 +92,8 @@ class Message:
 
     @property
     def score_text(self) -> str:
-        """The score as sent to Redis."""
-        return score_text(self.id)
+        """The score as sent to Redis, see `score_text`; each turn needs it three times."""
+        return f"{int(self.id[:MICROS_DIGITS], 16)}e-6"
 
     @property
     def timestamp(self) -> str:
@@ -276,6 +275,8 @@ def first_read(
 
 def add_members(key: str, messages: Sequence[Message], members: Sequence[bytes]) -> Command:
     """Return the command that adds encoded messages to a session."""
+    if len(messages) == 1:
+        return "ZADD", key, messages[0].score_text, members[0]
     scored: list[str | bytes] = []
     for message, member in zip(messages, members, strict=True):
         scored += (message.score_text, member)

@@ -184,7 +184,10 @@ class StreamParser:
 
 def first_choice(choices: Any) -> Any:
     """Return the choice with the index 0 of a completion that is not streamed."""
-    return next((choice for choice in choices if not choice.get("index")), choices[0])
+    first = choices[0]
+    if not first.get("index"):
+        return first
+    return next((choice for choice in choices if not choice.get("index")), first)
 
 
 def valid_tokens(tokens: object) -> int | None:
