@@ -153,7 +153,7 @@ async def test_the_first_text_is_not_delayed(serve: Serve, monkeypatch: pytest.M
         await asyncio.Event().wait()
 
     async with RawGroq(respond).serve() as raw:
-        api = await serve(groq_base_url=raw.url)
+        api = await serve(groq_base_url=raw.url, shutdown_grace_s=0.1)
         async with asyncio.timeout(5), await post(api, "/chat") as response:
             events = read_events(response)
             assert [(await anext(events)).name for _ in range(2)] == ["start", "delta"]
