@@ -156,3 +156,13 @@ async def test_a_claim_is_confirmed_after_a_long_pause_and_the_turn_continues(
     await wait_until(lambda: is_published(other, turn))
     assert await fake_redis.get(keys.claim_key(turn.id)) == attempt.token.encode()
     assert turn.stop_reason is None
+
+
+async def test_the_last_events_of_an_attempt_that_redis_rejects_do_not_claim_the_turn_again(
+    worker: Worker, fake_redis: FakeAsyncRedis
+) -> None:
+    claim = new_claim()
+    finish(worker.start(claim=claim))
+    worker.batcher.rejected = claim.turn_id
+    await publish(worker)
+    assert not await fake_redis.exists(keys.claim_key(claim.turn_id))

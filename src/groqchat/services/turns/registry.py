@@ -233,7 +233,9 @@ class TurnRegistry:
             # type: do not retry.
             log.info("Redis rejected events of turn %s: %s", batch.turn_id, error)
             local.mark_published(batch, now)
-            await self._confirm(local, now)
+            # A turn that has ended must not claim the turn again: another attempt may run it now.
+            if not batch.is_last:
+                await self._confirm(local, now)
         else:
             self._record(local, batch, result, now)
 
