@@ -7,21 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientResponse, ClientSession
+from aiohttp import ClientSession
 from redis.asyncio import Redis
 
 from groqchat.services.turns import waiters
 from groqchat.storage import keys
 from tests.conftest import Serve
-from tests.support.api import BASE
-from tests.support.events import all_events, read_events
+from tests.support.events import all_events
 from tests.support.groq import MockGroq
 from tests.support.service import Service
 from tests.support.streams import history, wait_until
-
-KEY = {"Idempotency-Key": "5b7f0a0e-86d3-4c5d-8a79-7a4b8d9a3c11"}
-CONTINUE = {"message": "Hello", "session_id": "s", "stream": True}
-CANCEL = {**CONTINUE, "on_disconnect": "cancel"}
+from tests.test_idempotency_waiters import CANCEL, STREAM, open_stream
 
 
 @pytest.fixture
@@ -35,15 +31,6 @@ async def dying(redis_url: str, tmp_path: Path) -> AsyncIterator[tuple[Service, 
 @pytest.fixture(autouse=True)
 def short_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiters, "RENEWAL_S", 0.05)
-
-
-async def open_stream(api: ClientSession, body: dict[str, Any]) -> ClientResponse:
-    """Start or follow the stream of the key; return it after its first text."""
-    response = await api.post(f"{BASE}/chat", json=body, headers=KEY)
-    events = read_events(response)
-    while (await anext(events)).name != "delta":
-        pass
-    return response
 
 
 async def expire_lease(redis: Redis, count: int) -> None:
@@ -94,7 +81,7 @@ async def test_a_request_that_wants_the_turn_to_continue_counts_after_the_death_
     groq.options.chunk_ms, groq.options.chunks = 50, 30
     service, other = dying
     first = await open_stream(api, CANCEL)
-    await open_stream(other, CONTINUE)
+    await open_stream(other, STREAM)
     service.signal(signal.SIGKILL)
     first.close()
     await expire_lease(redis, 1)

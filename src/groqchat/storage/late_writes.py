@@ -71,7 +71,8 @@ class LateWrites:
         self._announce = announce
         # Sessions and the last of their deleted turns, and how often Redis rejected them.
         self._deletions: dict[tuple[str, str], int] = {}
-        # Messages to remove: session, members and the claim of their turn, and the attempts so far.
+        # The messages to remove: their session, their members and the claim of their turn. The
+        # value counts how often Redis was not available for the removal.
         self._removals: dict[tuple[str, tuple[bytes, ...], Claim | None], int] = {}
         # Each write, and how often Redis has answered its check.
         self._writes: dict[_Write, int] = {}

@@ -69,7 +69,7 @@ class Conversations:
         instructions = [message for message in request if message["role"] in INSTRUCTION_ROLES]
         sent = [message for message in request if message["role"] not in INSTRUCTION_ROLES]
         budget = WaitBudget(self._settings.redis_timeout_s)
-        ids = _new_ids(len(sent), claim)
+        ids = _turn_ids(len(sent), claim)
         try:
             with budget:
                 earlier, stored, replaced = await self._read(session_id, sent, ids, claim)
@@ -79,10 +79,7 @@ class Conversations:
         known, begin = find_overlap(_all_to_openai(earlier), sent)
         context = drop_unpaired_tool_calls(self._trim(earlier[:begin], sent), sent)
         conversation = [*instructions, *context, *sent]
-        new = stored or [
-            to_message(message, model, message_id=message_id)
-            for message, message_id in zip(sent[known:], ids[known:], strict=True)
-        ]
+        new = stored or _new_messages(sent[known:], ids[known:], model)
         try:
             if new and not stored:
                 with budget:
@@ -200,14 +197,25 @@ class Conversations:
         )
 
 
-def _new_ids(count: int, claim: Claim | None) -> list[str]:
-    """Return ids for the messages of a request: the same ones for each attempt at a turn.
+def _turn_ids(count: int, claim: Claim | None) -> list[str]:
+    """Return the ids of the messages of a keyed request, the same ones for each attempt.
 
-    The last one is then the id of the turn, as on `/chat`.
+    The last one is the id of the turn, as on `/chat`. Without a key, there are none.
     """
     if claim is None:
-        return [new_message_id() for _ in range(count)]
+        return []
     return [earlier_id(claim.turn_id, micros) for micros in range(count - 1, -1, -1)]
+
+
+def _new_messages(
+    sent: Sequence[OpenAIMessage], ids: Sequence[str], model: str | None
+) -> list[Message]:
+    """Return messages in their stored form, with new ids if they have none."""
+    ids = ids or [new_message_id() for _ in sent]
+    return [
+        to_message(message, model, message_id=message_id)
+        for message, message_id in zip(sent, ids, strict=True)
+    ]
 
 
 def _all_to_openai(messages: Sequence[Message]) -> list[OpenAIMessage]:
