@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,41 +13,13 @@ from groqchat.errors import ConfigurationError
 from groqchat.runtime import workers
 from groqchat.runtime.workers import decode_settings, encode_settings, reserved_port
 from groqchat.settings import Settings
+from tests.support.processes import is_alive, wait_until, workers_of
 from tests.support.service import Service, run_groqchat
 from tests.test_cli import chat, contents
 
 
 def start(directory: Path) -> Service:
     return Service(directory, "--local", "--workers", "2")
-
-
-def workers_of(pid: int) -> list[int]:
-    """Return the pids of the workers of a supervisor."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = entry.read_text().rpartition(")")[2].split()
-            command = (entry.parent / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and b"--worker\0" in command:
-            found.append(int(entry.parent.name))
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def wait_until(condition: object) -> None:
-    deadline = time.monotonic() + 30
-    while not (callable(condition) and condition()):
-        assert time.monotonic() < deadline, "the condition did not become true"
-        time.sleep(0.02)
 
 
 def test_workers_share_one_port_and_one_embedded_server(directory: Path) -> None:

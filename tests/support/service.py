@@ -106,6 +106,11 @@ class Service:
         """Send a signal to the process."""
         self._process.send_signal(number)
 
+    @property
+    def status(self) -> int | None:
+        """The exit status of the process; None while it runs."""
+        return self._process.poll()
+
     def wait(self) -> int:
         """Wait for the end of the process and return its exit status."""
         return self._process.wait(STOP_TIMEOUT_S)

@@ -75,6 +75,10 @@ class Runner(web.AppRunner):
             self._is_drained = True
             await super().shutdown()
 
+    def skip_drain(self) -> None:
+        """Do not wait for running turns any more: their tasks are cancelled."""
+        self._is_drained = True
+
     async def drain(self) -> None:
         """Close the port, respond to the requests that are on their way, and end all turns.
 

@@ -65,15 +65,28 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def stop_signal() -> asyncio.Event:
-    """Return an event that SIGINT or SIGTERM sets; a second SIGINT ends the process at once."""
+def stop_signal(end: Callable[[], object] = lambda: None) -> asyncio.Event:
+    """Return an event that SIGINT or SIGTERM sets; a second SIGINT ends the process at once.
+
+    Each further SIGINT calls `end` and raises KeyboardInterrupt in the event loop. The second one
+    thus ends `asyncio.Runner.run`, and the runner cancels all tasks, which close their resources.
+    The third one ends the process even if they cannot.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    is_interrupted = False
 
     def interrupt() -> None:
+        nonlocal is_interrupted
         stop.set()
-        loop.remove_signal_handler(signal.SIGINT)
+        if is_interrupted:
+            log.warning("interrupted again: groqchat ends without waiting for running turns")
+            end()
+            raise KeyboardInterrupt
+        is_interrupted = True
 
+    # One handler for every SIGINT: uvloop calls it twice for two signals that arrive at once, and
+    # Python's own handler would raise KeyboardInterrupt in a task that is just closing a resource.
     loop.add_signal_handler(signal.SIGINT, interrupt)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     return stop
@@ -105,8 +118,22 @@ async def serve(settings: Settings, *, as_worker: bool = False) -> None:
                 await stop.wait()
                 log.info("groqchat is stopping")
                 await runner.drain()
+    except asyncio.CancelledError:
+        runner.skip_drain()
+        raise
     finally:
+        await _close(runner)
+
+
+async def _close(runner: Runner) -> None:
+    """Close all resources, even if a second SIGINT cancels this task meanwhile."""
+    try:
         await runner.cleanup()
+    except asyncio.CancelledError:
+        runner.skip_drain()
+        # The first attempt may have ended before it closed the application.
+        await runner.cleanup()
+        raise
 
 
 async def _run_unless_stopped(start: Coroutine[None, None, None], stop: asyncio.Event) -> bool:

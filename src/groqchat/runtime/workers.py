@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,13 +48,15 @@ async def serve_workers(settings: Settings) -> None:
     A worker stops when this process ends, even if this process is killed. Raises
     ConfigurationError if the workers cannot start with these settings.
     """
-    stop = stop_signal()
+    processes: set[asyncio.subprocess.Process] = set()
+    stop = stop_signal(lambda: _kill(processes))
     count = settings.workers or available_cpus()
     if settings.redis_address.startswith("memory:") and count > 1:
         raise ConfigurationError("REDIS_URL=memory: cannot be shared by workers: set WORKERS=1")
     with reserved_port(settings.host, settings.port) as port:
         async with _shared_redis(settings) as redis_url:
-            workers = _Workers(_settings_of_workers(settings, redis_url, port), count, stop)
+            settings_of_workers = _settings_of_workers(settings, redis_url, port)
+            workers = _Workers(settings_of_workers, count, stop, processes)
             try:
                 async with asyncio.TaskGroup() as supervisors:
                     for number in range(1, count + 1):
@@ -77,11 +79,12 @@ def available_cpus() -> int:
 
 @dataclass
 class _Workers:
-    """The settings that all workers receive, and the workers that are ready."""
+    """The settings that all workers receive, the running workers, and those that are ready."""
 
     settings: Settings
     count: int
     stop: asyncio.Event
+    processes: set[asyncio.subprocess.Process]
     ready: set[int] = field(default_factory=set)
 
     def set_ready(self, number: int) -> None:
@@ -127,6 +130,7 @@ async def _run_worker(number: int, workers: _Workers) -> int | None:
     except OSError as error:
         log.error("could not start worker %d: %s", number, error)  # noqa: TRY400 - an OSError says enough
         return None
+    workers.processes.add(worker)
     died = asyncio.create_task(worker.wait())
     stopping = asyncio.create_task(workers.stop.wait())
     starting = asyncio.create_task(_start(worker, number, workers))
@@ -136,6 +140,7 @@ async def _run_worker(number: int, workers: _Workers) -> int | None:
         stopping.cancel()
         starting.cancel()
         await _stop_worker(worker, workers.settings.shutdown_grace_s + STOP_MARGIN_S)
+    workers.processes.discard(worker)
     return worker.returncode
 
 
@@ -160,9 +165,16 @@ async def _stop_worker(worker: asyncio.subprocess.Process, timeout_s: float) -> 
         worker.kill()
         await worker.wait()
     except asyncio.CancelledError:
-        # A second SIGINT ends all processes at once.
-        worker.kill()
+        # A second SIGINT has killed the worker; this process ends after it.
+        await worker.wait()
         raise
+
+
+def _kill(processes: Iterable[asyncio.subprocess.Process]) -> None:
+    """End workers at once; their streams end without a further event."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            process.kill()
 
 
 @contextmanager
