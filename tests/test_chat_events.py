@@ -6,12 +6,9 @@ from typing import Any
 
 import pytest
 
-from groqchat.errors import (
-    CompletionUnavailable,
-)
+from groqchat.errors import CompletionUnavailable
 from groqchat.services.turns import chat as chat_module
 from groqchat.services.turns.turn import Turn
-from groqchat.storage import keys
 from groqchat.storage.messages import Message
 from tests.support.turn_service import (
     ACTUAL_MODEL,
@@ -19,11 +16,9 @@ from tests.support.turn_service import (
     Service,
     events_of,
     open_service,
-    prompts,
     request,
     run_to_end,
 )
-from tests.support.turn_workers import new_claim
 
 
 @pytest.fixture
@@ -300,51 +295,3 @@ async def test_a_turn_is_available_to_followers_and_stop_requests(service: Servi
     events = await service.turns.follow(turn.id)
     assert events is not None
     assert b"".join([each async for each in events]) == b"".join(turn.events)
-
-
-async def test_a_retry_uses_the_given_turn_and_session(service: Service) -> None:
-    claim = new_claim()
-    turn_id = claim.turn_id
-    turn = await run_to_end(service, request(session_id=None), claim=claim, session_id="given")
-    assert (turn.id, turn.session_id, turn.claim) == (turn_id, "given", claim)
-    assert events_of(turn)[0][1]["session_id"] == "given"
-    assert [message.id for message in await service.stored("given")] == [
-        turn_id,
-        events_of(turn)[-1][1]["message_id"],
-    ]
-
-
-async def test_a_retry_replaces_an_incomplete_answer(service: Service) -> None:
-    claim = new_claim()
-    service.groq.error = CompletionUnavailable("Groq is down")
-    await run_to_end(service, request(stream=True), claim=claim)
-    service.groq.error, service.groq.texts = None, ("Complete",)
-    await run_to_end(service, request(stream=True), claim=claim)
-    assert await service.contents() == ["Hello", "Complete"]
-    assert prompts(service) == [[("user", "Hello")]] * 2
-
-
-async def test_if_redis_fails_a_retry_does_not_remove_the_incomplete_answer(
-    service: Service, caplog: pytest.LogCaptureFixture
-) -> None:
-    claim = new_claim()
-    service.groq.error = CompletionUnavailable("Groq is down")
-    await run_to_end(service, request(stream=True), claim=claim)
-    service.groq.error, service.groq.texts = None, ("Complete",)
-    service.batcher.calls, service.batcher.failures = 0, [1]
-    caplog.clear()
-    await run_to_end(service, request(stream=True), claim=claim)
-    assert caplog.messages == ["the answer of an earlier attempt was not found: down"]
-    assert await service.contents() == ["Hello", "Hello", "Complete"]
-
-
-async def test_only_a_retry_looks_for_an_incomplete_answer(service: Service) -> None:
-    await run_to_end(service, request())
-    assert service.batcher.calls == 2
-    claim = new_claim()
-    await service.batcher.transact(
-        [("SET", claim.record_key, "{}"), *keys.hold_claim(claim.turn_id, claim.token)]
-    )
-    service.batcher.calls = 0
-    await run_to_end(service, request(), claim=claim)
-    assert service.batcher.calls == 3

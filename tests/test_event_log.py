@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -19,7 +20,7 @@ from groqchat.storage.event_log import (
     TurnRequests,
     is_final,
 )
-from tests.support.turn_workers import new_claim
+from tests.support.turn_workers import RECORD, new_claim
 
 TURN = "chat:turn:t"
 STOPS = "chat:stops"
@@ -54,6 +55,7 @@ def final_batch(number: int, name: str) -> EventBatch:
 @pytest.fixture
 async def log(any_redis: Redis) -> AsyncIterator[EventLog]:
     """An event log over each kind of server."""
+    await any_redis.set(RECORD, "{}")
     async with CommandBatcher(any_redis, timeout_s=5) as batcher:
         yield EventLog(batcher)
 
@@ -78,7 +80,11 @@ async def test_events_without_their_beginning_are_not_stored(
         [batch(3, ttl_s=60), batch(1, turn_id="other", is_first=True, ttl_s=60), batch(9)]
     )
     assert appended == ["lost", "stored", "lost"]
-    assert set(await any_redis.keys("*")) == {b"chat:turn:other", b"{chat:session:s}:keys"}
+    assert set(await any_redis.keys("*")) == {
+        b"chat:turn:other",
+        b"{chat:session:s}:keys",
+        RECORD.encode(),
+    }
 
 
 async def test_a_batch_may_renew_the_ttls_of_its_turn(log: EventLog, any_redis: Redis) -> None:
@@ -147,15 +153,9 @@ async def test_a_turn_is_over_for_a_client_that_has_its_final_event(
 
     final = event(3, name)
     await log.append([final_batch(3, name)])
-    assert await log.read("t", 2) == EventSlice(
-        events=final, exists=True, is_over=True, has_outcome=True
-    )
-    assert await log.read("t", 3) == EventSlice(
-        events=b"", exists=True, is_over=True, has_outcome=True
-    )
-    assert await log.read("t", 4) == EventSlice(
-        events=b"", exists=True, is_over=True, has_outcome=True
-    )
+    assert await log.read("t", 2) == EventSlice(events=final, exists=True, is_over=True)
+    assert await log.read("t", 3) == EventSlice(events=b"", exists=True, is_over=True)
+    assert await log.read("t", 4) == EventSlice(events=b"", exists=True, is_over=True)
 
 
 async def test_a_follower_that_is_far_behind_reads_again(
@@ -166,12 +166,8 @@ async def test_a_follower_that_is_far_behind_reads_again(
     await log.append([batch(1, is_first=True), batch(2), batch(3)])
     await log.append([final_batch(4, "done")])
 
-    assert await log.read("t", 0) == EventSlice(
-        events=events(1, 2), exists=True, is_over=False, has_outcome=True
-    )
-    assert await log.read("t", 2) == EventSlice(
-        events=events(3) + final, exists=True, is_over=True, has_outcome=True
-    )
+    assert await log.read("t", 0) == EventSlice(events=events(1, 2), exists=True, is_over=False)
+    assert await log.read("t", 2) == EventSlice(events=events(3) + final, exists=True, is_over=True)
 
 
 async def test_a_request_is_read_by_every_worker(log: EventLog, any_redis: Redis) -> None:
@@ -246,27 +242,36 @@ def test_done_and_error_are_final_events(text: bytes, *, expected: bool) -> None
     assert is_final(text) is expected
 
 
-def attempt(number: int, *numbers: int) -> EventBatch:
-    """Return the first batch of an attempt at the turn of an Idempotency-Key."""
-    return replace(batch(*numbers, is_first=True, ttl_s=4), claim=new_claim("t", number))
-
-
-async def test_the_late_first_events_of_an_earlier_attempt_change_nothing(
+async def test_only_the_attempt_that_owns_a_turn_stores_events(
     log: EventLog, any_redis: Redis
 ) -> None:
+    def attempt(number: int, *numbers: int, **fields: Any) -> EventBatch:
+        first = replace(batch(*numbers, is_first=True, ttl_s=4), claim=new_claim("t", number))
+        return replace(first, **fields)
+
     newer = attempt(1, 10_000_001)
     assert await log.append([newer]) == ["stored"]
-    before = await any_redis.xrange(TURN)
-    with pytest.raises(HistoryFailed):
-        await log.append([attempt(0, 1, 2)])
-    assert await any_redis.xrange(TURN) == before
-    assert await any_redis.get(keys.attempts_key("t")) == b"2"
+    names = (TURN, "chat:claim:t", "chat:attempts:t")
+    before = [await any_redis.dump(name) for name in names]
+    last = attempt(0, 2, is_first=False, is_last=True, ttl_s=300, is_repeatable=True)
+    results = await log.append([attempt(0, 1), last, batch(1, turn_id="other", is_first=True)])
+    assert results == ["superseded", "superseded", "stored"]
+    assert [await any_redis.dump(name) for name in names] == before
+    assert [await any_redis.ttl(name) for name in names] == [4, 4, keys.IDEMPOTENCY_TTL_S]
 
 
-async def test_the_first_events_of_an_attempt_replace_late_events_of_an_earlier_one(
+async def test_the_last_events_of_a_failed_attempt_that_are_sent_again_do_not_claim_the_turn(
     log: EventLog, any_redis: Redis
 ) -> None:
-    assert await log.append([attempt(0, 1, 2)]) == ["stored"]
-    await any_redis.delete(keys.claim_key("t"))
-    assert await log.append([attempt(1, 10_000_001)]) == ["stored"]
-    assert (await log.read("t", 0)).events == events(10_000_001)
+    claim = new_claim("t")
+    first = replace(batch(1, is_first=True, ttl_s=4), claim=claim)
+    assert await log.append([first]) == ["stored"]
+    last = replace(
+        final_batch(2, "error"), ttl_s=300, claim=claim, is_last=True, is_repeatable=True
+    )
+    assert await log.append([last]) == ["stored"]
+    assert not await any_redis.exists("chat:claim:t")
+    with pytest.raises(HistoryFailed):
+        await log.append([last])
+    assert not await any_redis.exists("chat:claim:t")
+    assert (await log.read("t", 0)).events == events(1) + event(2, "error")

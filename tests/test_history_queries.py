@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
 
+from groqchat.errors import TurnLost
 from groqchat.services.history_store import (
     HistoryStore,
 )
@@ -106,7 +107,8 @@ async def test_only_the_incomplete_answer_of_a_turn_is_dropped_by_its_newest_att
     stored_messages = [before, user_message, of_other_turn, of_turn, complete]
     await history.save_messages("s", *stored_messages)
     await fake_redis.set(keys.claim_key(user_message.id), "token of a newer attempt")
-    assert await history.earlier_answer("s", new_claim(user_message.id)) is None
+    with pytest.raises(TurnLost):
+        await history.earlier_answer("s", new_claim(user_message.id))
     assert await stored(history) == stored_messages
     await fake_redis.delete(keys.claim_key(user_message.id))
     assert await history.earlier_answer("s", new_claim(user_message.id)) is None
@@ -136,7 +138,7 @@ async def test_without_a_following_message_nothing_is_dropped(
     history: HistoryStore, batcher: RecordingBatcher
 ) -> None:
     await history.earlier_answer("s", new_claim())
-    assert batcher.names == [["ZRANGE", "ZRANGE"]]
+    assert batcher.names == [["EVAL"]]
 
 
 async def test_a_turn_that_starts_during_a_deletion_is_not_deleted(

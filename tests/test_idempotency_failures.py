@@ -20,6 +20,7 @@ from groqchat.services.turns import remote_turns
 from groqchat.services.turns.idempotency import FollowedTurn
 from groqchat.services.turns.waiters import Waiter
 from groqchat.storage import keys
+from groqchat.storage.claims import CLAIM_SCRIPT
 from tests.support.clock import Clock
 from tests.support.key_workers import KEY, Worker, request
 from tests.support.streams import wait_until
@@ -69,10 +70,10 @@ async def claim_for_a_dead_worker(worker: Worker, redis: Redis) -> str:
 
 async def polls(worker: Worker, count: int) -> None:
     """Wait until a worker has tried to claim a turn this often again."""
-    before = worker.batcher.count("SET", keys.CLAIM_PREFIX)
+    before = worker.batcher.count("EVAL", CLAIM_SCRIPT)
 
     async def has_polled() -> bool:
-        return worker.batcher.count("SET", keys.CLAIM_PREFIX) >= before + count
+        return worker.batcher.count("EVAL", CLAIM_SCRIPT) >= before + count
 
     await wait_until(has_polled)
 
@@ -113,10 +114,10 @@ async def test_a_turn_that_does_not_start_within_the_lease_is_lost(
     await polls(worker, 3)
     assert not following.done()
     await clock.advance(1.5)
-    before = worker.batcher.count("SET", keys.CLAIM_PREFIX)
+    before = worker.batcher.count("EVAL", CLAIM_SCRIPT)
 
     async def is_over() -> bool:
-        return following.done() or worker.batcher.count("SET", keys.CLAIM_PREFIX) > before + 2
+        return following.done() or worker.batcher.count("EVAL", CLAIM_SCRIPT) > before + 2
 
     await wait_until(is_over)
     assert following.done()

@@ -19,6 +19,7 @@ from groqchat.errors import (
 )
 from groqchat.services.turns.idempotency import KeyedRequest
 from groqchat.storage import keys
+from groqchat.storage.claims import claim_turn
 from groqchat.storage.event_log import EventBatch, EventLog
 from groqchat.storage.keys import Command
 from tests.support.key_workers import KEY, Worker, request
@@ -230,12 +231,10 @@ async def test_a_request_does_not_receive_the_error_of_an_attempt_before_the_run
     assert b"event: error\n" in await read(followed.events)
     turn_id = followed.turn_id
     await wait_until(lambda: is_empty(worker))
-    # Another worker has claimed the turn, and deletes the events in a moment.
     claim = new_claim(turn_id, 1)
-    await fake_redis.set(keys.claim_key(turn_id), claim.token, ex=keys.TURN_LEASE_S)
+    await worker.batcher.transact([claim_turn(turn_id, claim.token)])
     waiting = asyncio.create_task(other.keys.follow(KEY, request()))
     await wait_until(lambda: has_polled(other, turn_id))
-    await worker.batcher.transact(keys.restart_turn(turn_id, claim.attempt))
     start = sse.encode_event(b"{}", name="start", number=claim.first_number)
     await EventLog(worker.batcher).append(
         [

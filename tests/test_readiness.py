@@ -63,7 +63,7 @@ async def test_a_redis_without_enough_replicas_is_not_ready(
     assert (status, body["checks"]["redis"]) == (503, "rejects writes: NOREPLICAS")
 
 
-@pytest.mark.parametrize("command", ["zadd", "expire", "set", "unlink"])
+@pytest.mark.parametrize("command", ["zadd", "expire", "set", "unlink", "eval"])
 async def test_a_redis_user_who_may_not_write_is_not_ready(
     serve: Serve, own_redis_server: RedisServer, server: redis.Redis, command: str
 ) -> None:

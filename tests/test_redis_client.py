@@ -93,7 +93,7 @@ async def test_memory_without_fakeredis_is_a_configuration_error(
     monkeypatch.setitem(sys.modules, "fakeredis", None)
     with pytest.raises(ConfigurationError) as failed:
         await open_redis(Settings(redis_url="memory:")).__aenter__()
-    assert failed.value.detail == "REDIS_URL=memory: needs fakeredis: pip install fakeredis"
+    assert failed.value.detail == "REDIS_URL=memory: needs fakeredis: pip install 'fakeredis[lua]'"
     assert isinstance(failed.value.__cause__, ImportError)
 
 

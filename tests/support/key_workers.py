@@ -65,7 +65,7 @@ class RecordingBatcher(CommandBatcher):
         return super().transact(commands)
 
     def count(self, name: str, key: str) -> int:
-        """Return how often a command was sent for keys with a prefix."""
+        """Return how often a command was sent whose first argument has a prefix."""
         return sum(
             command[0] == name and str(command[1]).startswith(key) for command in self.commands
         )

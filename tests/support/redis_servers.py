@@ -60,6 +60,8 @@ class RedisServer:
     def sync(self) -> None:
         """Wait until all writes are on the disk; the server calls fsync once a second."""
         with self.client() as client:
+            # WAITAOF waits for the writes of its own connection, and so for the earlier ones.
+            client.set("sync", "", px=1)
             client.execute_command("WAITAOF", 1, 0, 10_000)
 
     def start(self) -> None:

@@ -126,7 +126,8 @@ def request(message: str = "Hello", **fields: Any) -> ChatRequest:
 def events_of(turn: Turn) -> list[tuple[str, Any]]:
     """Return name and data of each event of a turn."""
     numbers = [sse.event_number(event) for event in turn.events]
-    assert numbers == list(range(1, len(numbers) + 1))
+    first = turn.claim.first_number if turn.claim else 1
+    assert numbers == list(range(first, first + len(numbers)))
     return [(name, json.loads(data)) for name, data in map(sse.parse_event, turn.events)]
 
 

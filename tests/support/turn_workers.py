@@ -10,12 +10,14 @@ from groqchat.errors import HistoryFailed, StorageError
 from groqchat.services.turns.registry import TurnRegistry
 from groqchat.services.turns.turn import Turn
 from groqchat.storage import keys
-from groqchat.storage.claims import Claim
+from groqchat.storage.claims import FENCE_SCRIPT, Claim
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.event_log import EventLog
 from groqchat.storage.keys import Command
 from groqchat.storage.message_ids import MICROS_DIGITS, micros_of, new_message_id
 
+# The key of the record of an Idempotency-Key.
+RECORD = keys.idempotency_key("digest")
 DONE = {"message": "Hi", "finish_reason": "stop"}
 STOPPED = {"message": "", "finish_reason": "stopped"}
 
@@ -36,16 +38,30 @@ class RecordingBatcher(CommandBatcher):
     def transact(self, commands: Sequence[Command]) -> Any:
         if self.error is not None:
             raise self.error
-        writes = [command for command in commands if command[0] == "XADD"]
+        unfenced = [each for command in commands for each in without_fence(command)]
+        writes = [command for command in unfenced if command[0] == "XADD"]
         if self.rejected and any(self.rejected in str(command[1]) for command in writes):
             raise HistoryFailed("rejected")
-        self.commands += commands
+        self.commands += unfenced
         self.transactions.append(list(commands))
         return super().transact(commands)
 
     def named(self, *name: object) -> list[Command]:
         """Return the commands that start with these words."""
         return [command for command in self.commands if command[: len(name)] == name]
+
+
+def without_fence(command: Command) -> list[Command]:
+    """Return the commands in a fence, or a command that is none."""
+    if command[:2] != ("EVAL", FENCE_SCRIPT):
+        return [command]
+    words = list(command[10:])
+    commands: list[Command] = []
+    while words:
+        count = int(words.pop(0))
+        commands.append(tuple(words[:count]))
+        del words[:count]
+    return commands
 
 
 class Worker:
@@ -84,7 +100,7 @@ def new_claim(turn_id: str | None = None, attempt: int = 0) -> Claim:
     return Claim(
         turn_id=turn_id or new_message_id(),
         token=f"token {attempt}",
-        record_key=keys.idempotency_key("digest"),
+        record_key=RECORD,
         attempt=attempt,
     )
 

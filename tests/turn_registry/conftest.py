@@ -6,7 +6,7 @@ import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
 
 from tests.support.clock import Clock
-from tests.support.turn_workers import Worker
+from tests.support.turn_workers import RECORD, Worker
 
 
 @pytest.fixture
@@ -17,8 +17,9 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 async def fake_redis() -> AsyncIterator[FakeAsyncRedis]:
-    """An empty database of fakeredis."""
+    """A database of fakeredis that contains only the record of an Idempotency-Key."""
     async with FakeAsyncRedis(server=FakeServer()) as client:
+        await client.set(RECORD, "{}")
         yield client
 
 

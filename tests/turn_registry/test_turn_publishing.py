@@ -58,8 +58,8 @@ async def test_a_running_turn_has_the_ttl_of_a_lease_and_a_finished_one_its_rete
     await wait_until(lambda: is_published(other, turn))
     names = (keys.turn_key(turn.id), keys.claim_key(turn.id))
     expected = [
-        ("EXPIRE", keys.session_keys_key("s"), keys.SESSION_KEYS_TTL_S),
         *(("EXPIRE", name, keys.TURN_LEASE_S) for name in names),
+        ("EXPIRE", keys.session_keys_key("s"), keys.SESSION_KEYS_TTL_S),
     ]
     assert publishing.batcher.named("EXPIRE") == expected
     turn.add("delta", {"text": "a"})
@@ -196,7 +196,7 @@ async def test_events_that_redis_has_lost_are_restored_without_a_new_event(
     events = await other.registry.follow(turn.id)
     assert events is not None
     assert await anext(events) == turn.events[0]
-    await fake_redis.flushall()
+    await fake_redis.delete(keys.turn_key(turn.id), keys.claim_key(turn.id))
     await wait_until(lambda: is_published(other, turn))
     # No other request may run the turn, and its followers have not lost it.
     assert 0 < await fake_redis.ttl(keys.claim_key(turn.id)) <= keys.TURN_LEASE_S

@@ -14,7 +14,7 @@ from groqchat.errors import HistoryUnavailable, SessionCleared, StorageError
 from groqchat.fields import MAX_PAGE
 from groqchat.retry import Backoff, RetryPolicy
 from groqchat.storage import keys
-from groqchat.storage.claims import Claim, superseded
+from groqchat.storage.claims import Claim
 from groqchat.storage.command_batcher import CommandBatcher, ResentReplies
 from groqchat.storage.errors import confirmed, redis_errors
 from groqchat.storage.history_reader import (
@@ -24,9 +24,11 @@ from groqchat.storage.history_reader import (
     check_page,
     read_page,
     read_turn,
+    turn_messages,
 )
 from groqchat.storage.keys import Command
 from groqchat.storage.late_writes import LateWrites
+from groqchat.storage.message_removal import MessageRemoval
 from groqchat.storage.messages import (
     FIRST_CONTEXT,
     INCOMPLETE,
@@ -68,8 +70,9 @@ class HistoryStore:
         self._timeout_s = timeout_s
         self._index = SessionIndex(redis)
         self._write_probe = WriteProbe(batcher)
+        self._removal = MessageRemoval(batcher.transact, self._index, timeout_s=timeout_s)
         self._late_writes = LateWrites(
-            batcher.transact, self._remove_members, partial(announce, batcher)
+            batcher.transact, self._removal.remove, partial(announce, batcher)
         )
 
     async def save_messages(  # noqa: PLR0913 - all but the session are independent options
@@ -88,10 +91,10 @@ class HistoryStore:
 
         Returns role and content of up to `context` earlier messages; those before the latest
         FIRST_CONTEXT are read in further round trips, until `context_bytes` are read.
-        Waits at most `max_wait_s`; the write may still succeed later. Removes the messages again,
-        after a late write too, and raises TurnLost if another attempt than that of `claim` runs the
-        turn, SessionCleared if `user_message` was deleted (without `context`), or if the session
-        was since `turn_id` and Redis executes the write twice (`is_repeat`, broken connection).
+        Waits at most `max_wait_s`; the write may still succeed later. Stores nothing and raises
+        TurnLost if another attempt than that of `claim` owns the turn. Removes the messages again,
+        after a late write too, and raises SessionCleared if `user_message` was deleted (without
+        `context`), or the session since `turn_id`, if Redis may write twice (`is_repeat`).
         """
         key = keys.checked_key(session_id)
         answered = None if context else user_message
@@ -101,17 +104,17 @@ class HistoryStore:
             *first_read(key, context, answered, before=messages[0] if is_retry else None),
             add_members(key, messages, members),
             *keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time()),
-            *(claim.state() if claim else ()),
         ]
         end = time.monotonic() + self._timeout_s
         try:
-            replies = await self._write(commands, max_wait_s)
+            replies = await self._write(claim.guard(commands) if claim else commands, max_wait_s)
             if turn_id and (is_repeat or isinstance(replies, ResentReplies)):
                 await self._check_deletion(session_id, messages, turn_id)
-            if claim or (answered and not replies[0]):
+            replies = claim.replies(replies[0]) if claim else replies
+            if (claim and not replies[-1]) or (answered and not replies[0]):
                 await self._check_answers(session_id, messages, answered, claim, replies)
         except (HistoryUnavailable, asyncio.CancelledError):
-            self._late_writes.add(session_id, messages, answered, claim)
+            self._late_writes.add(session_id, messages, answered)
             raise
         if not context:
             return []
@@ -128,7 +131,9 @@ class HistoryStore:
         reader = HistoryReader(self._batcher.transact, key, forward=False)
         return await reader.read_before(member, limit, max_bytes, end=end)
 
-    def _write(self, commands: Sequence[Command], max_wait_s: float | None) -> Awaitable[list[Any]]:
+    def _write(
+        self, commands: Sequence[Command], max_wait_s: float | None
+    ) -> Awaitable[Sequence[Any]]:
         """Return the replies to a transaction, for which to wait at most `max_wait_s`.
 
         The caller must have no variable for the future: the traceback of an error refers to the
@@ -153,9 +158,9 @@ class HistoryStore:
         claim: Claim | None,
         replies: Sequence[Any],
     ) -> None:
-        """Remove messages if their user message was deleted or another attempt holds the claim."""
+        """Remove messages if their user message or their session was deleted."""
         is_deleted = bool(answered and not replies[0])
-        if claim and not replies[-2]:
+        if claim and not replies[-1]:
             # A deletion just before the turn stored its user message has deleted its key. A full
             # Redis may have evicted the key, too.
             is_deleted |= await was_deleted(self._batcher, session_id, since=claim.turn_id)
@@ -163,12 +168,6 @@ class HistoryStore:
             own = [answered] if answered and claim and answered.id == claim.turn_id else []
             await self.remove_messages(session_id, [*own, *messages])
             raise SessionCleared(f"session {session_id} was deleted during the turn")
-        if not claim or await claim.confirm(replies[-1], self._batcher.transact):
-            return
-        # The newer attempt stores the same user message.
-        if answers := [message for message in messages if message.role == "assistant"]:
-            await self.remove_messages(session_id, answers)
-        raise superseded(claim.turn_id)
 
     def checking_late_writes(self) -> AbstractAsyncContextManager[None]:
         """Check the answers that Redis stores after the deadline, until the context exits."""
@@ -217,7 +216,8 @@ class HistoryStore:
     async def remove_messages(self, session_id: str, messages: Sequence[Message]) -> None:
         """Remove messages; a session without messages is removed from the index."""
         keys.checked_key(session_id)
-        await self._remove_members(session_id, [encode_member(message) for message in messages])
+        members = [encode_member(message) for message in messages]
+        await self._removal.remove(session_id, members)
 
     async def try_remove(
         self,
@@ -225,42 +225,39 @@ class HistoryStore:
         *messages: Message,
         claim: Claim | None = None,
         max_wait_s: float | None = None,
+        is_stored: bool = True,
     ) -> None:
-        """Remove messages, now or a few seconds later if Redis is not available.
+        """Remove messages, and again later if Redis is not available, or if it may store them late.
 
-        They stay if another attempt than that of `claim` runs the turn. Waits at most `max_wait_s`,
-        by default the deadline of one operation.
+        Without `is_stored`, Redis has not confirmed that it stored them. They stay if another
+        attempt than that of `claim` owns the turn. Waits at most `max_wait_s`, by default the
+        deadline of one operation.
         """
-        wait_s = self._timeout_s if max_wait_s is None else max_wait_s
+        members = [encode_member(message) for message in messages]
         try:
-            async with redis_errors(wait_s):
-                if claim is None or await claim.confirm(None, self._batcher.transact):
-                    await self.remove_messages(session_id, messages)
+            async with redis_errors(self._timeout_s if max_wait_s is None else max_wait_s):
+                await self._removal.remove(session_id, members, claim)
         except StorageError as error:
             log.warning("messages of session %s are removed later: %s", session_id, error)
-            members = [encode_member(message) for message in messages]
+            is_stored = False
+        if not is_stored:
             self._late_writes.remove(session_id, members, claim)
 
-    async def _remove_members(self, session_id: str, members: Sequence[bytes]) -> None:
-        key = keys.session_key(session_id)
-        _, exists = await self._batcher.transact([("ZREM", key, *members), ("EXISTS", key)])
-        if not exists:
-            await self._batcher.transact(keys.remove_from_index(session_id))
-            # A concurrent write may have created the session again: then it must be listed.
-            async with redis_errors(self._timeout_s):
-                await self._index.add_existing([session_id])
-
     async def find_turn(
-        self, session_id: str, ids: Sequence[str]
+        self, session_id: str, ids: Sequence[str], claim: Claim
     ) -> tuple[list[Message], list[Message]]:
-        """Return the stored messages with these ids, and the answers of the turn of the last id."""
+        """Return the stored messages with these ids, and the answers of the turn of a claim.
+
+        Raises TurnLost if another attempt owns the turn.
+        """
         key = keys.checked_key(session_id)
         async with redis_errors(self._timeout_s):
-            return await read_turn(ids, self._batcher.transact, key)
+            (reply,) = await self._batcher.transact([claim.fence(read_turn(key, ids))])
+        return turn_messages(claim.replies(reply), ids)
 
     async def earlier_answer(self, session_id: str, claim: Claim) -> Message | None:
         """Return the complete answer of an earlier attempt at a turn; remove incomplete ones."""
-        _, answers = await self.find_turn(session_id, [claim.turn_id])
+        _, answers = await self.find_turn(session_id, [claim.turn_id], claim)
         for answer in answers:
             if answer.status != INCOMPLETE:
                 return answer

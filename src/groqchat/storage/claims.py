@@ -1,7 +1,9 @@
 """Claims: which attempt at the turn of an Idempotency-Key may write, and the numbers of its events.
 
 Redis has one claim for each turn; the attempt with its token owns the turn. An attempt whose worker
-paused for longer than the lease may have lost the claim to a newer attempt, and must stop.
+paused for longer than the lease may have lost the claim to a newer attempt, and must stop. Redis
+compares the tokens, in a script: however late it executes a write of an attempt, or how often, the
+write has no effect if the attempt does not own the turn then.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,6 +16,51 @@ from groqchat.storage import keys
 from groqchat.storage.keys import Command
 
 Transact: TypeAlias = Callable[[Sequence[Command]], Awaitable[list[Any]]]
+
+# Claims a turn that nobody owns, and deletes the events of earlier attempts. A claim that outlives
+# the events is one of a turn that is over, and whose events Redis has lost. Replies whether the
+# token owns the turn, and the number of attempts.
+# KEYS: claim, attempts, events. ARGV: token, TTLs of claim and attempts in seconds.
+CLAIM_SCRIPT = """
+local holder = redis.call('GET', KEYS[1])
+if holder and redis.call('EXISTS', KEYS[3]) == 0
+    and redis.call('TTL', KEYS[1]) > tonumber(ARGV[2]) then
+  holder = false
+end
+if not holder then
+  redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+  if redis.call('INCR', KEYS[2]) > 1 then redis.call('UNLINK', KEYS[3]) end
+  redis.call('EXPIRE', KEYS[2], ARGV[3])
+  holder = ARGV[1]
+end
+return {holder == ARGV[1] and 1 or 0, redis.call('GET', KEYS[2]) or '1'}
+"""
+# Executes commands if the token owns the turn, or if nobody does and there was no newer attempt.
+# The token owns it then, unless the lease is 0 or the record was deleted. Replies whether it owned
+# the turn, and the replies to the commands. The first command that fails ends them, and a claim
+# that is new.
+# KEYS: claim, attempts, record. ARGV: token, number of attempts, lease and TTL of the attempts in
+# seconds; then the commands, each as the number of its words and the words.
+FENCE_SCRIPT = """
+local holder, count = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
+if holder and holder ~= ARGV[1] or not holder and count and count ~= ARGV[2] then return {0} end
+if ARGV[3] ~= '0' and redis.call('EXISTS', KEYS[3]) == 1 then
+  if not holder then redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[3]) end
+  if not count then redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[4]) end
+end
+local replies, at = {1}, 5
+while ARGV[at] do
+  local last = at + tonumber(ARGV[at])
+  local reply = redis.pcall(unpack(ARGV, at + 1, last))
+  if type(reply) == 'table' and reply.err then
+    if not holder then redis.call('UNLINK', KEYS[1]) end
+    return reply
+  end
+  replies[#replies + 1] = reply
+  at = last + 1
+end
+return replies
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,25 +83,57 @@ class Claim:
         """
         return self.attempt * MAX_EVENTS + 1
 
-    def state(self) -> tuple[Command, Command]:
-        """Return the commands that reply whether the record exists, and whose the claim is."""
-        return ("EXISTS", self.record_key), ("GET", keys.claim_key(self.turn_id))
+    def fence(self, commands: Sequence[Command], *, lease_s: int = keys.TURN_LEASE_S) -> Command:
+        """Return a command that executes others, unless another attempt owns the turn.
 
-    def is_held_by(self, holder: bytes | None) -> bool:
-        """Return whether a value of the claim's key is the token of this attempt."""
-        return holder == self.token.encode()
+        If nobody owns it, this attempt does for `lease_s`, but not if that is 0, or if the record
+        was deleted.
+        """
+        words: list[str | bytes | int | float] = []
+        for command in commands:
+            words += (len(command), *command)
+        names = keys.claim_key(self.turn_id), keys.attempts_key(self.turn_id), self.record_key
+        count = self.attempt + 1
+        ttl_s = keys.IDEMPOTENCY_TTL_S
+        return ("EVAL", FENCE_SCRIPT, len(names), *names, self.token, count, lease_s, ttl_s, *words)
 
-    async def confirm(self, holder: bytes | None, transact: Transact) -> bool:
-        """Return whether this attempt owns the turn; claim it again if nobody does."""
-        if holder is None:
-            _, holder = await transact(keys.hold_claim(self.turn_id, self.token))
-        return self.is_held_by(holder)
+    def replies(self, reply: Sequence[Any]) -> Sequence[Any]:
+        """Return the replies to fenced commands; raise TurnLost if another attempt owns it."""
+        replies = fenced_replies(reply)
+        if replies is None:
+            raise superseded(self.turn_id)
+        return replies
+
+    def guard(self, commands: Sequence[Command]) -> list[Command]:
+        """Return a fence of commands, the last reply of which is whether the record exists."""
+        return [self.fence([*commands, ("EXISTS", self.record_key)])]
 
     async def release(self, transact: Transact) -> None:
-        """Let the next request run the turn, unless another attempt holds its claim."""
-        (holder,) = await transact([("GET", keys.claim_key(self.turn_id))])
-        if self.is_held_by(holder):
-            await transact(keys.forget_attempt(self.turn_id, self.attempt))
+        """Let the next request run the turn, unless another attempt owns it."""
+        commands = keys.forget_attempt(self.turn_id, self.attempt)
+        await transact([self.fence(commands, lease_s=0)])
+
+
+def claim_turn(turn_id: str, token: str) -> Command:
+    """Return the command that claims a turn for a token, if nobody owns it.
+
+    See `claimed_attempt` for its reply.
+    """
+    names = keys.claim_key(turn_id), keys.attempts_key(turn_id), keys.turn_key(turn_id)
+    ttls = keys.TURN_LEASE_S, keys.IDEMPOTENCY_TTL_S
+    return ("EVAL", CLAIM_SCRIPT, len(names), *names, token, *ttls)
+
+
+def claimed_attempt(reply: Sequence[Any]) -> int | None:
+    """Return the number of the attempt that owns a turn, None if it is another one."""
+    is_owner, count = reply
+    return int(count) - 1 if is_owner else None
+
+
+def fenced_replies(reply: Sequence[Any]) -> Sequence[Any] | None:
+    """Return the replies to the commands of a fence, None if another attempt owns the turn."""
+    is_owner, *replies = reply
+    return replies if is_owner else None
 
 
 def superseded(turn_id: str) -> TurnLost:

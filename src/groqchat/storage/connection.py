@@ -83,7 +83,7 @@ async def _open_memory(_url: str, _settings: Settings) -> AsyncIterator[Redis]:
         from fakeredis import FakeAsyncRedis  # noqa: PLC0415 - an optional package
     except ImportError as error:
         raise ConfigurationError(
-            "REDIS_URL=memory: needs fakeredis: pip install fakeredis"
+            "REDIS_URL=memory: needs fakeredis: pip install 'fakeredis[lua]'"
         ) from error
     async with FakeAsyncRedis() as client:
         yield client

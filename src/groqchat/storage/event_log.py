@@ -3,11 +3,11 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from groqchat import sse
 from groqchat.storage import keys
-from groqchat.storage.claims import Claim, attempt_of, check_attempt
+from groqchat.storage.claims import Claim, attempt_of, check_attempt, fenced_replies
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.keys import Command
 
@@ -29,8 +29,8 @@ class EventBatch:
     """Events of one turn that are not in Redis yet; `last` is the number of the last event.
 
     `ttl_s` is the new TTL of the turn's keys, None if it stays unchanged. A turn with a `claim` has
-    an Idempotency-Key: an earlier attempt may have left events. With `is_repeatable`, another
-    request may run the turn again after this last batch.
+    an Idempotency-Key: another attempt may own it. With `is_repeatable`, another request may run
+    the turn again after this last batch.
     """
 
     turn_id: str
@@ -48,14 +48,12 @@ class EventBatch:
 class EventSlice:
     """Events after a number.
 
-    `exists` is true if the turn is in Redis, `is_over` if these are its last events, `has_outcome`
-    if Redis has its last event.
+    `exists` is true if the turn is in Redis, `is_over` if these are its last events.
     """
 
     events: bytes
     exists: bool
     is_over: bool
-    has_outcome: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,35 +86,20 @@ class EventLog:
         self._batcher = batcher
 
     async def append(self, batches: Sequence[EventBatch]) -> list[AppendResult]:
-        """Store events of several turns; return for each what Redis did.
-
-        A turn with a claim must own it, or at least have owned it within the lease; otherwise call
-        `confirm` before.
-        """
+        """Store events of several turns; return for each what Redis did."""
         commands: list[Command] = []
-        indexes: list[tuple[int | None, int | None]] = []
+        positions: list[slice] = []
         now_s = time.time()
         for batch in batches:
-            holder = None
-            if batch.claim is not None:
-                commands += keys.hold_claim(batch.turn_id, batch.claim.token)
-                holder = len(commands) - 1
-            # XADD replies None, or EXPIRE 0, if the key was lost.
-            is_checked = not batch.is_first and (batch.events or batch.ttl_s is not None)
-            indexes.append((holder, len(commands) if is_checked else None))
-            _add_commands(commands, batch, now_s)
+            begin = len(commands)
+            own = _commands(batch, now_s)
+            commands += [batch.claim.fence(own)] if batch.claim else own
+            positions.append(slice(begin, len(commands)))
         replies = await self._batcher.transact(commands)
-        results: list[AppendResult] = []
-        for batch, (holder, checked) in zip(batches, indexes, strict=True):
-            if holder and batch.claim and not batch.claim.is_held_by(replies[holder]):
-                results.append("superseded")
-            else:
-                results.append("stored" if checked is None or replies[checked] else "lost")
-        return results
-
-    async def confirm(self, claim: Claim) -> bool:
-        """Return whether a claim still belongs to its attempt; restore it if Redis has lost it."""
-        return await claim.confirm(None, self._batcher.transact)
+        return [
+            _result(batch, replies[position])
+            for batch, position in zip(batches, positions, strict=True)
+        ]
 
     async def read(self, turn_id: str, after: int) -> EventSlice:
         """Return the events after a number, at most those of READ_ENTRIES entries.
@@ -138,9 +121,7 @@ class EventLog:
         if after:
             check_attempt(turn_id, after, newest=attempt_of(number))
         position = sse.event_number(sse.last_event(events)) if events else after
-        has_outcome = is_final(last)
-        is_over = position >= number and has_outcome
-        return EventSlice(events=events, exists=True, is_over=is_over, has_outcome=has_outcome)
+        return EventSlice(events=events, exists=True, is_over=position >= number and is_final(last))
 
     async def is_over(self, turn_id: str) -> bool:
         """Return whether a turn has its final event."""
@@ -175,26 +156,35 @@ class EventLog:
         return _parse_requests(found, after)
 
 
-def _add_commands(commands: list[Command], batch: EventBatch, now_s: float) -> None:
+def _commands(batch: EventBatch, now_s: float) -> list[Command]:
     key = keys.turn_key(batch.turn_id)
+    commands: list[Command] = []
     if batch.events:
         # If the key was lost, these events alone would be a stream without its start.
         only_existing = () if batch.is_first else ("NOMKSTREAM",)
-        # Redis rejects the number of an earlier attempt.
         entry_id = f"{batch.last}-0"
         commands.append(("XADD", key, *only_existing, entry_id, EVENTS_FIELD, batch.events))
-    if batch.is_first:
-        commands += keys.link_to_session(batch.session_id, key, now_s=now_s)
-        if batch.claim is not None:
-            # An earlier attempt may have written since this one began. Its later writes fail.
-            commands.append(keys.trim_turn(batch.turn_id, batch.claim.first_number))
-            commands.append(keys.restore_attempts(batch.turn_id, batch.claim.attempt))
     if batch.ttl_s is not None and batch.is_repeatable:
         commands += keys.end_repeatable_turn(batch.turn_id, batch.ttl_s)
     elif batch.ttl_s is not None:
         commands += keys.touch_turn(batch.turn_id, batch.ttl_s)
+    if batch.is_first:
+        commands += keys.link_to_session(batch.session_id, key, now_s=now_s)
     if batch.is_last and batch.claim is not None:
         commands.append(("UNLINK", keys.requests_key(batch.turn_id)))
+    return commands
+
+
+def _result(batch: EventBatch, replies: Sequence[Any]) -> AppendResult:
+    """Return what Redis did with a batch, from the replies to its commands."""
+    if batch.claim is not None:
+        fenced = fenced_replies(replies[0])
+        if fenced is None:
+            return "superseded"
+        replies = fenced
+    # XADD replies None, or EXPIRE 0, if the key was lost.
+    is_checked = not batch.is_first and (batch.events or batch.ttl_s is not None)
+    return "stored" if not is_checked or replies[0] else "lost"
 
 
 def _parse_requests(entries: Sequence[tuple[bytes, Sequence[bytes]]], after: str) -> TurnRequests:

@@ -187,22 +187,26 @@ class HistoryReader:
         return (micros - 1 if self._forward else micros + 1) / MICROS_PER_S
 
 
-async def read_turn(
-    ids: Sequence[str], transact: Transact, key: str
-) -> tuple[list[Message], list[Message]]:
-    """Return the stored messages with these ids, and the answers of the turn of the last id.
+def read_turn(key: str, ids: Sequence[str]) -> list[Command]:
+    """Return the commands that read the messages with these ids and the answers that follow.
 
-    The ids are close together, in time order. An answer names its turn, whose id is that of the
-    user message that precedes it.
+    The ids are close together, in time order.
     """
     first, last = score_text(ids[0]), score_text(ids[-1])
     limits = ("LIMIT", 0, len(ids) + MAX_LATER_MESSAGES)
-    replies = await transact(
-        [
-            ("ZRANGE", key, first, last, "BYSCORE", *limits, "WITHSCORES"),
-            ("ZRANGE", key, f"({last}", "+inf", "BYSCORE", *limits, "WITHSCORES"),
-        ]
-    )
+    return [
+        ("ZRANGE", key, first, last, "BYSCORE", *limits, "WITHSCORES"),
+        ("ZRANGE", key, f"({last}", "+inf", "BYSCORE", *limits, "WITHSCORES"),
+    ]
+
+
+def turn_messages(
+    replies: Sequence[Any], ids: Sequence[str]
+) -> tuple[list[Message], list[Message]]:
+    """Return the messages with these ids, and the answers of the turn of the last id.
+
+    An answer names its turn, whose id is that of the user message that precedes it.
+    """
     own, later = (
         [message for each in scored_members(reply) if (message := decode_member(*each))]
         for reply in replies

@@ -53,6 +53,7 @@ def write_probe() -> tuple[Command, ...]:
         ("UNLINK", WRITE_PROBE),
         ("ZADD", WRITE_PROBE, 0, ""),
         ("EXPIRE", WRITE_PROBE, WRITE_PROBE_TTL_S),
+        ("EVAL", "return 1", 0),
     )
 
 
@@ -193,50 +194,6 @@ def hold_lease(worker: str) -> Command:
 def has_lease(worker: str) -> Command:
     """Return the command that replies whether a worker has a lease."""
     return ("EXISTS", WORKER_PREFIX + worker)
-
-
-def count_attempt(turn_id: str) -> tuple[Command, Command]:
-    """Return the commands that record the first attempt, and reply how many were recorded before.
-
-    Send them in one transaction with `hold_claim`: only the request that gets the claim uses the
-    reply.
-    """
-    name = attempts_key(turn_id)
-    return ("GET", name), ("SET", name, 1, "NX", "EX", IDEMPOTENCY_TTL_S)
-
-
-def restore_attempts(turn_id: str, attempt: int) -> Command:
-    """Return the command that records an attempt, numbered from 0, again if Redis has lost it."""
-    return ("SET", attempts_key(turn_id), attempt + 1, "NX", "EX", IDEMPOTENCY_TTL_S)
-
-
-def hold_claim(turn_id: str, token: str) -> tuple[Command, Command]:
-    """Return the commands that claim a turn if nobody has, and reply the token of its claim."""
-    name = claim_key(turn_id)
-    return ("SET", name, token, "NX", "EX", TURN_LEASE_S), ("GET", name)
-
-
-def restart_turn(turn_id: str, attempt: int) -> tuple[Command, Command]:
-    """Return the commands that delete the events of earlier attempts and record a further one."""
-    return (
-        ("UNLINK", turn_key(turn_id)),
-        ("SET", attempts_key(turn_id), attempt + 1, "EX", IDEMPOTENCY_TTL_S),
-    )
-
-
-def trim_turn(turn_id: str, first_number: int) -> Command:
-    """Return the command that deletes events of earlier attempts which were written late."""
-    return ("XTRIM", turn_key(turn_id), "MINID", first_number)
-
-
-def claim_state(turn_id: str) -> tuple[Command, Command]:
-    """Return the commands that reply the TTL of a turn's claim and whether the turn has events."""
-    return ("TTL", claim_key(turn_id)), ("EXISTS", turn_key(turn_id))
-
-
-def release_claim(turn_id: str) -> tuple[Command]:
-    """Return the command that lets another request run a turn."""
-    return (("UNLINK", claim_key(turn_id)),)
 
 
 def forget_attempt(turn_id: str, attempt: int) -> tuple[Command, ...]:

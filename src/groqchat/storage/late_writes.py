@@ -1,17 +1,15 @@
-"""Late writes: answers that Redis may store after their deadline, although they must not stay."""
+"""Late writes: messages that Redis may store after their deadline, although they must not stay."""
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from groqchat.background import background_task
 from groqchat.errors import HistoryUnavailable, StorageError
 from groqchat.storage import keys
 from groqchat.storage.claims import Claim, Transact
-from groqchat.storage.keys import Command
 from groqchat.storage.messages import Message, member_id
 
 # A paused Redis executes what it has received when it runs again, before or after the commands of
@@ -31,27 +29,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Write:
-    """Messages, by id and score, and what must hold for them to stay."""
+    """Answers, by id and score, and the score of the user message that must exist for them."""
 
     session_id: str
-    messages: tuple[tuple[str, str], ...]
-    user_score: str | None
-    claim: Claim | None
-
-    def commands(self) -> list[Command]:
-        commands: list[Command] = []
-        if self.user_score:
-            key = keys.session_key(self.session_id)
-            commands.append(("ZCOUNT", key, self.user_score, self.user_score))
-        if self.claim:
-            commands.append(("GET", keys.claim_key(self.claim.turn_id)))
-        return commands
-
-    def must_not_stay(self, replies: Sequence[Any]) -> bool:
-        """Return whether the user message was deleted, or another attempt holds the claim."""
-        if self.user_score and not replies[0]:
-            return True
-        return bool(self.claim and replies[-1] and not self.claim.is_held_by(replies[-1]))
+    answers: tuple[tuple[str, str], ...]
+    user_score: str
 
 
 class LateWrites:
@@ -63,7 +45,7 @@ class LateWrites:
     def __init__(
         self,
         transact: Transact,
-        remove: Callable[[str, Sequence[bytes]], Awaitable[None]],
+        remove: Callable[[str, Sequence[bytes], Claim | None], Awaitable[None]],
         announce: Callable[[str, str], Awaitable[None]],
     ) -> None:
         self._transact = transact
@@ -72,30 +54,28 @@ class LateWrites:
         # Sessions and the last of their deleted turns, and how often Redis rejected them.
         self._deletions: dict[tuple[str, str], int] = {}
         # The messages to remove: their session, their members and the claim of their turn. The
-        # value counts how often Redis was not available for the removal.
+        # value counts the removals.
         self._removals: dict[tuple[str, tuple[bytes, ...], Claim | None], int] = {}
         # Each write, and how often Redis has answered its check.
         self._writes: dict[_Write, int] = {}
 
     def add(
-        self,
-        session_id: str,
-        messages: Sequence[Message],
-        user_message: Message | None,
-        claim: Claim | None,
+        self, session_id: str, messages: Sequence[Message], user_message: Message | None
     ) -> None:
-        """Check later that the user message still exists and no other attempt holds the claim."""
+        """Check later that the user message of answers still exists."""
         answers = [each for each in messages if each.role == "assistant"]
-        if not answers or not (user_message or claim):
+        if not answers or user_message is None:
             return
         ids = tuple((each.id, each.score_text) for each in answers)
-        write = _Write(session_id, ids, user_message.score_text if user_message else None, claim)
-        self._writes[write] = 0
+        self._writes[_Write(session_id, ids, user_message.score_text)] = 0
         if len(self._writes) > MAX_WRITES:
             del self._writes[next(iter(self._writes))]
 
     def remove(self, session_id: str, members: Sequence[bytes], claim: Claim | None) -> None:
-        """Remove messages later, unless another attempt than that of the claim runs the turn."""
+        """Remove messages later, as often as Redis might store them once more.
+
+        They stay if another attempt than that of the claim owns the turn.
+        """
         self._removals[session_id, tuple(members), claim] = 0
         if len(self._removals) > MAX_WRITES:
             del self._removals[next(iter(self._removals))]
@@ -121,8 +101,7 @@ class LateWrites:
         await self._remove_all()
         for write, checks in list(self._writes.items()):
             try:
-                if write.must_not_stay(await self._transact(write.commands())):
-                    await self._remove_messages(write)
+                await self._check(write)
             except HistoryUnavailable:
                 # The others would wait for the same deadline.
                 break
@@ -146,31 +125,33 @@ class LateWrites:
                 break
 
     async def _remove_all(self) -> None:
-        for removal, failures in list(self._removals.items()):
-            session_id, members, claim = removal
-            del self._removals[removal]
+        for removal, removals in list(self._removals.items()):
             try:
-                if claim is None or await self._is_free(claim):
-                    await self._remove(session_id, members)
-            except StorageError:
-                if failures + 1 < CHECKS:
-                    self._removals[removal] = failures + 1
-                # The others would fail too.
+                await self._remove(*removal)
+            except HistoryUnavailable:
+                # The others would wait for the same deadline.
                 break
+            except StorageError as error:
+                log.warning("could not remove a message: %s", error)
+            if removals + 1 < CHECKS:
+                self._removals[removal] = removals + 1
+            else:
+                self._removals.pop(removal, None)
 
-    async def _is_free(self, claim: Claim) -> bool:
-        """Return whether no other attempt than that of a claim runs its turn."""
-        (holder,) = await self._transact([("GET", keys.claim_key(claim.turn_id))])
-        return holder is None or claim.is_held_by(holder)
-
-    async def _remove_messages(self, write: _Write) -> None:
+    async def _check(self, write: _Write) -> None:
+        """Remove answers whose user message was deleted."""
         key = keys.session_key(write.session_id)
-        found = await self._transact(
-            [("ZRANGE", key, score, score, "BYSCORE") for _, score in write.messages]
+        exists, *found = await self._transact(
+            [
+                ("ZCOUNT", key, write.user_score, write.user_score),
+                *(("ZRANGE", key, score, score, "BYSCORE") for _, score in write.answers),
+            ]
         )
-        ids = {message_id for message_id, _ in write.messages}
+        if exists:
+            return
+        ids = {message_id for message_id, _ in write.answers}
         # All members in question are the service's own, so their ids do not depend on a score.
         members = [each for reply in found for each in reply if member_id((each, 0.0)) in ids]
         if members:
             log.info("removing a late answer from session %s", write.session_id)
-            await self._remove(write.session_id, members)
+            await self._remove(write.session_id, members, None)

@@ -37,8 +37,8 @@ class Conversation:
 
     An earlier attempt at the turn may have stored `new`. `last_message` is the stored message that
     the answer follows, None if it is not stored. `budget` limits the time that the request waits
-    for Redis. `claim` belongs to an Idempotency-Key, and the answer replaces those of earlier
-    attempts, `replaced`.
+    for Redis. `claim` belongs to an Idempotency-Key. Earlier attempts may have stored a complete
+    answer, `answer`, or incomplete ones, `replaced`, which the answer replaces.
     """
 
     session_id: str
@@ -47,6 +47,7 @@ class Conversation:
     new: Sequence[Message] = ()
     last_message: Message | None = None
     claim: Claim | None = None
+    answer: Message | None = None
     replaced: Sequence[Message] = ()
 
 
@@ -62,8 +63,9 @@ class Conversations:
     ) -> Conversation:
         """Return the conversation for the model; raise InvalidField if `messages` is not valid.
 
-        Raises TurnLost if another attempt than that of `claim` runs the turn. If the history cannot
-        be read, the conversation contains only the request's messages.
+        Raises TurnLost if another attempt than that of `claim` owns the turn. If the history cannot
+        be read, the conversation contains only the request's messages; a further attempt at a turn
+        raises StorageError, because an earlier one may have stored the answer.
         """
         request = _validated(messages)
         instructions = [message for message in request if message["role"] in INSTRUCTION_ROLES]
@@ -72,14 +74,17 @@ class Conversations:
         ids = _turn_ids(len(sent), claim)
         try:
             with budget:
-                earlier, stored, replaced = await self._read(session_id, sent, ids, claim)
+                earlier, stored, answers = await self._read(session_id, sent, ids, claim)
         except StorageError as error:
+            if claim is not None and claim.attempt:
+                raise
             log.warning("answering without history: %s", error)
             return Conversation(session_id=session_id, messages=request, budget=budget)
         known, begin = find_overlap(_all_to_openai(earlier), sent)
         context = drop_unpaired_tool_calls(self._trim(earlier[:begin], sent), sent)
         conversation = [*instructions, *context, *sent]
         new = stored or _new_messages(sent[known:], ids[known:], model)
+        is_stored = bool(sent)
         try:
             if new and not stored:
                 with budget:
@@ -92,23 +97,23 @@ class Conversations:
                     )
         except StorageError as error:
             log.warning("answering messages that are not stored: %s", error)
-            return Conversation(session_id=session_id, messages=conversation, budget=budget)
-        last_message = [*earlier, *new][-1] if sent else None
+            is_stored = False
         return Conversation(
             session_id=session_id,
             messages=conversation,
             budget=budget,
             new=new,
-            last_message=last_message,
+            last_message=[*earlier, *new][-1] if is_stored else None,
             claim=claim,
-            replaced=replaced,
+            answer=next((each for each in answers if not each.status), None),
+            replaced=[each for each in answers if each.status],
         )
 
     async def end(self, conversation: Conversation, answer: Message) -> bool:
         """Store an answer, and return whether it and the messages of the request are stored.
 
         An empty answer that was cut short need not be stored. Raises SessionCleared if the message
-        that it answers was deleted since, TurnLost if another attempt runs the turn.
+        that it answers was deleted since, TurnLost if another attempt owns the turn.
         """
         if conversation.last_message is None:
             return False
@@ -117,9 +122,6 @@ class Conversations:
         claim = conversation.claim
         if claim is not None:
             answer = replace(answer, turn_id=claim.turn_id)
-        if answer.status and not all(each.status for each in conversation.replaced):
-            # A complete answer of an earlier attempt is better.
-            return True
         is_saved = await self._history.try_save(
             conversation.session_id,
             answer,
@@ -127,7 +129,6 @@ class Conversations:
             claim=claim,
             max_wait_s=conversation.budget.left_s,
         )
-        # Only now: an attempt that a newer one has superseded must not remove the newer answer.
         if is_saved:
             await self._remove(conversation, conversation.replaced)
         return is_saved
@@ -143,6 +144,7 @@ class Conversations:
                 *messages,
                 claim=conversation.claim,
                 max_wait_s=conversation.budget.left_s,
+                is_stored=conversation.last_message is not None,
             )
 
     async def _read(
@@ -155,8 +157,8 @@ class Conversations:
         """Return earlier messages, and what earlier attempts stored: messages and answers."""
         if claim is None or not claim.attempt or not ids:
             return await self._load_history(session_id, sent, None), (), ()
-        stored, replaced = await self._history.find_turn(session_id, ids)
-        return await self._load_history(session_id, sent, ids[0]), stored, replaced
+        stored, answers = await self._history.find_turn(session_id, ids, claim)
+        return await self._load_history(session_id, sent, ids[0]), stored, answers
 
     async def _load_history(
         self, session_id: str, sent: Sequence[OpenAIMessage], before: str | None

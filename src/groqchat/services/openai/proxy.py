@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
@@ -39,6 +38,7 @@ from groqchat.services.openai.responses import (
     rate_limited,
     starts_stream,
 )
+from groqchat.services.openai.stored_completion import SAVED_HEADER, stored_completion
 from groqchat.services.turns.limiter import TurnLimiter
 from groqchat.services.turns.registry import TurnRegistry
 from groqchat.services.turns.turn import Turn
@@ -47,9 +47,6 @@ from groqchat.storage.claims import Claim
 from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import FAILED, INCOMPLETE, Message
 
-# Whether the messages of a client with a session are stored. For a stream, the header is sent
-# before the answer, so it covers only the messages of the request.
-SAVED_HEADER = "X-History-Saved"
 # The last event of a complete stream.
 DONE_MARK = sse.encode_event(DONE)
 
@@ -95,6 +92,8 @@ class OpenAIProxy:
             conversation = await self._conversations.begin(
                 session_id, parsed.messages, request.model, claim=claim
             )
+            if conversation.answer is not None:
+                return stored_completion(conversation.answer, is_streamed=bool(request.stream))
             body = parsed.with_messages(conversation.messages)
         return await self._forward(body, request, conversation)
 
@@ -141,16 +140,8 @@ class OpenAIProxy:
 
     async def _store(self, conversation: Conversation, answer: Message) -> bool:
         """Store an answer, and return whether its conversation is stored."""
-        end: Awaitable[bool] = self._conversations.end(conversation, answer)
-        if conversation.claim is not None:
-            # Not interrupted by a newer attempt: the answer of this one must be removed again.
-            task = asyncio.ensure_future(end)
-            self._limiter.add(task)
-            # If the wait is interrupted, nobody else receives the error.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-            end = asyncio.shield(task)
         try:
-            return await end
+            return await self._conversations.end(conversation, answer)
         except SessionCleared:
             return False
 

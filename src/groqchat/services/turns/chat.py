@@ -184,18 +184,16 @@ class ChatService:
             completion = await complete(prompt)
         except (CompletionRejected, PromptTooLarge):
             await self._history.try_remove(
-                state.session_id, user_message, claim=state.claim, max_wait_s=state.budget.left_s
+                state.session_id,
+                user_message,
+                claim=state.claim,
+                max_wait_s=state.budget.left_s,
+                is_stored=state.is_stored,
             )
             raise
         except (CompletionError, ShuttingDown):
-            if not state.is_stored:
-                with suppress(SessionCleared):
-                    await self._history.try_save(
-                        state.session_id,
-                        user_message,
-                        max_wait_s=state.budget.left_s,
-                        turn_id=user_message.id,
-                    )
+            with suppress(SessionCleared):
+                await self._store_answer(state)
             raise
         answer = _answer_message(completion, user_message.id if state.claim else None)
         try:
@@ -206,14 +204,10 @@ class ChatService:
 
     async def _repeated_answer(self, state: _TurnState, turn: Turn) -> ChatResponse | None:
         """Return the answer that an earlier attempt at the turn has stored, None if it has none."""
-        if state.claim is None:
+        if state.claim is None or not state.claim.attempt:
             return None
-        try:
-            with state.budget:
-                answer = await self._history.earlier_answer(state.session_id, state.claim)
-        except StorageError as error:
-            log.warning("the answer of an earlier attempt was not found: %s", error)
-            return None
+        with state.budget:
+            answer = await self._history.earlier_answer(state.session_id, state.claim)
         if answer is None:
             return None
         turn.add_text(answer.content)
@@ -242,14 +236,14 @@ class ChatService:
         state.is_stored = True
         return earlier
 
-    async def _store_answer(self, state: _TurnState, answer: Message) -> bool:
-        """Store the answer, and the user message if it is not stored yet.
+    async def _store_answer(self, state: _TurnState, answer: Message | None = None) -> bool:
+        """Store the answer, if there is one, and the user message if it is not stored yet.
 
         An empty answer that was cut short is not stored: nothing is missing then. Raises
         SessionCleared if the user message was deleted since, TurnLost if another attempt runs the
         turn.
         """
-        answers = [answer] if answer.content or not answer.status else []
+        answers = [answer] if answer and (answer.content or not answer.status) else []
         if not state.is_stored:
             return await self._history.try_save(
                 state.session_id,

@@ -4,9 +4,10 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import orjson
 
@@ -24,9 +25,10 @@ from groqchat.services.turns.chat import ChatService
 from groqchat.services.turns.registry import TurnRegistry, last_events
 from groqchat.services.turns.waiters import Waiter, Waiters
 from groqchat.storage import keys
-from groqchat.storage.claims import Claim
+from groqchat.storage.claims import Claim, claim_turn, claimed_attempt
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.event_log import is_final
+from groqchat.storage.keys import Command
 from groqchat.storage.message_ids import new_message_id
 
 # A worker that has claimed a turn writes the first event within a moment. If the worker dies, the
@@ -67,17 +69,6 @@ class _Record:
     fingerprint: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Claimed:
-    """`attempt`: the number of the attempt, if the turn was claimed for it.
-
-    `is_running`: another attempt has the claim, and has not ended.
-    """
-
-    attempt: int | None = None
-    is_running: bool = False
-
-
 class IdempotencyKeys:
     """Runs one turn for each key: the request that claims the turn runs it, the others follow.
 
@@ -114,15 +105,12 @@ class IdempotencyKeys:
         polls = 0
         while True:
             self._chat.check()
-            is_running = await self._claim_or_join(record, key, keyed, waiter)
+            await self._claim_or_join(record, key, keyed, waiter)
             turn = self._turns.local(turn_id)
             if turn is None or turn is not ended or not turn.rejects_new_requests:
                 with suppress(TurnNotFound):
                     events = await self._turns.follow(
-                        turn_id,
-                        waits_for_text=waits_for_text,
-                        waits_for_start=False,
-                        is_running=is_running,
+                        turn_id, waits_for_text=waits_for_text, waits_for_start=False
                     )
                     if events is not None:
                         return FollowedTurn(turn_id=turn_id, events=events)
@@ -170,10 +158,6 @@ class IdempotencyKeys:
 
     async def _start(self, record: _Record, request: KeyedRequest, claim: Claim) -> None:
         try:
-            if claim.attempt:
-                # Requests that come now must not receive the events of the earlier attempt.
-                restart = keys.restart_turn(record.turn_id, claim.attempt)
-                await self._batcher.transact(restart)
             request.start(claim, record.session_id)
         except GroqChatError:
             # The next request need not wait until the lease expires.
@@ -206,62 +190,55 @@ class IdempotencyKeys:
 
     async def _claim_or_join(
         self, record: _Record, key: str, request: KeyedRequest, waiter: Waiter | None
-    ) -> bool:
+    ) -> None:
         """Claim the turn and start it, unless another request has claimed it or it runs here.
 
-        Returns whether another request has claimed it and its turn is not over. The claim of a turn
-        that runs here may have expired while Redis was unavailable. It is restored then.
+        The claim of a turn that runs here may have expired while Redis was unavailable. It is
+        restored then.
         """
         running = self._turns.local(record.turn_id)
         if running is not None and not running.is_over and running.claim is not None:
-            await self._claim(record, key, running.claim.token, waiter)
-            return False
+            await self._join(record, key, waiter, running.claim.fence([]))
+            return
         token = uuid.uuid4().hex
-        found = await self._claim(record, key, token, waiter)
-        if found.attempt is not None:
+        reply = await self._join(record, key, waiter, claim_turn(record.turn_id, token))
+        attempt = claimed_attempt(reply)
+        if attempt is not None:
             claim = Claim(
                 turn_id=record.turn_id,
                 token=token,
-                attempt=found.attempt,
+                attempt=attempt,
                 record_key=keys.idempotency_key(_digest(key)),
             )
             await self._start(record, request, claim)
-        return found.is_running
 
-    async def _claim(
-        self, record: _Record, key: str, token: str, waiter: Waiter | None
-    ) -> _Claimed:
-        """Claim the turn for this token, unless another one has its claim.
+    async def _join(
+        self, record: _Record, key: str, waiter: Waiter | None, command: Command
+    ) -> Sequence[Any]:
+        """Return the reply to a command, sent when a request begins to wait for its turn.
 
-        The claim expires if it is not renewed. All keys of the turn are deleted with the session;
-        raises SessionCleared if that has happened.
+        All keys of the turn are deleted with the session; raises SessionCleared if that has
+        happened.
         """
         turn_id, record_key = record.turn_id, keys.idempotency_key(_digest(key))
         names = keys.keyed_turn_keys(turn_id)
-        replies = await self._batcher.transact(
+        exists, *_, reply = await self._batcher.transact(
             [
                 ("EXISTS", record_key),
                 *keys.link_to_session(record.session_id, record_key, *names, now_s=time.time()),
                 *(waiter.count(turn_id) if waiter else ()),
-                *keys.count_attempt(turn_id),
-                *keys.hold_claim(turn_id, token),
-                *keys.claim_state(turn_id),
+                command,
             ]
         )
-        if not replies[0]:
+        if not exists:
             # Not the record: another request may have created it again.
             linked = [name.encode() for name in names]
             await self._batcher.transact(keys.unlink_from_session(record.session_id, linked))
             raise SessionCleared
         if waiter is not None:
             waiter.turn_id = turn_id
-        attempts, _, _, holder, ttl_s, has_events = replies[-6:]
-        if holder == token.encode():
-            return _Claimed(attempt=int(attempts or 0))
-        if ttl_s > keys.TURN_LEASE_S and not has_events:
-            # The turn is over, and Redis has lost its events.
-            await self._batcher.transact(keys.release_claim(turn_id))
-        return _Claimed(is_running=ttl_s <= keys.TURN_LEASE_S)
+        replies: Sequence[Any] = reply
+        return replies
 
 
 def _digest(key: str) -> str:

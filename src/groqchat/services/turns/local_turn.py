@@ -6,10 +6,6 @@ from groqchat.services.turns.turn import Turn
 from groqchat.storage import keys
 from groqchat.storage.event_log import EventBatch
 
-# After this time without a renewal, another worker may soon claim the turn. The rest of the lease
-# is time for a command that Redis executes late, at the default deadline (REDIS_TIMEOUT_S).
-SAFE_LEASE_S = keys.TURN_LEASE_S - 2.0
-
 
 @dataclass(slots=True)
 class LocalTurn:
@@ -22,8 +18,6 @@ class LocalTurn:
     is_last_batch: bool = False
     is_published: bool = False
     renewed_at: float = -keys.LEASE_RENEWAL_S
-    # When the lease of the claim was renewed or confirmed.
-    claimed_at: float = 0.0
     published_at: float = 0.0
     over_since: float | None = None
     # Whether the session of the turn was deleted; connected clients still receive its events.
@@ -35,10 +29,6 @@ class LocalTurn:
     def is_hidden(self) -> bool:
         """Whether no further client may follow the turn."""
         return self.turn.is_private or self.is_deleted
-
-    def needs_confirmation(self, now: float) -> bool:
-        """Return whether another attempt may have claimed the turn."""
-        return self.turn.claim is not None and now - self.claimed_at >= SAFE_LEASE_S
 
     def is_due(self, now: float) -> bool:
         """Return whether Redis needs events of the turn or a renewed lease."""
@@ -73,22 +63,17 @@ class LocalTurn:
         self.published_at = now
         self.is_published = self.is_last_batch
         if batch.ttl_s is not None:
-            self.renewed_at = self.claimed_at = now
+            self.renewed_at = now
 
     def mark_lost(self) -> None:
         """Record that Redis has lost the turn, so that all its events are written again."""
         self.published = 0
         self.is_published = False
         self.renewed_at = -keys.LEASE_RENEWAL_S
-        self.doubt_claim()
 
     def mark_deleted(self) -> None:
         """Record that the session was deleted, so that the events in Redis are deleted too."""
         self.is_deleted = self.has_stale_events = True
-
-    def doubt_claim(self) -> None:
-        """Let the claim be confirmed before the next write."""
-        self.claimed_at = -keys.TURN_LEASE_S
 
     def _ttl_s(self, now: float) -> int | None:
         if self.is_last_batch:

@@ -61,7 +61,7 @@ class TurnRegistry:
 
     def add(self, turn: Turn) -> None:
         """Make a turn of this process available to followers and stop requests."""
-        self._local[turn.id] = LocalTurn(turn, claimed_at=asyncio.get_running_loop().time())
+        self._local[turn.id] = LocalTurn(turn)
         self._has_turns.set()
 
     def local(self, turn_id: str) -> Turn | None:
@@ -90,15 +90,13 @@ class TurnRegistry:
         *,
         waits_for_text: bool = False,
         waits_for_start: bool = True,
-        is_running: bool = False,
     ) -> AsyncIterator[bytes] | None:
         """Return an iterator over the events with a higher number than `after`.
 
         Returns None if the turn is over and has no such events. Raises TurnNotFound if the turn
         does not exist or is private, TurnLost if the number belongs to an earlier attempt at it.
         With `waits_for_text`, waits as `Turn.wait_for_text`; with `waits_for_start`, waits for a
-        new turn that is not in Redis yet. `is_running`: another worker runs the turn, so that a
-        turn which is over does not count.
+        new turn that is not in Redis yet.
         """
         local = self._find(turn_id)
         if local is not None and local.is_hidden:
@@ -114,7 +112,6 @@ class TurnRegistry:
             after,
             waits_for_text=waits_for_text,
             waits_for_start=waits_for_start,
-            is_running=is_running,
         )
 
     def delete_session(self, session_id: str, *, last_turn_id: str) -> None:
@@ -179,10 +176,6 @@ class TurnRegistry:
     async def _flush(self) -> None:
         now = asyncio.get_running_loop().time()
         due = [local for local in self._local.values() if local.is_due(now)]
-        doubtful = [local for local in due if local.needs_confirmation(now)]
-        if doubtful:
-            due = [local for local in due if not local.needs_confirmation(now)]
-            await asyncio.gather(*(self._confirm(local, now) for local in doubtful))
         for begin in range(0, len(due), MAX_GROUP):
             group = due[begin : begin + MAX_GROUP]
             try:
@@ -191,14 +184,6 @@ class TurnRegistry:
                 # One failing command fails the whole call: find the turn that caused it.
                 for local in group:
                     await self._append_alone(local, now)
-
-    async def _confirm(self, local: LocalTurn, now: float) -> None:
-        """Find out whether another attempt runs a turn, before more of it is written."""
-        claim = local.turn.claim
-        if claim is None or await self._log.confirm(claim):
-            local.claimed_at = now
-        else:
-            self._supersede(local)
 
     def _supersede(self, local: LocalTurn) -> None:
         """Stop a turn that another attempt runs, without a further write."""
@@ -229,13 +214,9 @@ class TurnRegistry:
         try:
             (result,) = await self._log.append([batch])
         except HistoryFailed as error:
-            # Redis has these events already, or those of a newer attempt, or the key has another
-            # type: do not retry.
+            # Redis has these events already, or the key has another type: do not retry.
             log.info("Redis rejected events of turn %s: %s", batch.turn_id, error)
             local.mark_published(batch, now)
-            # A turn that has ended must not claim the turn again: another attempt may run it now.
-            if not batch.is_last:
-                await self._confirm(local, now)
         else:
             self._record(local, batch, result, now)
 

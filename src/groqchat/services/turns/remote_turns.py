@@ -43,13 +43,9 @@ class RemoteTurns:
         *,
         waits_for_text: bool,
         waits_for_start: bool,
-        is_running: bool,
     ) -> AsyncIterator[bytes] | None:
         """Follow a turn as `TurnRegistry.follow`."""
         first = await self._read_existing(turn_id, after, NEW_TURN_S if waits_for_start else 0.0)
-        if is_running and first.has_outcome:
-            # The events of an earlier attempt, which are about to be deleted.
-            raise TurnNotFound
         if waits_for_text:
             first = await self._wait_for_text(turn_id, first)
         if after and not first.is_over and not first.events:
