@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import requests
 
+from groqchat.cli import main
 from tests.support.redis_servers import RedisServer
 from tests.support.service import Service, environment, run_groqchat
 
@@ -189,14 +190,16 @@ def test_reindex_without_redis_is_an_error_without_a_traceback(directory: Path) 
     assert "Traceback" not in result.stderr
 
 
-def test_a_missing_or_unknown_command_prints_the_usage(directory: Path) -> None:
-    for arguments in ((), ("dance",)):
-        result = run_groqchat(*arguments, cwd=directory)
-        assert result.returncode == 2
-        assert "usage: groqchat" in result.stderr
-    assert re.fullmatch(
-        r"groqchat \d+\.\d+\.\d+\n", run_groqchat("--version", cwd=directory).stdout
-    )
+def test_a_missing_or_unknown_command_prints_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["dance"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert "usage: groqchat" in capsys.readouterr().err
+
+
+def test_the_version_is_printed(directory: Path) -> None:
+    result = run_groqchat("--version", cwd=directory)
+    assert re.fullmatch(r"groqchat \d+\.\d+\.\d+\n", result.stdout)
 
 
 def has_ipv6() -> bool:
@@ -252,9 +255,9 @@ def test_the_mock_groq_server_runs_alone(directory: Path, host: str, shown: str)
     ],
 )
 def test_an_invalid_option_of_the_mock_groq_server_is_rejected(
-    directory: Path, option: str, value: str, rule: str
+    capsys: pytest.CaptureFixture[str], option: str, value: str, rule: str
 ) -> None:
-    result = run_groqchat("offline", option, value, cwd=directory)
-    assert result.returncode == 1
-    assert result.stderr.startswith(f"groqchat: {option}: {rule}")
-    assert result.stderr.count("\n") == 1
+    assert main(["offline", option, value]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"groqchat: {option}: {rule}")
+    assert printed.count("\n") == 1

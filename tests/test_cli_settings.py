@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from groqchat.cli import main
 from tests.support.service import Service, run_groqchat
 
 UNREACHABLE = "redis://127.0.0.1:9"
@@ -81,12 +82,11 @@ def test_the_options_of_serve_override_the_environment(directory: Path, workers:
         assert service.terminate() == 0
 
 
-def test_an_invalid_option_of_serve_is_an_error_without_a_traceback(directory: Path) -> None:
-    result = run_groqchat(
-        "serve", "--port", "99999", "--workers", "no", "--host", "", cwd=directory
-    )
-    assert result.returncode == 1
-    assert result.stderr.splitlines() == [
+def test_an_invalid_option_of_serve_is_an_error_without_a_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["serve", "--port", "99999", "--workers", "no", "--host", ""]) == 1
+    assert capsys.readouterr().err.splitlines() == [
         "groqchat: HOST: must not be empty",
         "PORT: must be at most 65535",
         "WORKERS: must be a whole number",

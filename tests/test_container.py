@@ -15,8 +15,10 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
 
 from groqchat.configuration import load_settings
 from tests.support.docs import ROOT, read
@@ -134,6 +136,11 @@ def redis_of_compose(request: pytest.FixtureRequest) -> Iterator[tuple[str, Path
         assert process.returncode == 0
 
 
+def connected(socket: Path, password: str | None) -> Redis:
+    """A client that does not retry: a wrong password stays wrong."""
+    return Redis(unix_socket_path=str(socket), password=password, retry=Retry(NoBackoff(), 0))
+
+
 def test_the_command_of_compose_starts_redis_with_the_password(
     redis_of_compose: tuple[str, Path],
 ) -> None:
@@ -141,7 +148,7 @@ def test_the_command_of_compose_starts_redis_with_the_password(
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
-            with Redis(unix_socket_path=str(socket), password=password or None) as client:
+            with connected(socket, password or None) as client:
                 assert client.ping()
                 assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
                 assert client.config_get("appendonly") == {"appendonly": "yes"}
@@ -150,7 +157,7 @@ def test_the_command_of_compose_starts_redis_with_the_password(
             assert time.monotonic() < deadline
     if password:
         with (
-            Redis(unix_socket_path=str(socket), password="wrong") as client,
+            connected(socket, "wrong") as client,
             pytest.raises(AuthenticationError),
         ):
             client.ping()

@@ -15,7 +15,7 @@ from tests.support.garbage import no_gc
 from tests.support.raw_groq import STREAM_HEAD, RawGroq, Respond, chunked, event, whole
 from tests.support.turn_service import events_of, open_service, request, run_to_end
 
-REPEATS = 20
+REPEATS = 10
 # A closed connection of asyncio is a cycle of a few small objects on each side.
 MAX_OBJECTS = 16
 PROMPT = Prompt(model="m", messages=[{"role": "user", "content": "x"}])

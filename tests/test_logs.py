@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import requests
 
+from groqchat.cli import main
 from groqchat.http.request_id import request_id
 from groqchat.runtime.logs import configure_logging
 from tests.support.service import Service, run_groqchat
@@ -147,6 +148,9 @@ def test_with_json_a_line_of_the_env_file_that_is_no_setting_is_reported_in_one_
     ] == [("WARNING", "groqchat", f".env: {UNPARSED}")]
 
 
-def test_an_unknown_log_format_is_rejected(directory: Path) -> None:
-    result = run_groqchat("serve", cwd=directory, LOG_FORMAT="xml")
-    assert result.stderr == "groqchat: LOG_FORMAT: must be 'text' or 'json'\n"
+def test_an_unknown_log_format_is_rejected(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOG_FORMAT", "xml")
+    assert main(["serve"]) == 1
+    assert capsys.readouterr().err == "groqchat: LOG_FORMAT: must be 'text' or 'json'\n"

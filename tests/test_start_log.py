@@ -37,11 +37,10 @@ def test_the_log_contains_the_addresses_once(directory: Path, workers: str) -> N
     assert service.log.count("answers at") == 1 + service.log.count("mock Groq server answers at")
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize(
     # The test above starts the service on 127.0.0.1.
-    ("host", "is_exposed"),
-    [("0.0.0.0", True), ("localhost", False)],
+    ("host", "is_exposed", "workers"),
+    [("0.0.0.0", True, "1"), ("0.0.0.0", True, "2"), ("localhost", False, "1")],
 )
 def test_an_exposed_service_logs_one_warning(
     directory: Path, host: str, workers: str, *, is_exposed: bool

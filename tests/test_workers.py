@@ -9,6 +9,7 @@ import pytest
 import requests
 from pydantic import SecretStr
 
+from groqchat.cli import main
 from groqchat.errors import ConfigurationError
 from groqchat.runtime import workers
 from groqchat.runtime.workers import decode_settings, encode_settings, reserved_port
@@ -23,22 +24,15 @@ def start(directory: Path) -> Service:
 
 
 def test_workers_share_one_port_and_one_embedded_server(directory: Path) -> None:
+    """The port is free immediately after the exit."""
     with start(directory) as service:
         answers = [chat(service.url, f"message {number}")["message"] for number in range(10)]
         assert contents(service.url)[1::2] == answers
         assert len(workers_of(service.pid)) == 2
-        assert service.terminate() == 0
-    with start(directory) as service:
-        assert contents(service.url)[1::2] == answers
-
-
-def test_the_port_is_free_immediately_after_the_exit(directory: Path) -> None:
-    with start(directory) as service:
-        chat(service.url, "Hello")
         port = service.url.rpartition(":")[2]
         assert service.terminate() == 0
     with Service(directory, "--local", "--workers", "2", PORT=port) as service:
-        assert len(contents(service.url)) == 2
+        assert contents(service.url)[1::2] == answers
 
 
 def test_a_second_service_cannot_use_the_port_of_the_workers(directory: Path) -> None:
@@ -133,10 +127,11 @@ def test_a_second_sigint_ends_the_workers_at_once(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("count", ["-1", "257", "many"])
-def test_an_invalid_number_of_workers_is_rejected(directory: Path, count: str) -> None:
-    result = run_groqchat("serve", "--workers", count, cwd=directory)
-    assert result.returncode == 1
-    assert result.stderr.startswith("groqchat: WORKERS: must be ")
+def test_an_invalid_number_of_workers_is_rejected(
+    capsys: pytest.CaptureFixture[str], count: str
+) -> None:
+    assert main(["serve", "--workers", count]) == 1
+    assert capsys.readouterr().err.startswith("groqchat: WORKERS: must be ")
 
 
 def test_a_restarted_worker_has_the_settings_of_its_siblings(directory: Path) -> None:
