@@ -1,11 +1,12 @@
 import itertools
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
 from fakeredis import FakeAsyncRedis
@@ -73,6 +74,12 @@ def redis_url(real_servers: dict[str, RedisServer]) -> str:
     return real_servers["valkey"].url(next(_databases))
 
 
+@pytest.fixture(scope="module")
+def shared_redis_url(real_servers: dict[str, RedisServer]) -> str:
+    """The URL of the database of `shared_api`."""
+    return real_servers["valkey"].url(next(_databases))
+
+
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
     """A client of the database at `redis_url`."""
@@ -99,12 +106,19 @@ def store(any_redis: Redis) -> HistoryStore:
     return new_store(any_redis)
 
 
-@pytest.fixture
-async def groq() -> AsyncIterator[MockGroq]:
-    """The mock Groq server on a real socket."""
+@asynccontextmanager
+async def serve_mock() -> AsyncIterator[MockGroq]:
+    """Run the mock Groq server on a real socket."""
     mock = MockGroq()
     async with TestServer(mock.app()) as server:
         mock.url = str(server.make_url("/")).rstrip("/")
+        yield mock
+
+
+@pytest.fixture
+async def groq() -> AsyncIterator[MockGroq]:
+    """The mock Groq server on a real socket."""
+    async with serve_mock() as mock:
         yield mock
 
 
@@ -125,3 +139,22 @@ async def serve(redis_url: str, groq: MockGroq) -> AsyncIterator[Serve]:
 async def api(serve: Serve) -> ClientSession:
     """A client of the service with default settings."""
     return await serve()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_groq() -> AsyncIterator[MockGroq]:
+    """The mock Groq server of `shared_api`."""
+    async with serve_mock() as mock:
+        yield mock
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_api(shared_redis_url: str, shared_groq: MockGroq) -> AsyncIterator[ClientSession]:
+    """A client of one service for all tests of a module, which run in one event loop.
+
+    For tests that leave the service as it is. The module needs
+    `pytestmark = pytest.mark.asyncio(loop_scope="module")`.
+    """
+    runner = create_runner(new_settings(shared_redis_url, shared_groq.url))
+    async with running(runner) as url, ClientSession(url) as client:
+        yield client

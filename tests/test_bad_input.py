@@ -3,14 +3,15 @@
 import asyncio
 import io
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import pytest_asyncio
 from aiohttp import ClientSession
 from redis.asyncio import Redis
 
-from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.groq import MockGroq
 
@@ -18,12 +19,25 @@ JSON = {"Content-Type": "application/json"}
 CHAT = f"{BASE}/chat"
 
 
-@pytest.fixture
-async def no_side_effects(api: ClientSession, redis: Redis, groq: MockGroq) -> Any:
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(scope="module")
+def api(shared_api: ClientSession) -> ClientSession:
+    """No request of these tests changes the service."""
+    return shared_api
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def no_side_effects(
+    api: ClientSession, shared_redis_url: str, shared_groq: MockGroq
+) -> AsyncIterator[None]:
     """Check after the test: nothing is stored, Groq has no request, the service still responds."""
-    yield
-    assert await redis.dbsize() == 0
-    assert groq.requests == []
+    async with Redis.from_url(shared_redis_url, protocol=2) as redis:
+        keys, requests = set(await redis.keys()), len(shared_groq.requests)
+        yield
+        assert set(await redis.keys()) <= keys
+        assert len(shared_groq.requests) == requests
     async with api.post(CHAT, json={"message": "Hello"}) as response:
         assert response.status == 200
 
@@ -191,19 +205,6 @@ async def test_an_unsupported_content_type_is_a_415(api: ClientSession, content_
 async def test_a_missing_content_type_is_a_415(api: ClientSession) -> None:
     response = await api.post(CHAT, data=b"{}", skip_auto_headers=["Content-Type"])
     await assert_error(response, 415, "unsupported_media_type")
-
-
-@pytest.mark.usefixtures("no_side_effects")
-@pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_over_the_limit_is_a_413(serve: Serve, chunked: bool) -> None:  # noqa: FBT001 - a parameter of the test
-    api = await serve(max_body_bytes=1024)
-    body = json.dumps({"message": "x" * 5000}).encode()
-
-    async def chunks() -> Any:
-        yield body
-
-    response = await api.post(CHAT, data=chunks() if chunked else body, headers=JSON)
-    await assert_error(response, 413, "body_too_large")
 
 
 QUERIES = [

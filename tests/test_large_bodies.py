@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession
+from redis.asyncio import Redis
 
 from tests.conftest import Serve
-from tests.support.api import BASE
+from tests.support.api import BASE, assert_error
+from tests.support.groq import MockGroq
 from tests.support.raw_http import connect, post
 
 CHAT = f"{BASE}/chat"
@@ -117,4 +119,26 @@ async def test_a_request_with_a_key_that_cancels_its_turn_uses_one_slot(
     headers = {"Idempotency-Key": f"one-slot-{stream}"}
     async with api.post(CHAT, json=body, headers=headers) as response:
         await response.read()
+        assert response.status == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_over_the_limit_is_a_413_without_side_effects(
+    serve: Serve,
+    redis: Redis,
+    groq: MockGroq,
+    chunked: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    api = await serve(max_body_bytes=1024)
+    body = json.dumps({"message": "x" * 5000}).encode()
+
+    async def chunks() -> Any:
+        yield body
+
+    headers = {"Content-Type": "application/json"}
+    response = await api.post(CHAT, data=chunks() if chunked else body, headers=headers)
+    await assert_error(response, 413, "body_too_large")
+    assert await redis.dbsize() == 0
+    assert groq.requests == []
+    async with api.post(CHAT, json={"message": "Hello"}) as response:
         assert response.status == 200
