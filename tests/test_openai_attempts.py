@@ -261,3 +261,14 @@ async def test_a_deletion_before_the_first_save_leaves_no_message(
     goes_on.set()
     assert (await running)[0] == int(failure or 200)
     assert await history(api) == []
+
+
+@pytest.mark.parametrize("failure", [None, "400"])
+async def test_thousands_of_messages_are_stored_or_removed_at_once(
+    serve: Serve, groq: MockGroq, redis: Redis, failure: Any
+) -> None:
+    api = await serve(groq_max_retries=0)
+    groq.options.fail = failure
+    messages = [{"role": "user", "content": str(number)} for number in range(9000)]
+    assert (await send(api, session=True, messages=messages))[0] == int(failure or 200)
+    assert await redis.zcard("chat:session:s") == (0 if failure else 9001)

@@ -102,7 +102,7 @@ class HistoryStore:
         is_retry = claim is not None and claim.attempt > 0
         commands = [
             *first_read(key, context, answered, before=messages[0] if is_retry else None),
-            add_members(key, messages, members),
+            *add_members(key, messages, members),
             *keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time()),
         ]
         end = time.monotonic() + self._timeout_s

@@ -1,6 +1,6 @@
 """Every Redis key, and the one TTL rule: a session expires `ttl_s` after its last message."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -42,6 +42,9 @@ WRITE_PROBE_TTL_S = 60
 # then for the retention of its events.
 SESSION_KEYS_TTL_S = 3600 + IDEMPOTENCY_TTL_S
 
+# Even, so that a score and its member stay in one command.
+MAX_WORDS = 4000
+
 # The score of a session whose key has no TTL because another program wrote it.
 NEVER_EXPIRES = float("inf")
 
@@ -55,6 +58,12 @@ def write_probe() -> tuple[Command, ...]:
         ("EXPIRE", WRITE_PROBE, WRITE_PROBE_TTL_S),
         ("EVAL", "return 1", 0),
     )
+
+
+def split_words(words: Sequence[str | bytes]) -> Iterator[Sequence[str | bytes]]:
+    """Yield the words of several commands, because a script passes about 8000 to one at most."""
+    for begin in range(0, len(words), MAX_WORDS):
+        yield words[begin : begin + MAX_WORDS]
 
 
 def checked_key(session_id: str) -> str:

@@ -22,12 +22,13 @@ class MessageRemoval:
     ) -> None:
         """Remove members, unless another attempt than that of a claim owns the turn."""
         key = keys.session_key(session_id)
-        commands: list[Command] = [("ZREM", key, *members), ("EXISTS", key)]
+        commands: list[Command] = [("ZREM", key, *words) for words in keys.split_words(members)]
+        commands.append(("EXISTS", key))
         if claim is None:
-            _, exists = await self._transact(commands)
+            *_, exists = await self._transact(commands)
         else:
             (reply,) = await self._transact([claim.fence(commands, lease_s=0)])
-            _, exists = fenced_replies(reply) or (0, 1)
+            *_, exists = fenced_replies(reply) or (1,)
         if not exists:
             await self._transact(keys.remove_from_index(session_id))
             # A concurrent write may have created the session again: then it must be listed.

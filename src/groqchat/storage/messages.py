@@ -12,7 +12,7 @@ import msgspec
 import orjson
 
 from groqchat.lenient_json import loads, loads_exact
-from groqchat.storage.keys import Command
+from groqchat.storage.keys import Command, split_words
 from groqchat.storage.message_ids import (
     MAX_SCORE_S,
     MESSAGE_ID,
@@ -273,14 +273,14 @@ def first_read(
     return [("ZCOUNT", key, user_message.score_text, user_message.score_text)]
 
 
-def add_members(key: str, messages: Sequence[Message], members: Sequence[bytes]) -> Command:
-    """Return the command that adds encoded messages to a session."""
+def add_members(key: str, messages: Sequence[Message], members: Sequence[bytes]) -> list[Command]:
+    """Return the commands that add encoded messages to a session."""
     if len(messages) == 1:
-        return "ZADD", key, messages[0].score_text, members[0]
+        return [("ZADD", key, messages[0].score_text, members[0])]
     scored: list[str | bytes] = []
     for message, member in zip(messages, members, strict=True):
         scored += (message.score_text, member)
-    return ("ZADD", key, *scored)
+    return [("ZADD", key, *words) for words in split_words(scored)]
 
 
 def size_of(messages: Sequence[PromptMessage]) -> int:

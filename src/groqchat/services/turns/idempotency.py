@@ -25,7 +25,7 @@ from groqchat.services.turns.chat import ChatService
 from groqchat.services.turns.registry import TurnRegistry, last_events
 from groqchat.services.turns.waiters import Waiter, Waiters
 from groqchat.storage import keys
-from groqchat.storage.claims import Claim, claim_turn, claimed_attempt
+from groqchat.storage.claims import Claim, claim_turn, claimed_attempt, fenced_replies
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.event_log import is_final
 from groqchat.storage.keys import Command
@@ -198,7 +198,9 @@ class IdempotencyKeys:
         """
         running = self._turns.local(record.turn_id)
         if running is not None and not running.is_over and running.claim is not None:
-            await self._join(record, key, waiter, running.claim.fence([]))
+            reply = await self._join(record, key, waiter, running.claim.fence([]))
+            if fenced_replies(reply) is None:
+                running.supersede()
             return
         token = uuid.uuid4().hex
         reply = await self._join(record, key, waiter, claim_turn(record.turn_id, token))
