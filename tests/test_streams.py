@@ -200,10 +200,12 @@ async def test_without_redis_a_stream_is_sent_and_can_be_resumed(
 
 
 async def test_an_idle_stream_contains_pings(
-    api: ClientSession, groq: MockGroq, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, groq: MockGroq, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_stream, "PING_INTERVAL_S", 1)
-    groq.options.latency_ms = 3000
+    monkeypatch.setattr(event_stream, "INSPECTION_INTERVAL_S", 0.05)
+    monkeypatch.setattr(event_stream, "PING_INTERVAL_S", 0.1)
+    groq.options.latency_ms = 1500
+    api = await serve()
     response, _ = await start_stream(api)
     assert await response.content.readline() == b": ping\n"
     response.close()
@@ -213,18 +215,22 @@ async def test_a_client_that_reads_a_large_event_steadily_is_not_disconnected(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_steadily(client: socket.socket) -> bytes:
-        """Read 5 MB per second; return the end of the stream."""
+        """Read 15 MB per second; return the end of the stream."""
         end = b""
         while data := client.recv(65_536):
             end = (end + data)[-100:]
             if end.endswith(b"\r\n0\r\n\r\n"):
                 break
-            time.sleep(len(data) / 5_000_000)
+            time.sleep(len(data) / 15_000_000)
         return end
 
-    api = await serve(stream_write_timeout_s=1)
+    # The event takes longer than this.
+    timeout_s = 0.5
+    api = await serve(stream_write_timeout_s=timeout_s)
     with never_reading_client(api_port(await api.get("/healthz")), monkeypatch) as client:
+        started = time.monotonic()
         end = await asyncio.to_thread(read_steadily, client)
+    assert time.monotonic() - started > 2 * timeout_s
     assert end.endswith(b'"history_saved":true}\n\n\r\n0\r\n\r\n')
 
 
