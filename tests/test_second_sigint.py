@@ -21,12 +21,12 @@ SLOW = {"SHUTDOWN_GRACE_S": "60", "GROQ_BASE_URL": "offline:?latency_ms=60000"}
 
 # Both signals arrive before the event loop continues.
 BOTH_AT_ONCE = """
-import os, signal
+import signal
 from groqchat.cli import main
 
 def interrupt_twice(*_):
     for _ in range(2):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 signal.signal(signal.SIGUSR1, interrupt_twice)
 raise SystemExit(main())
