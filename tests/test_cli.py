@@ -78,6 +78,34 @@ def test_after_ctrl_c_a_running_turn_completes_before_the_exit(directory: Path) 
         assert contents(service.url) == ["Hello", answers[0]["message"]]
 
 
+# Imports the service as the command does, and receives Ctrl-C at the import of aiohttp.
+INTERRUPTED = """
+import importlib.abc, os, signal, sys
+
+class Interrupt(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "aiohttp":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+from groqchat.__main__ import run
+sys.exit(run())
+"""
+
+
+def test_ctrl_c_during_the_start_causes_no_traceback(directory: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, "serve"],
+        cwd=directory,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
 def test_a_second_service_on_an_embedded_directory_fails_with_a_clear_message(
     directory: Path,
 ) -> None:

@@ -65,7 +65,7 @@ def test_the_wheel_has_our_name_and_contains_the_package_and_its_command(wheel: 
         commands = archive.read(metadata_name.replace("METADATA", "entry_points.txt")).decode()
     assert wheel.name.startswith("groqchat_server-")
     assert metadata["Name"] == DISTRIBUTION
-    assert commands == "[console_scripts]\ngroqchat = groqchat.cli:main\n"
+    assert commands == "[console_scripts]\ngroqchat = groqchat.__main__:run\n"
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"groqchat"}
     assert "groqchat/py.typed" in names
 
