@@ -15,7 +15,7 @@ from tests.support.turn_service import (
     request,
     run_to_end,
 )
-from tests.support.turn_workers import new_claim
+from tests.support.turn_workers import RECORD_VALUE, new_claim
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ async def test_only_a_retry_looks_for_an_incomplete_answer(service: Service) -> 
     assert service.batcher.calls == 2
     claim = new_claim()
     await service.batcher.transact(
-        [("SET", claim.record_key, "{}"), claim_turn(claim.turn_id, claim.token)]
+        [("SET", claim.record_key, RECORD_VALUE), claim_turn(claim.turn_id, claim.token)]
     )
     service.batcher.calls = 0
     await run_to_end(service, request(), claim=claim)

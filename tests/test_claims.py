@@ -4,10 +4,11 @@ import pytest
 from redis.asyncio import Redis
 
 from groqchat.errors import HistoryFailed, TurnLost
-from groqchat.storage.claims import claim_turn, claimed_attempt, fenced_replies
+from groqchat.storage import claims
+from groqchat.storage.claims import claim_turn, claimed_attempt
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.keys import Command
-from tests.support.turn_workers import RECORD, new_claim
+from tests.support.turn_workers import RECORD, RECORD_VALUE, new_claim
 
 CLAIM, ATTEMPTS, TURN = "chat:claim:t", "chat:attempts:t", "chat:turn:t"
 FIRST, SECOND = new_claim("t"), new_claim("t", 1)
@@ -17,7 +18,7 @@ WRITE: Command = ("SET", "key", "value")
 @pytest.fixture
 async def batcher(any_redis: Redis) -> CommandBatcher:
     """A command batcher over each kind of server, which contains the record of the key."""
-    await any_redis.set(RECORD, "{}")
+    await any_redis.set(RECORD, RECORD_VALUE)
     return CommandBatcher(any_redis, timeout_s=5)
 
 
@@ -28,8 +29,8 @@ async def claim(batcher: CommandBatcher, token: str) -> int | None:
 
 async def fenced(batcher: CommandBatcher, command: Command) -> list[object] | None:
     (reply,) = await batcher.transact([command])
-    replies = fenced_replies(reply)
-    return None if replies is None else list(replies)
+    found = claims.fenced(reply)
+    return None if found is None else list(found.replies)
 
 
 async def test_one_request_claims_a_turn(batcher: CommandBatcher, any_redis: Redis) -> None:
@@ -81,7 +82,7 @@ async def test_another_attempt_executes_nothing(batcher: CommandBatcher, any_red
     await claim(batcher, SECOND.token)
     assert await fenced(batcher, FIRST.fence([WRITE])) is None
     with pytest.raises(TurnLost):
-        FIRST.replies([0])
+        FIRST.check([0])
     assert not await any_redis.exists("key")
     assert await any_redis.get(CLAIM) == SECOND.token.encode()
 

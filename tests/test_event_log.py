@@ -20,7 +20,7 @@ from groqchat.storage.event_log import (
     TurnRequests,
     is_final,
 )
-from tests.support.turn_workers import RECORD, new_claim
+from tests.support.turn_workers import RECORD, RECORD_VALUE, new_claim
 
 TURN = "chat:turn:t"
 STOPS = "chat:stops"
@@ -55,7 +55,7 @@ def final_batch(number: int, name: str) -> EventBatch:
 @pytest.fixture
 async def log(any_redis: Redis) -> AsyncIterator[EventLog]:
     """An event log over each kind of server."""
-    await any_redis.set(RECORD, "{}")
+    await any_redis.set(RECORD, RECORD_VALUE)
     async with CommandBatcher(any_redis, timeout_s=5) as batcher:
         yield EventLog(batcher)
 

@@ -17,6 +17,7 @@ from groqchat.storage.history_reader import HistoryPage
 from groqchat.storage.keys import Command
 from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import INCOMPLETE, Message, encode_member
+from groqchat.storage.session_deletion import DELETION_SCRIPT
 from groqchat.storage.session_info import SessionInfo
 from tests.support.recording_batcher import RecordingBatcher
 from tests.support.store import new_message
@@ -161,13 +162,8 @@ async def test_clearing_a_session_deletes_its_messages_in_one_transaction(
     history: HistoryStore, batcher: RecordingBatcher
 ) -> None:
     await history.clear_session("s")
-    names = ("ZRANGE", keys.session_keys_key("s"), 0, -1)
-    deletion, request = batcher.transactions
-    assert deletion == [("UNLINK", KEY), ("ZREM", INDEX, "s"), names]
-    assert [command[:2] for command in request] == [
-        ("XADD", keys.STOP_REQUESTS),
-        ("EXPIRE", keys.STOP_REQUESTS),
-    ]
+    ((command,),) = batcher.transactions
+    assert command[:2] == ("EVAL", DELETION_SCRIPT)
 
 
 async def read_page(history: HistoryStore, **options: Any) -> tuple[list[str], bool]:

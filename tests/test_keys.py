@@ -40,13 +40,6 @@ def test_a_write_renews_the_session_and_its_entry_in_the_index() -> None:
     )
 
 
-def test_a_deletion_removes_the_messages_and_the_entry_in_the_index() -> None:
-    assert keys.delete_session("s") == (
-        ("UNLINK", "chat:session:s"),
-        ("ZREM", "chat:sessions", "s"),
-    )
-
-
 def test_a_removal_from_the_index_does_not_delete_messages() -> None:
     assert keys.remove_from_index("s") == (("ZREM", "chat:sessions", "s"),)
 

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from groqchat.errors import HistoryUnavailable
 from groqchat.services.history_store import HistoryStore
 from groqchat.storage import keys
+from groqchat.storage.claims import Claim
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.late_writes import CHECKS
 from groqchat.storage.messages import encode_member
@@ -21,7 +22,7 @@ from tests.support.recording_batcher import RecordingBatcher
 from tests.support.redis_servers import RedisServer
 from tests.support.store import new_message
 from tests.support.streams import history
-from tests.support.turn_workers import new_claim
+from tests.support.turn_workers import RECORD, RECORD_VALUE, new_claim
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
 QUESTION = {"message": "Hello", "session_id": "s"}
@@ -57,7 +58,7 @@ async def until_called(server: RedisServer, command: str, calls: int) -> None:
 
 async def until_removed(caplog: pytest.LogCaptureFixture) -> None:
     async with asyncio.timeout(LIMIT_S):
-        while "removing a late answer from session s" not in caplog.messages:
+        while "removing late messages from session s" not in caplog.messages:
             await asyncio.sleep(0.01)
 
 
@@ -205,3 +206,33 @@ async def test_rejected_messages_are_removed_later_unless_a_newer_attempt_runs(
             pass
         is_newer = holder == "token of a newer attempt"
         assert await store.get_session_size("s") == (1 if is_newer else 0)
+
+
+@pytest.mark.parametrize("claim", [None, new_claim()], ids=["plain", "keyed"])
+@pytest.mark.parametrize("is_deleted", [False, True])
+@pytest.mark.parametrize("has_record", [False, True])
+async def test_a_late_first_save_does_not_restore_a_deleted_session(
+    claim: Claim | None, *, is_deleted: bool, has_record: bool
+) -> None:
+    async with FakeAsyncRedis(server=FakeServer()) as redis:
+        batcher = RecordingBatcher(redis)
+        store = HistoryStore(redis, batcher, ttl_s=1000, timeout_s=5)
+        messages = [new_message("late"), new_message("answer", "assistant")]
+
+        async def fail(_: int) -> None:
+            raise HistoryUnavailable("down")
+
+        batcher.before = fail
+        with pytest.raises(HistoryUnavailable):
+            await store.save_messages("s", *messages, claim=claim)
+        batcher.before = None
+        if is_deleted:
+            await store.clear_session("s")
+        if has_record:
+            # The turn began after the deletion.
+            await redis.set(RECORD, RECORD_VALUE)
+        await store.save_messages("s", *messages)
+        async with store.checking_late_writes():
+            pass
+        stays = not is_deleted or bool(claim and has_record)
+        assert await store.get_session_size("s") == (2 if stays else 0)

@@ -193,6 +193,22 @@ async def test_a_rejected_further_attempt_removes_what_earlier_attempts_stored(
     assert [each["content"] for each in await history(api)] == expected
 
 
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "other"}])
+async def test_a_rejected_further_attempt_leaves_messages_that_another_request_has_answered(
+    serve: Serve, groq: MockGroq, headers: dict[str, str]
+) -> None:
+    api = await serve(groq_max_retries=0)
+    messages = [{"role": "user", "content": text} for text in ("One", "Two")]
+    groq.options.fail, groq.options.fail_times = "503", 1
+    assert not await succeeds(api, session=True, messages=messages)
+    assert await succeeds(api, session=True, messages=messages, headers=headers)
+    expected = await history(api)
+    assert [each["role"] for each in expected] == ["user", "user", "assistant"]
+    groq.options.fail, groq.options.fail_times = "400", None
+    assert (await send(api, session=True, messages=messages))[0] == 400
+    assert await history(api) == expected
+
+
 async def test_a_message_that_a_request_without_the_key_has_stored_is_not_stored_again(
     serve: Serve, groq: MockGroq, redis: Redis
 ) -> None:

@@ -7,6 +7,8 @@ import pytest
 from aiohttp import ClientSession
 from redis.asyncio import Redis
 
+from groqchat.openai_paths import COMPLETIONS_PATH
+from groqchat.services.turns.idempotency import IdempotencyKeys
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.events import all_events
@@ -176,22 +178,58 @@ async def test_a_request_that_waits_for_a_deleted_turn_does_not_start_it_again(
     assert await history(workers[0]) == []
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        (f"{BASE}/chat", QUESTION),
-        (
-            "/openai/v1/chat/completions",
-            {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]},
-        ),
-    ],
-)
+BODIES: dict[str, dict[str, Any]] = {
+    f"{BASE}/chat": QUESTION,
+    COMPLETIONS_PATH: {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]},
+}
+PATHS = pytest.mark.parametrize("path", BODIES)
+
+
+@PATHS
+async def test_a_key_whose_turn_begins_just_after_a_deletion_keeps_its_answer(
+    workers: list[ClientSession],
+    groq: MockGroq,
+    redis: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+) -> None:
+    join = IdempotencyKeys._join
+
+    async def join_after_deletion(*arguments: Any) -> Any:
+        monkeypatch.setattr(IdempotencyKeys, "_join", join)
+        await delete_session(workers[1])
+        return await join(*arguments)
+
+    monkeypatch.setattr(IdempotencyKeys, "_join", join_after_deletion)
+    headers = {**KEY, "X-Session-Id": "s"}
+    answers = []
+    for worker in (workers[0], workers[0], workers[1]):
+        async with worker.post(path, json=BODIES[path], headers=headers) as response:
+            assert response.status == 200
+            answers.append(await response.json())
+
+        async def is_over() -> bool:
+            (claim,) = await redis.keys("chat:claim:*")
+            return int(await redis.ttl(claim)) > 100
+
+        await wait_until(is_over)
+    assert answers == answers[:1] * 3
+    assert len(groq.requests) == 1
+    assert [each["role"] for each in await history(workers[0])] == ["user", "assistant"]
+    (name,) = await redis.keys("chat:turn:*")
+    turn_id = name.decode().rpartition(":")[2]
+    for worker in workers:
+        async with worker.get(f"{BASE}/chat/{turn_id}/events") as response:
+            assert response.status == 200
+
+
+@PATHS
 async def test_a_turn_that_stores_its_message_just_after_a_deletion_is_deleted_too(
-    workers: list[ClientSession], groq: MockGroq, redis: Redis, path: str, body: dict[str, Any]
+    workers: list[ClientSession], groq: MockGroq, redis: Redis, path: str
 ) -> None:
     release = groq.hold()
     headers = {**KEY, "X-Session-Id": "s"}
-    running = asyncio.create_task(workers[0].post(path, json=body, headers=headers))
+    running = asyncio.create_task(workers[0].post(path, json=BODIES[path], headers=headers))
 
     async def is_running() -> bool:
         return bool(groq.requests) and bool(await redis.keys("chat:turn:*"))
@@ -206,7 +244,7 @@ async def test_a_turn_that_stores_its_message_just_after_a_deletion_is_deleted_t
     async with await running as response:
         assert response.status == 200
     assert [each["role"] for each in await history(workers[0])] in ([], ["user"])
-    async with workers[1].post(path, json=body, headers=headers) as response:
+    async with workers[1].post(path, json=BODIES[path], headers=headers) as response:
         assert response.status == 200
     assert [each["role"] for each in await history(workers[0])] == ["user", "assistant"]
     assert len(groq.requests) == 2

@@ -1,6 +1,8 @@
 """Workers that share a Redis: their turn registries, and the commands that they send."""
 
 import asyncio
+import itertools
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +18,11 @@ from groqchat.storage.event_log import EventLog
 from groqchat.storage.keys import Command
 from groqchat.storage.message_ids import MICROS_DIGITS, micros_of, new_message_id
 
-# The key of the record of an Idempotency-Key.
+# The key of the record of an Idempotency-Key. In these tests, it names several turns.
 RECORD = keys.idempotency_key("digest")
+CLAIMED = [new_message_id() for _ in range(100)]
+RECORD_VALUE = json.dumps({"turn_id": ["t", *CLAIMED]})
+_claimed = itertools.cycle(CLAIMED)
 DONE = {"message": "Hi", "finish_reason": "stop"}
 STOPPED = {"message": "", "finish_reason": "stopped"}
 
@@ -55,7 +60,7 @@ def without_fence(command: Command) -> list[Command]:
     """Return the commands in a fence, or a command that is none."""
     if command[:2] != ("EVAL", FENCE_SCRIPT):
         return [command]
-    words = list(command[10:])
+    words = list(command[11:])
     commands: list[Command] = []
     while words:
         count = int(words.pop(0))
@@ -98,7 +103,7 @@ class Worker:
 def new_claim(turn_id: str | None = None, attempt: int = 0) -> Claim:
     """Return the claim of an attempt at a turn, with an Idempotency-Key."""
     return Claim(
-        turn_id=turn_id or new_message_id(),
+        turn_id=turn_id or next(_claimed),
         token=f"token {attempt}",
         record_key=RECORD,
         attempt=attempt,

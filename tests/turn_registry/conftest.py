@@ -6,7 +6,7 @@ import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
 
 from tests.support.clock import Clock
-from tests.support.turn_workers import RECORD, Worker
+from tests.support.turn_workers import RECORD, RECORD_VALUE, Worker
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 async def fake_redis() -> AsyncIterator[FakeAsyncRedis]:
     """A database of fakeredis that contains only the record of an Idempotency-Key."""
     async with FakeAsyncRedis(server=FakeServer()) as client:
-        await client.set(RECORD, "{}")
+        await client.set(RECORD, RECORD_VALUE)
         yield client
 
 

@@ -1,5 +1,7 @@
 """GET and DELETE /history/{session_id}: the messages of a session."""
 
+from contextlib import suppress
+
 from aiohttp import web
 
 from groqchat.errors import StorageError
@@ -64,5 +66,7 @@ async def clear_history(
     """Delete a session with the events of its turns; idempotent."""
     last_turn_id = new_message_id()
     await services.history.clear_session(path.session_id)
-    services.turns.delete_session(path.session_id, last_turn_id=last_turn_id)
+    with suppress(StorageError):
+        # Otherwise, this worker learns it as the others do.
+        await services.turns.delete_session(path.session_id, last_turn_id=last_turn_id)
     return ClearResponse(message=f"Chat history cleared for session {path.session_id}")

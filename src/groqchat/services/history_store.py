@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from typing import Any
 
 from redis.asyncio import Redis
@@ -21,10 +20,11 @@ from groqchat.storage.history_reader import (
     MAX_PAGE_BYTES,
     HistoryPage,
     HistoryReader,
+    StoredTurn,
     check_page,
     read_page,
     read_turn,
-    turn_messages,
+    stored_turn,
 )
 from groqchat.storage.keys import Command
 from groqchat.storage.late_writes import LateWrites
@@ -41,7 +41,7 @@ from groqchat.storage.messages import (
     members_before,
     size_of,
 )
-from groqchat.storage.session_deletion import announce, delete_session, was_deleted
+from groqchat.storage.session_deletion import delete_session, was_deleted
 from groqchat.storage.session_index import SessionIndex, SessionPage
 from groqchat.storage.session_info import SessionInfo, read_session_info
 from groqchat.storage.write_probe import WriteProbe
@@ -71,9 +71,7 @@ class HistoryStore:
         self._index = SessionIndex(redis)
         self._write_probe = WriteProbe(batcher)
         self._removal = MessageRemoval(batcher.transact, self._index, timeout_s=timeout_s)
-        self._late_writes = LateWrites(
-            batcher.transact, self._removal.remove, partial(announce, batcher)
-        )
+        self._late_writes = LateWrites(batcher, self._removal.remove)
 
     async def save_messages(  # noqa: PLR0913 - all but the session are independent options
         self,
@@ -107,14 +105,14 @@ class HistoryStore:
         ]
         end = time.monotonic() + self._timeout_s
         try:
-            replies = await self._write(claim.guard(commands) if claim else commands, max_wait_s)
-            if turn_id and (is_repeat or isinstance(replies, ResentReplies)):
+            replies = await self._write([claim.fence(commands)] if claim else commands, max_wait_s)
+            replies, has_record = claim.check(replies[0]) if claim else (replies, True)
+            if turn_id and not claim and (is_repeat or isinstance(replies, ResentReplies)):
                 await self._check_deletion(session_id, messages, turn_id)
-            replies = claim.replies(replies[0]) if claim else replies
-            if (claim and not replies[-1]) or (answered and not replies[0]):
+            if (answered and not replies[0]) or not has_record:
                 await self._check_answers(session_id, messages, answered, claim, replies)
         except (HistoryUnavailable, asyncio.CancelledError):
-            self._late_writes.add(session_id, messages, answered)
+            self._late_writes.add(session_id, messages, answered, claim)
             raise
         if not context:
             return []
@@ -160,10 +158,10 @@ class HistoryStore:
     ) -> None:
         """Remove messages if their user message or their session was deleted."""
         is_deleted = bool(answered and not replies[0])
-        if claim and not replies[-1]:
-            # A deletion just before the turn stored its user message has deleted its key. A full
-            # Redis may have evicted the key, too.
-            is_deleted |= await was_deleted(self._batcher, session_id, since=claim.turn_id)
+        if claim and not is_deleted:
+            # A deletion just before the turn stored its user message has deleted its record. A full
+            # Redis may have evicted the record, too.
+            is_deleted = await was_deleted(self._batcher, session_id, since=claim.turn_id)
         if is_deleted:
             own = [answered] if answered and claim and answered.id == claim.turn_id else []
             await self.remove_messages(session_id, [*own, *messages])
@@ -243,21 +241,19 @@ class HistoryStore:
         if not is_stored:
             self._late_writes.remove(session_id, members, claim)
 
-    async def find_turn(
-        self, session_id: str, ids: Sequence[str], claim: Claim
-    ) -> tuple[list[Message], list[Message]]:
-        """Return the stored messages with these ids, and the answers of the turn of a claim.
+    async def find_turn(self, session_id: str, ids: Sequence[str], claim: Claim) -> StoredTurn:
+        """Return what earlier attempts have stored; `ids` are those of the request's messages.
 
         Raises TurnLost if another attempt owns the turn.
         """
         key = keys.checked_key(session_id)
         async with redis_errors(self._timeout_s):
             (reply,) = await self._batcher.transact([claim.fence(read_turn(key, ids))])
-        return turn_messages(claim.replies(reply), ids)
+        return stored_turn(claim.check(reply).replies, ids)
 
     async def earlier_answer(self, session_id: str, claim: Claim) -> Message | None:
         """Return the complete answer of an earlier attempt at a turn; remove incomplete ones."""
-        _, answers = await self.find_turn(session_id, [claim.turn_id], claim)
+        answers = (await self.find_turn(session_id, [claim.turn_id], claim)).answers
         for answer in answers:
             if answer.status != INCOMPLETE:
                 return answer

@@ -8,7 +8,7 @@ write has no effect if the attempt does not own the turn then.
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from groqchat.errors import TurnLost
 from groqchat.fields import MAX_EVENTS
@@ -37,18 +37,20 @@ return {holder == ARGV[1] and 1 or 0, redis.call('GET', KEYS[2]) or '1'}
 """
 # Executes commands if the token owns the turn, or if nobody does and there was no newer attempt.
 # The token owns it then, unless the lease is 0 or the record was deleted. Replies whether it owned
-# the turn, and the replies to the commands. The first command that fails ends them, and a claim
-# that is new.
-# KEYS: claim, attempts, record. ARGV: token, number of attempts, lease and TTL of the attempts in
-# seconds; then the commands, each as the number of its words and the words.
+# the turn, whether the record of the Idempotency-Key names the turn, and the replies to the
+# commands. The first command that fails ends them, and a claim that is new.
+# KEYS: claim, attempts, record. ARGV: token, turn id, number of attempts, lease and TTL of the
+# attempts in seconds; then the commands, each as the number of its words and the words.
 FENCE_SCRIPT = """
 local holder, count = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
-if holder and holder ~= ARGV[1] or not holder and count and count ~= ARGV[2] then return {0} end
-if ARGV[3] ~= '0' and redis.call('EXISTS', KEYS[3]) == 1 then
-  if not holder then redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[3]) end
-  if not count then redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[4]) end
+if holder and holder ~= ARGV[1] or not holder and count and count ~= ARGV[3] then return {0} end
+local record = redis.call('GET', KEYS[3])
+local has_record = record and string.find(record, ARGV[2], 1, true)
+if has_record and ARGV[4] ~= '0' then
+  if not holder then redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[4]) end
+  if not count then redis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[5]) end
 end
-local replies, at = {1}, 5
+local replies, at = {1, has_record and 1 or 0}, 6
 while ARGV[at] do
   local last = at + tonumber(ARGV[at])
   local reply = redis.pcall(unpack(ARGV, at + 1, last))
@@ -61,6 +63,13 @@ while ARGV[at] do
 end
 return replies
 """
+
+
+class Fenced(NamedTuple):
+    """The replies to the commands of a fence, and whether the record names the turn."""
+
+    replies: Sequence[Any]
+    has_record: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,20 +102,16 @@ class Claim:
         for command in commands:
             words += (len(command), *command)
         names = keys.claim_key(self.turn_id), keys.attempts_key(self.turn_id), self.record_key
-        count = self.attempt + 1
-        ttl_s = keys.IDEMPOTENCY_TTL_S
-        return ("EVAL", FENCE_SCRIPT, len(names), *names, self.token, count, lease_s, ttl_s, *words)
+        count, ttl_s = self.attempt + 1, keys.IDEMPOTENCY_TTL_S
+        own = self.token, self.turn_id, count, lease_s, ttl_s
+        return ("EVAL", FENCE_SCRIPT, len(names), *names, *own, *words)
 
-    def replies(self, reply: Sequence[Any]) -> Sequence[Any]:
-        """Return the replies to fenced commands; raise TurnLost if another attempt owns it."""
-        replies = fenced_replies(reply)
-        if replies is None:
+    def check(self, reply: Sequence[Any]) -> Fenced:
+        """Return the reply to a fence; raise TurnLost if another attempt owns the turn."""
+        found = fenced(reply)
+        if found is None:
             raise superseded(self.turn_id)
-        return replies
-
-    def guard(self, commands: Sequence[Command]) -> list[Command]:
-        """Return a fence of commands, the last reply of which is whether the record exists."""
-        return [self.fence([*commands, ("EXISTS", self.record_key)])]
+        return found
 
     async def release(self, transact: Transact) -> None:
         """Let the next request run the turn, unless another attempt owns it."""
@@ -130,10 +135,10 @@ def claimed_attempt(reply: Sequence[Any]) -> int | None:
     return int(count) - 1 if is_owner else None
 
 
-def fenced_replies(reply: Sequence[Any]) -> Sequence[Any] | None:
-    """Return the replies to the commands of a fence, None if another attempt owns the turn."""
-    is_owner, *replies = reply
-    return replies if is_owner else None
+def fenced(reply: Sequence[Any]) -> Fenced | None:
+    """Return the reply to a fence, None if another attempt owns the turn."""
+    is_owner, *rest = reply
+    return Fenced(replies=rest[1:], has_record=bool(rest[0])) if is_owner else None
 
 
 def superseded(turn_id: str) -> TurnLost:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from groqchat import sse
 from groqchat.storage import keys
-from groqchat.storage.claims import Claim, attempt_of, check_attempt, fenced_replies
+from groqchat.storage.claims import Claim, attempt_of, check_attempt, fenced
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.keys import Command
 
@@ -136,6 +136,14 @@ class EventLog:
             [command for turn_id in turn_ids for command in keys.delete_turn(turn_id)]
         )
 
+    async def have_records(self, claims: Sequence[Claim]) -> list[bool]:
+        """Return for each claim whether the record of its Idempotency-Key still names its turn."""
+        records = await self._batcher.transact([("GET", claim.record_key) for claim in claims])
+        return [
+            claim.turn_id.encode() in (record or b"")
+            for claim, record in zip(claims, records, strict=True)
+        ]
+
     async def request_stop(self, turn_id: str) -> None:
         """Ask the worker that runs a turn to stop it."""
         await self._batcher.transact(keys.request_to_workers(turn=turn_id))
@@ -178,10 +186,10 @@ def _commands(batch: EventBatch, now_s: float) -> list[Command]:
 def _result(batch: EventBatch, replies: Sequence[Any]) -> AppendResult:
     """Return what Redis did with a batch, from the replies to its commands."""
     if batch.claim is not None:
-        fenced = fenced_replies(replies[0])
-        if fenced is None:
+        found = fenced(replies[0])
+        if found is None:
             return "superseded"
-        replies = fenced
+        replies = found.replies
     # XADD replies None, or EXPIRE 0, if the key was lost.
     is_checked = not batch.is_first and (batch.events or batch.ttl_s is not None)
     return "stored" if not is_checked or replies[0] else "lost"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from groqchat.errors import StorageError
 from groqchat.fields import MESSAGE_ID_PATTERN, PATTERN_RULES
@@ -200,10 +200,19 @@ def read_turn(key: str, ids: Sequence[str]) -> list[Command]:
     ]
 
 
-def turn_messages(
-    replies: Sequence[Any], ids: Sequence[str]
-) -> tuple[list[Message], list[Message]]:
-    """Return the messages with these ids, and the answers of the turn of the last id.
+class StoredTurn(NamedTuple):
+    """What earlier attempts at a turn have stored.
+
+    `has_other_answer`: another request with the same messages has stored an answer to them.
+    """
+
+    messages: list[Message]
+    answers: list[Message]
+    has_other_answer: bool
+
+
+def stored_turn(replies: Sequence[Any], ids: Sequence[str]) -> StoredTurn:
+    """Return a turn from the replies to `read_turn`.
 
     An answer names its turn, whose id is that of the user message that precedes it.
     """
@@ -211,9 +220,12 @@ def turn_messages(
         [message for each in scored_members(reply) if (message := decode_member(*each))]
         for reply in replies
     )
-    return [each for each in own if each.id in ids], [
-        each for each in later if each.turn_id == ids[-1]
-    ]
+    others = [each for each in later if each.turn_id != ids[-1]]
+    return StoredTurn(
+        messages=[each for each in own if each.id in ids],
+        answers=[each for each in later if each.turn_id == ids[-1]],
+        has_other_answer=bool(others) and others[0].role == "assistant",
+    )
 
 
 async def read_page(  # noqa: PLR0913 - the cursors are independent options

@@ -113,11 +113,6 @@ def remove_from_index(session_id: str) -> tuple[Command]:
     return (("ZREM", SESSIONS_INDEX, session_id),)
 
 
-def delete_session(session_id: str) -> tuple[Command, Command]:
-    """Return the commands that delete a session's messages and its entry in the index."""
-    return ("UNLINK", session_key(session_id)), ("ZREM", SESSIONS_INDEX, session_id)
-
-
 def session_keys_key(session_id: str) -> str:
     """Return the key of the set that names the other keys of a session.
 

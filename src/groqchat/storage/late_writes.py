@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from groqchat.background import background_task
 from groqchat.errors import HistoryUnavailable, StorageError
 from groqchat.storage import keys
-from groqchat.storage.claims import Claim, Transact
+from groqchat.storage.claims import Claim
+from groqchat.storage.command_batcher import CommandBatcher
+from groqchat.storage.event_log import EventLog
 from groqchat.storage.messages import Message, member_id
+from groqchat.storage.session_deletion import announce, was_deleted
 
 # A paused Redis executes what it has received when it runs again, before or after the commands of
 # other connections. TCP delivers what a broken network has delayed within seconds.
@@ -29,11 +32,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Write:
-    """Answers, by id and score, and the score of the user message that must exist for them."""
+    """Messages, by id and score, and what must hold for them to stay.
+
+    The user message with `user_score` must exist; without it, the session must not have been
+    deleted since the id `since`. The record of a claim proves that it was not.
+    """
 
     session_id: str
-    answers: tuple[tuple[str, str], ...]
-    user_score: str
+    messages: tuple[tuple[str, str], ...]
+    user_score: str | None
+    since: str
+    claim: Claim | None
 
 
 class LateWrites:
@@ -44,13 +53,11 @@ class LateWrites:
 
     def __init__(
         self,
-        transact: Transact,
+        batcher: CommandBatcher,
         remove: Callable[[str, Sequence[bytes], Claim | None], Awaitable[None]],
-        announce: Callable[[str, str], Awaitable[None]],
     ) -> None:
-        self._transact = transact
+        self._batcher = batcher
         self._remove = remove
-        self._announce = announce
         # Sessions and the last of their deleted turns, and how often Redis rejected them.
         self._deletions: dict[tuple[str, str], int] = {}
         # The messages to remove: their session, their members and the claim of their turn. The
@@ -60,14 +67,20 @@ class LateWrites:
         self._writes: dict[_Write, int] = {}
 
     def add(
-        self, session_id: str, messages: Sequence[Message], user_message: Message | None
+        self,
+        session_id: str,
+        messages: Sequence[Message],
+        user_message: Message | None,
+        claim: Claim | None,
     ) -> None:
-        """Check later that the user message of answers still exists."""
-        answers = [each for each in messages if each.role == "assistant"]
-        if not answers or user_message is None:
-            return
-        ids = tuple((each.id, each.score_text) for each in answers)
-        self._writes[_Write(session_id, ids, user_message.score_text)] = 0
+        """Check later that the session was not deleted during the write.
+
+        If the write has a user message, it must still exist then.
+        """
+        ids = tuple((each.id, each.score_text) for each in messages)
+        score = user_message.score_text if user_message else None
+        since = claim.turn_id if claim else messages[0].id
+        self._writes[_Write(session_id, ids, score, since, claim)] = 0
         if len(self._writes) > MAX_WRITES:
             del self._writes[next(iter(self._writes))]
 
@@ -106,7 +119,7 @@ class LateWrites:
                 # The others would wait for the same deadline.
                 break
             except StorageError as error:
-                log.warning("could not check a late answer: %s", error)
+                log.warning("could not check a late message: %s", error)
             if checks + 1 < CHECKS:
                 self._writes[write] = checks + 1
             else:
@@ -117,7 +130,7 @@ class LateWrites:
         for deletion, failures in list(self._deletions.items()):
             del self._deletions[deletion]
             try:
-                await self._announce(*deletion)
+                await announce(self._batcher, *deletion)
             except StorageError:
                 if failures + 1 < MAX_ANNOUNCEMENTS:
                     self._deletions[deletion] = failures + 1
@@ -139,19 +152,28 @@ class LateWrites:
                 self._removals.pop(removal, None)
 
     async def _check(self, write: _Write) -> None:
-        """Remove answers whose user message was deleted."""
-        key = keys.session_key(write.session_id)
-        exists, *found = await self._transact(
-            [
-                ("ZCOUNT", key, write.user_score, write.user_score),
-                *(("ZRANGE", key, score, score, "BYSCORE") for _, score in write.answers),
-            ]
-        )
-        if exists:
+        """Remove messages that must not stay."""
+        if await self._may_stay(write):
             return
-        ids = {message_id for message_id, _ in write.answers}
+        key = keys.session_key(write.session_id)
+        found = await self._batcher.transact(
+            [("ZRANGE", key, score, score, "BYSCORE") for _, score in write.messages]
+        )
+        ids = {message_id for message_id, _ in write.messages}
         # All members in question are the service's own, so their ids do not depend on a score.
         members = [each for reply in found for each in reply if member_id((each, 0.0)) in ids]
         if members:
-            log.info("removing a late answer from session %s", write.session_id)
+            log.info("removing late messages from session %s", write.session_id)
             await self._remove(write.session_id, members, None)
+
+    async def _may_stay(self, write: _Write) -> bool:
+        if write.user_score is not None:
+            key = keys.session_key(write.session_id)
+            count = ("ZCOUNT", key, write.user_score, write.user_score)
+            return bool((await self._batcher.transact([count]))[0])
+        if not await was_deleted(self._batcher, write.session_id, since=write.since):
+            return True
+        if write.claim is None:
+            return False
+        (has_record,) = await EventLog(self._batcher).have_records([write.claim])
+        return has_record

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from groqchat.storage import keys
-from groqchat.storage.claims import Claim, Transact, fenced_replies
+from groqchat.storage.claims import Claim, Transact, fenced
 from groqchat.storage.errors import redis_errors
 from groqchat.storage.keys import Command
 from groqchat.storage.session_index import SessionIndex
@@ -28,7 +28,8 @@ class MessageRemoval:
             *_, exists = await self._transact(commands)
         else:
             (reply,) = await self._transact([claim.fence(commands, lease_s=0)])
-            *_, exists = fenced_replies(reply) or (1,)
+            found = fenced(reply)
+            exists = found is None or found.replies[-1]
         if not exists:
             await self._transact(keys.remove_from_index(session_id))
             # A concurrent write may have created the session again: then it must be listed.

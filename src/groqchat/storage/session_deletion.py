@@ -1,42 +1,58 @@
 """Deleting a session: its messages, the events of its turns, and what belongs to its keys."""
 
-import logging
-
-from groqchat.errors import StorageError
 from groqchat.storage import keys
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.event_log import EventLog
 from groqchat.storage.message_ids import new_message_id
 
-log = logging.getLogger(__name__)
+# Deletes every key of a session and asks the workers to delete what they write later, in one step:
+# whatever is written is a part of the deletion, or of the next session. The request contains the
+# highest id of the session's turns: the clock of the worker of a turn may be ahead of the clock of
+# this worker. Replies this id, and whether the workers were told: a full Redis accepts deletions
+# but no requests.
+# KEYS: messages, session index, names of the other keys, requests to workers. ARGV: session id,
+# highest id of a turn by the clock of this worker, maximum number and TTL of requests, prefixes of
+# the keys that end with the id of a turn.
+DELETION_SCRIPT = """
+local names, last_turn = redis.call('ZRANGE', KEYS[3], 0, -1), ARGV[2]
+for _, name in ipairs(names) do
+  for at = 5, #ARGV do
+    local size = string.len(ARGV[at])
+    local turn = string.sub(name, size + 1)
+    if string.sub(name, 1, size) == ARGV[at] and turn > last_turn then last_turn = turn end
+  end
+  redis.call('UNLINK', name)
+end
+redis.call('UNLINK', KEYS[1], KEYS[3])
+redis.call('ZREM', KEYS[2], ARGV[1])
+local request = redis.pcall('XADD', KEYS[4], 'MAXLEN', '~', ARGV[3], '*',
+  'session', ARGV[1], 'last_turn', last_turn)
+if type(request) == 'table' and request.err then return {last_turn, 0} end
+redis.pcall('EXPIRE', KEYS[4], ARGV[4])
+return {last_turn, 1}
+"""
 
 
 async def delete_session(batcher: CommandBatcher, session_id: str) -> str | None:
     """Delete every key of a session; no effect on an unknown session.
 
-    Returns None, or the highest id of its turns if the workers could not be told: a full Redis
-    accepts deletions but no requests. Call `announce` with this id later.
+    Returns None, or the highest id of its turns if the workers could not be told. Call `announce`
+    with this id later.
     """
-    # Before the deletion: a turn that starts from now on may be a part of the next session.
-    last_turn = new_message_id()
-    *_, names = await batcher.transact(
-        [
-            *keys.delete_session(session_id),
-            ("ZRANGE", keys.session_keys_key(session_id), 0, -1),
-        ]
+    names = (
+        keys.session_key(session_id),
+        keys.SESSIONS_INDEX,
+        keys.session_keys_key(session_id),
+        keys.STOP_REQUESTS,
     )
-    # The clock of the worker of a turn may be ahead of the clock of this worker.
-    last_turn = max([last_turn, *filter(None, map(keys.turn_id_of, names))])
-    is_announced = True
-    try:
-        # Before the events are deleted: a worker that misses them must find the reason.
-        await batcher.transact(keys.request_to_workers(session=session_id, last_turn=last_turn))
-    except StorageError as error:
-        log.warning("running turns do not notice a deletion yet: %s", error)
-        is_announced = False
-    if names:
-        await batcher.transact(keys.unlink_from_session(session_id, names))
-    return None if is_announced else last_turn
+    # Before the deletion: a turn that starts from now on may be a part of the next session.
+    own = session_id, new_message_id(), keys.MAX_STOP_REQUESTS, keys.STOP_REQUESTS_TTL_S
+    prefixes = keys.TURN_PREFIX, keys.CLAIM_PREFIX
+    (reply,) = await batcher.transact(
+        [("EVAL", DELETION_SCRIPT, len(names), *names, *own, *prefixes)]
+    )
+    last_turn, is_announced = reply
+    return None if is_announced else last_turn.decode()
 
 
 async def announce(batcher: CommandBatcher, session_id: str, last_turn: str) -> None:

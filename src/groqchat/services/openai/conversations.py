@@ -22,11 +22,14 @@ from groqchat.services.openai.messages import (
 )
 from groqchat.settings import Settings
 from groqchat.storage.claims import Claim
+from groqchat.storage.history_reader import StoredTurn
 from groqchat.storage.message_ids import earlier_id, new_message_id
 from groqchat.storage.messages import INCOMPLETE, ROLES, Message
 
 # How far back the tool calls that a request answers, and their user message, may be.
 MAX_TOOL_CALL_DISTANCE = 100
+
+NOTHING_STORED = StoredTurn(messages=[], answers=[], has_other_answer=False)
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,8 @@ log = logging.getLogger(__name__)
 class Conversation:
     """The messages for the model, and which of them are new.
 
-    An earlier attempt at the turn may have stored `new`. `last_message` is the stored message that
+    An earlier attempt at the turn may have stored `new`. With `is_shared`, another request has
+    stored an answer to them. `last_message` is the stored message that
     the answer follows, None if it is not stored. `budget` limits the time that the request waits
     for Redis. `claim` belongs to an Idempotency-Key. Earlier attempts may have stored a complete
     answer, `answer`, or incomplete ones, `replaced`, which the answer replaces.
@@ -45,6 +49,7 @@ class Conversation:
     messages: list[OpenAIMessage]
     budget: WaitBudget
     new: Sequence[Message] = ()
+    is_shared: bool = False
     last_message: Message | None = None
     claim: Claim | None = None
     answer: Message | None = None
@@ -74,7 +79,7 @@ class Conversations:
         ids = _turn_ids(len(sent), claim)
         try:
             with budget:
-                earlier, stored, answers = await self._read(session_id, sent, ids, claim)
+                earlier, turn = await self._read(session_id, sent, ids, claim)
         except StorageError as error:
             if claim is not None and claim.attempt:
                 raise
@@ -83,31 +88,34 @@ class Conversations:
         known, begin = find_overlap(_all_to_openai(earlier), sent)
         context = drop_unpaired_tool_calls(self._trim(earlier[:begin], sent), sent)
         conversation = [*instructions, *context, *sent]
-        new = stored or _new_messages(sent[known:], ids[known:], model)
-        is_stored = bool(sent)
-        try:
-            if new and not stored:
-                with budget:
-                    await self._history.save_messages(
-                        session_id,
-                        *new,
-                        claim=claim,
-                        max_wait_s=budget.left_s,
-                        turn_id=new[0].id,
-                    )
-        except StorageError as error:
-            log.warning("answering messages that are not stored: %s", error)
-            is_stored = False
+        new = turn.messages or _new_messages(sent[known:], ids[known:], model)
+        is_new = bool(new) and not turn.messages
+        is_stored = not is_new or await self._store(session_id, new, claim, budget)
         return Conversation(
             session_id=session_id,
             messages=conversation,
             budget=budget,
             new=new,
-            last_message=[*earlier, *new][-1] if is_stored else None,
+            is_shared=turn.has_other_answer,
+            last_message=[*earlier, *new][-1] if sent and is_stored else None,
             claim=claim,
-            answer=next((each for each in answers if not each.status), None),
-            replaced=[each for each in answers if each.status],
+            answer=next((each for each in turn.answers if not each.status), None),
+            replaced=[each for each in turn.answers if each.status],
         )
+
+    async def _store(
+        self, session_id: str, new: Sequence[Message], claim: Claim | None, budget: WaitBudget
+    ) -> bool:
+        """Store new messages, and return whether Redis has confirmed it."""
+        try:
+            with budget:
+                await self._history.save_messages(
+                    session_id, *new, claim=claim, max_wait_s=budget.left_s, turn_id=new[0].id
+                )
+        except StorageError as error:
+            log.warning("answering messages that are not stored: %s", error)
+            return False
+        return True
 
     async def end(self, conversation: Conversation, answer: Message) -> bool:
         """Store an answer, and return whether it and the messages of the request are stored.
@@ -135,7 +143,8 @@ class Conversations:
 
     async def rollback(self, conversation: Conversation) -> None:
         """Delete the new messages of a request that Groq rejected."""
-        await self._remove(conversation, [*conversation.new, *conversation.replaced])
+        new = () if conversation.is_shared else conversation.new
+        await self._remove(conversation, [*new, *conversation.replaced])
 
     async def _remove(self, conversation: Conversation, messages: Sequence[Message]) -> None:
         if messages:
@@ -153,12 +162,12 @@ class Conversations:
         sent: Sequence[OpenAIMessage],
         ids: Sequence[str],
         claim: Claim | None,
-    ) -> tuple[list[Message], Sequence[Message], Sequence[Message]]:
-        """Return earlier messages, and what earlier attempts stored: messages and answers."""
+    ) -> tuple[list[Message], StoredTurn]:
+        """Return earlier messages, and what earlier attempts at the turn have stored."""
         if claim is None or not claim.attempt or not ids:
-            return await self._load_history(session_id, sent, None), (), ()
-        stored, answers = await self._history.find_turn(session_id, ids, claim)
-        return await self._load_history(session_id, sent, ids[0]), stored, answers
+            return await self._load_history(session_id, sent, None), NOTHING_STORED
+        turn = await self._history.find_turn(session_id, ids, claim)
+        return await self._load_history(session_id, sent, ids[0]), turn
 
     async def _load_history(
         self, session_id: str, sent: Sequence[OpenAIMessage], before: str | None

@@ -25,7 +25,7 @@ from groqchat.services.turns.chat import ChatService
 from groqchat.services.turns.registry import TurnRegistry, last_events
 from groqchat.services.turns.waiters import Waiter, Waiters
 from groqchat.storage import keys
-from groqchat.storage.claims import Claim, claim_turn, claimed_attempt, fenced_replies
+from groqchat.storage.claims import Claim, claim_turn, claimed_attempt, fenced
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.event_log import is_final
 from groqchat.storage.keys import Command
@@ -199,7 +199,7 @@ class IdempotencyKeys:
         running = self._turns.local(record.turn_id)
         if running is not None and not running.is_over and running.claim is not None:
             reply = await self._join(record, key, waiter, running.claim.fence([]))
-            if fenced_replies(reply) is None:
+            if fenced(reply) is None:
                 running.supersede()
             return
         token = uuid.uuid4().hex
@@ -224,15 +224,15 @@ class IdempotencyKeys:
         """
         turn_id, record_key = record.turn_id, keys.idempotency_key(_digest(key))
         names = keys.keyed_turn_keys(turn_id)
-        exists, *_, reply = await self._batcher.transact(
+        stored, *_, reply = await self._batcher.transact(
             [
-                ("EXISTS", record_key),
+                ("GET", record_key),
                 *keys.link_to_session(record.session_id, record_key, *names, now_s=time.time()),
                 *(waiter.count(turn_id) if waiter else ()),
                 command,
             ]
         )
-        if not exists:
+        if stored is None or orjson.loads(stored)["turn_id"] != turn_id:
             # Not the record: another request may have created it again.
             linked = [name.encode() for name in names]
             await self._batcher.transact(keys.unlink_from_session(record.session_id, linked))

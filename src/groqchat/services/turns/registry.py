@@ -114,13 +114,24 @@ class TurnRegistry:
             waits_for_start=waits_for_start,
         )
 
-    def delete_session(self, session_id: str, *, last_turn_id: str) -> None:
+    async def delete_session(self, session_id: str, *, last_turn_id: str) -> None:
         """Hide the turns of a deleted session with an id up to `last_turn_id`; delete their events.
 
-        The turns run on for the clients that are connected.
+        A turn whose Idempotency-Key still has its record began after the deletion. The turns run on
+        for the clients that are connected.
         """
-        for local in self._local.values():
-            if local.turn.session_id == session_id and local.turn.id <= last_turn_id:
+        own = [
+            local
+            for local in self._local.values()
+            if local.turn.session_id == session_id and local.turn.id <= last_turn_id
+        ]
+        claims = [local.turn.claim for local in own if local.turn.claim]
+        stay: set[str] = set()
+        if claims:
+            found = zip(claims, await self._log.have_records(claims), strict=True)
+            stay = {claim.turn_id for claim, has_record in found if has_record}
+        for local in own:
+            if local.turn.id not in stay:
                 local.mark_deleted()
 
     async def stop(self, turn_id: str) -> StopResult:
@@ -160,7 +171,7 @@ class TurnRegistry:
             if self._is_idle:
                 # If this read fails, the events must be written all the same from now on.
                 self._is_idle = False
-                self._apply(await self._log.recent_requests())
+                await self._apply(await self._log.recent_requests())
             await self._flush()
             await self._read_requests()
             await self._delete_events()
@@ -225,17 +236,17 @@ class TurnRegistry:
         if now - self._requests_read_at < STOP_REQUESTS_POLL_S:
             return
         requests = await self._log.requests(self._last_request)
+        await self._apply(requests)
         self._requests_read_at = now
-        self._apply(requests)
 
-    def _apply(self, requests: TurnRequests) -> None:
-        self._last_request = requests.last
+    async def _apply(self, requests: TurnRequests) -> None:
         for turn_id in requests.stops:
             if turn_id in self._local:
                 self._local[turn_id].turn.stop("stopped")
         for each in requests.deletions:
             # These turns may have been published after the deletion.
-            self.delete_session(each.session_id, last_turn_id=each.last_turn_id)
+            await self.delete_session(each.session_id, last_turn_id=each.last_turn_id)
+        self._last_request = requests.last
 
     async def _delete_events(self) -> None:
         stale = [local for local in self._local.values() if local.has_stale_events]
