@@ -66,7 +66,7 @@ async def test_the_remaining_messages_stay_in_the_session_and_the_index(
     await history.save_messages("s", first, second, third)
     batcher.transactions.clear()
     await history.remove_messages("s", [first, third])
-    assert batcher.names == [["ZREM", "EXISTS"]]
+    assert batcher.names == [["EVAL"]]
     assert await stored(history) == [second]
     assert await fake_redis.zscore(INDEX, "s") is not None
 

@@ -1,97 +1,20 @@
 """Further attempts at completions with an Idempotency-Key on the OpenAI-compatible endpoint."""
 
 import asyncio
-import json
-from datetime import datetime
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession
-from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
+from groqchat.errors import HistoryUnavailable
 from groqchat.services.history_store import HistoryStore
 from groqchat.services.openai.conversations import Conversations
-from groqchat.storage import keys
-from groqchat.storage.messages import encode_member
 from tests.conftest import Serve
 from tests.support.groq import MockGroq
-from tests.support.store import new_message
 from tests.support.streams import history, wait_until
 from tests.test_openai_idempotency import HELLO, send, succeeds
-
-
-async def lose_events(redis: Any) -> None:
-    """Delete the events of a turn that is over, as if its worker had died before it stored them."""
-
-    async def is_over() -> bool:
-        (claim,) = await redis.keys(f"{keys.CLAIM_PREFIX}*")
-        return int(await redis.ttl(claim)) > keys.TURN_LEASE_S
-
-    await wait_until(is_over)
-    for prefix in (keys.CLAIM_PREFIX, keys.TURN_PREFIX):
-        await redis.delete(*await redis.keys(f"{prefix}*"))
-
-
-async def test_a_further_attempt_returns_the_answer_that_an_earlier_one_has_stored(
-    serve: Serve, groq: MockGroq, redis: Redis
-) -> None:
-    workers = [await serve(), await serve()]
-    _, _, content = await send(workers[0], session=True)
-    first = json.loads(content)
-    await lose_events(redis)
-    before = await history(workers[0])
-    status, _, content = await send(workers[1], session=True)
-    assert (status, len(groq.requests)) == (200, 1)
-    assert json.loads(content) == {
-        "id": f"chatcmpl-{before[1]['id']}",
-        "object": "chat.completion",
-        "created": int(datetime.fromisoformat(before[1]["timestamp"]).timestamp()),
-        "model": first["model"],
-        "choices": [
-            {
-                "index": 0,
-                "message": first["choices"][0]["message"],
-                "finish_reason": first["choices"][0]["finish_reason"],
-            }
-        ],
-    }
-    assert await history(workers[1]) == before
-
-
-@pytest.mark.parametrize("has_tools", [False, True])
-async def test_a_further_stream_contains_the_answer_that_an_earlier_one_has_stored(
-    serve: Serve, groq: MockGroq, redis: Redis, *, has_tools: bool
-) -> None:
-    workers = [await serve(), await serve()]
-    tool = {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "strict": True,
-            "parameters": {"type": "object", "properties": {}, "required": []},
-        },
-    }
-    fields = {"tools": [tool], "tool_choice": "required"} if has_tools else {}
-    completions: list[tuple[str, list[str], str]] = []
-    for worker in workers:
-        url = str(worker._build_url("/openai/v1"))
-        async with AsyncOpenAI(base_url=url, api_key="any", max_retries=0) as client:
-            stream = client.chat.completions.stream(
-                model="openai/gpt-oss-20b",
-                messages=[{"role": "user", "content": HELLO}],
-                extra_headers={"X-Session-Id": "s", "Idempotency-Key": "key"},
-                **fields,  # type: ignore[arg-type] # the types of the SDK are unions
-            )
-            async with stream as events:
-                (choice,) = (await events.get_final_completion()).choices
-        calls = [call.model_dump_json() for call in choice.message.tool_calls or ()]
-        assert bool(calls) == has_tools
-        completions.append((choice.message.content or "", calls, choice.finish_reason))
-        await lose_events(redis)
-    assert completions[0] == completions[1]
-    assert len(groq.requests) == 1
-    assert [each["role"] for each in await history(workers[1])] == ["user", "assistant"]
+from tests.test_openai_stored_answers import later_turns
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -138,14 +61,6 @@ async def test_a_further_attempt_stores_its_messages_once_although_another_turn_
     assert [role for role, _ in stored] == ["user", "assistant", "user", "user", *["assistant"] * 2]
     # The model receives the messages before those of the turn, as on the first attempt.
     assert groq.prompts[-1] == [*stored[:2], ("user", HELLO)]
-
-
-async def later_turns(api: ClientSession, redis: Redis, count: int) -> None:
-    """Add messages to the session, as if other turns had run since."""
-    messages = [new_message(f"later {number}") for number in range(count)]
-    await redis.zadd(
-        "chat:session:s", {encode_member(message): message.score for message in messages}
-    )
 
 
 @pytest.mark.parametrize("context", [0, 2, 50])
@@ -277,6 +192,29 @@ async def test_a_deletion_before_the_first_save_leaves_no_message(
     goes_on.set()
     assert (await running)[0] == int(failure or 200)
     assert await history(api) == []
+
+
+async def test_an_attempt_whose_pause_was_longer_than_its_deadline_returns_the_newer_answer(
+    serve: Serve, groq: MockGroq, redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = [await serve(), await serve()]
+    load = Conversations._load_history
+    paused, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def load_later(*arguments: Any) -> Any:
+        monkeypatch.setattr(Conversations, "_load_history", load)
+        paused.set()
+        await goes_on.wait()
+        raise HistoryUnavailable("too late")
+
+    monkeypatch.setattr(Conversations, "_load_history", load_later)
+    first = asyncio.create_task(send(workers[0], session=True))
+    await paused.wait()
+    await redis.delete(*await redis.keys("chat:claim:*"))
+    second = await send(workers[1], session=True)
+    goes_on.set()
+    assert await first == second
+    assert [each["role"] for each in await history(workers[0])] == ["user", "assistant"]
 
 
 @pytest.mark.parametrize("failure", [None, "400"])

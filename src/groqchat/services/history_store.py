@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 from redis.asyncio import Redis
@@ -24,11 +25,10 @@ from groqchat.storage.history_reader import (
     check_page,
     read_page,
     read_turn,
-    stored_turn,
 )
 from groqchat.storage.keys import Command
 from groqchat.storage.late_writes import LateWrites
-from groqchat.storage.message_removal import MessageRemoval
+from groqchat.storage.message_removal import MessageRemover, Removal
 from groqchat.storage.messages import (
     FIRST_CONTEXT,
     INCOMPLETE,
@@ -70,8 +70,8 @@ class HistoryStore:
         self._timeout_s = timeout_s
         self._index = SessionIndex(redis)
         self._write_probe = WriteProbe(batcher)
-        self._removal = MessageRemoval(batcher.transact, self._index, timeout_s=timeout_s)
-        self._late_writes = LateWrites(batcher, self._removal.remove)
+        self._remover = MessageRemover(batcher.transact, self._index, timeout_s=timeout_s)
+        self._late_writes = LateWrites(batcher, self._remover.remove)
 
     async def save_messages(  # noqa: PLR0913 - all but the session are independent options
         self,
@@ -84,8 +84,9 @@ class HistoryStore:
         max_wait_s: float | None = None,
         turn_id: str | None = None,
         is_repeat: bool = False,
+        replaced: Sequence[Message] = (),
     ) -> list[PromptMessage]:
-        """Store messages in one round trip and renew the session's TTL.
+        """Store messages instead of `replaced` in one round trip, and renew the session's TTL.
 
         Returns role and content of up to `context` earlier messages; those before the latest
         FIRST_CONTEXT are read in further round trips, until `context_bytes` are read.
@@ -100,7 +101,7 @@ class HistoryStore:
         is_retry = claim is not None and claim.attempt > 0
         commands = [
             *first_read(key, context, answered, before=messages[0] if is_retry else None),
-            *add_members(key, messages, members),
+            *add_members(key, messages, members, replaced),
             *keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time()),
         ]
         end = time.monotonic() + self._timeout_s
@@ -171,7 +172,7 @@ class HistoryStore:
         """Check the answers that Redis stores after the deadline, until the context exits."""
         return self._late_writes.checking()
 
-    async def try_save(
+    async def try_save(  # noqa: PLR0913 - as above
         self,
         session_id: str,
         *messages: Message,
@@ -179,12 +180,12 @@ class HistoryStore:
         claim: Claim | None = None,
         max_wait_s: float | None = None,
         turn_id: str | None = None,
+        replaced: Sequence[Message] = (),
     ) -> bool:
         """Store messages, with a second attempt, and return whether Redis confirmed the write.
 
-        Both attempts together wait at most `max_wait_s`, by default the deadline of one operation.
-        Raises SessionCleared and TurnLost as `save_messages`. With `turn_id`, an earlier save of
-        the messages has failed.
+        Both attempts wait at most `max_wait_s`, by default the deadline of one operation. Raises
+        SessionCleared and TurnLost. With `turn_id`, an earlier save of the messages has failed.
         """
         end = time.monotonic() + (self._timeout_s if max_wait_s is None else max_wait_s)
         attempt = 0
@@ -198,6 +199,7 @@ class HistoryStore:
                     max_wait_s=max_wait_s,
                     turn_id=turn_id,
                     is_repeat=True,
+                    replaced=replaced,
                 )
             except StorageError as error:
                 log.warning("could not save messages of session %s: %s", session_id, error)
@@ -214,8 +216,8 @@ class HistoryStore:
     async def remove_messages(self, session_id: str, messages: Sequence[Message]) -> None:
         """Remove messages; a session without messages is removed from the index."""
         keys.checked_key(session_id)
-        members = [encode_member(message) for message in messages]
-        await self._removal.remove(session_id, members)
+        members = tuple(encode_member(message) for message in messages)
+        await self._remover.remove(Removal(session_id=session_id, members=members))
 
     async def try_remove(
         self,
@@ -224,22 +226,28 @@ class HistoryStore:
         claim: Claim | None = None,
         max_wait_s: float | None = None,
         is_stored: bool = True,
+        unless_answered: bool = False,
     ) -> None:
         """Remove messages, and again later if Redis is not available, or if it may store them late.
 
         Without `is_stored`, Redis has not confirmed that it stored them. They stay if another
-        attempt than that of `claim` owns the turn. Waits at most `max_wait_s`, by default the
-        deadline of one operation.
+        attempt than that of `claim` owns the turn or, with `unless_answered`, if an answer follows
+        them. Waits at most `max_wait_s`, by default the deadline of one operation.
         """
-        members = [encode_member(message) for message in messages]
+        removal = Removal(
+            session_id=session_id,
+            members=tuple(encode_member(message) for message in messages),
+            claim=claim,
+            unless_answered=messages[-1].score_text if unless_answered else "",
+        )
         try:
             async with redis_errors(self._timeout_s if max_wait_s is None else max_wait_s):
-                await self._removal.remove(session_id, members, claim)
+                await self._remover.remove(removal)
         except StorageError as error:
             log.warning("messages of session %s are removed later: %s", session_id, error)
             is_stored = False
         if not is_stored:
-            self._late_writes.remove(session_id, members, claim)
+            self._late_writes.remove(removal)
 
     async def find_turn(self, session_id: str, ids: Sequence[str], claim: Claim) -> StoredTurn:
         """Return what earlier attempts have stored; `ids` are those of the request's messages.
@@ -248,8 +256,7 @@ class HistoryStore:
         """
         key = keys.checked_key(session_id)
         async with redis_errors(self._timeout_s):
-            (reply,) = await self._batcher.transact([claim.fence(read_turn(key, ids))])
-        return stored_turn(claim.check(reply).replies, ids)
+            return await read_turn(ids, partial(claim.transact, self._batcher.transact), key)
 
     async def earlier_answer(self, session_id: str, claim: Claim) -> Message | None:
         """Return the complete answer of an earlier attempt at a turn; remove incomplete ones."""

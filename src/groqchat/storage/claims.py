@@ -35,20 +35,25 @@ if not holder then
 end
 return {holder == ARGV[1] and 1 or 0, redis.call('GET', KEYS[2]) or '1'}
 """
+# The start of a script. The script ends here unless the token owns the turn, or nobody does and
+# there was no newer attempt.
+# KEYS: claim, attempts. ARGV: token, number of attempts.
+OWNERSHIP = """
+local holder, count = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
+if holder and holder ~= ARGV[1] or not holder and count and count ~= ARGV[2] then return {0} end
+"""
 # Executes commands if the token owns the turn, or if nobody does and there was no newer attempt.
 # The token owns it then, unless the lease is 0 or the record was deleted. Replies whether it owned
 # the turn, whether the record of the Idempotency-Key names the turn, and the replies to the
 # commands. The first command that fails ends them, and a claim that is new.
-# KEYS: claim, attempts, record. ARGV: token, turn id, number of attempts, lease and TTL of the
+# KEYS: claim, attempts, record. ARGV: token, number of attempts, turn id, lease and TTL of the
 # attempts in seconds; then the commands, each as the number of its words and the words.
-FENCE_SCRIPT = """
-local holder, count = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
-if holder and holder ~= ARGV[1] or not holder and count and count ~= ARGV[3] then return {0} end
+FENCED_COMMANDS = """
 local record = redis.call('GET', KEYS[3])
-local has_record = record and string.find(record, ARGV[2], 1, true)
+local has_record = record and string.find(record, ARGV[3], 1, true)
 if has_record and ARGV[4] ~= '0' then
   if not holder then redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[4]) end
-  if not count then redis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[5]) end
+  if not count then redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[5]) end
 end
 local replies, at = {1, has_record and 1 or 0}, 6
 while ARGV[at] do
@@ -63,6 +68,7 @@ while ARGV[at] do
 end
 return replies
 """
+FENCE_SCRIPT = OWNERSHIP + FENCED_COMMANDS
 
 
 class Fenced(NamedTuple):
@@ -92,6 +98,16 @@ class Claim:
         """
         return self.attempt * MAX_EVENTS + 1
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """The keys of `OWNERSHIP`."""
+        return keys.claim_key(self.turn_id), keys.attempts_key(self.turn_id)
+
+    @property
+    def owner(self) -> tuple[str, int]:
+        """The arguments of `OWNERSHIP`."""
+        return self.token, self.attempt + 1
+
     def fence(self, commands: Sequence[Command], *, lease_s: int = keys.TURN_LEASE_S) -> Command:
         """Return a command that executes others, unless another attempt owns the turn.
 
@@ -101,9 +117,8 @@ class Claim:
         words: list[str | bytes | int | float] = []
         for command in commands:
             words += (len(command), *command)
-        names = keys.claim_key(self.turn_id), keys.attempts_key(self.turn_id), self.record_key
-        count, ttl_s = self.attempt + 1, keys.IDEMPOTENCY_TTL_S
-        own = self.token, self.turn_id, count, lease_s, ttl_s
+        names = *self.names, self.record_key
+        own = *self.owner, self.turn_id, lease_s, keys.IDEMPOTENCY_TTL_S
         return ("EVAL", FENCE_SCRIPT, len(names), *names, *own, *words)
 
     def check(self, reply: Sequence[Any]) -> Fenced:
@@ -112,6 +127,11 @@ class Claim:
         if found is None:
             raise superseded(self.turn_id)
         return found
+
+    async def transact(self, transact: Transact, commands: Sequence[Command]) -> list[Any]:
+        """Return the replies to fenced commands, as `check` does."""
+        (reply,) = await transact([self.fence(commands)])
+        return list(self.check(reply).replies)
 
     async def release(self, transact: Transact) -> None:
         """Let the next request run the turn, unless another attempt owns it."""

@@ -42,8 +42,9 @@ CHUNK_BYTES = 1024 * 1024
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 # Members read for one page, corrupt members included.
 MAX_MEMBERS = 10_000
-# Other turns of a session may have stored this many messages before a turn stored its answer.
-MAX_LATER_MESSAGES = 100
+# The first read for the answer of an earlier attempt. Usually, few other turns have stored messages
+# between a turn and its answer.
+LATER_MESSAGES = 100
 
 Entry: TypeAlias = tuple[ScoredMember, Message | None]
 Transact: TypeAlias = Callable[[Sequence[Command]], Awaitable[list[Any]]]
@@ -187,45 +188,42 @@ class HistoryReader:
         return (micros - 1 if self._forward else micros + 1) / MICROS_PER_S
 
 
-def read_turn(key: str, ids: Sequence[str]) -> list[Command]:
-    """Return the commands that read the messages with these ids and the answers that follow.
-
-    The ids are close together, in time order.
-    """
-    first, last = score_text(ids[0]), score_text(ids[-1])
-    limits = ("LIMIT", 0, len(ids) + MAX_LATER_MESSAGES)
-    return [
-        ("ZRANGE", key, first, last, "BYSCORE", *limits, "WITHSCORES"),
-        ("ZRANGE", key, f"({last}", "+inf", "BYSCORE", *limits, "WITHSCORES"),
-    ]
-
-
 class StoredTurn(NamedTuple):
-    """What earlier attempts at a turn have stored.
-
-    `has_other_answer`: another request with the same messages has stored an answer to them.
-    """
+    """What earlier attempts at a turn have stored."""
 
     messages: list[Message]
     answers: list[Message]
-    has_other_answer: bool
 
 
-def stored_turn(replies: Sequence[Any], ids: Sequence[str]) -> StoredTurn:
-    """Return a turn from the replies to `read_turn`.
+async def read_turn(ids: Sequence[str], transact: Transact, key: str) -> StoredTurn:
+    """Return the stored messages with these ids, and the answers of the turn of the last id.
 
-    An answer names its turn, whose id is that of the user message that precedes it.
+    The ids are close together, in time order. An answer names its turn, whose id is that of the
+    user message that precedes it. Other turns may have stored MAX_MEMBERS messages since.
     """
-    own, later = (
-        [message for each in scored_members(reply) if (message := decode_member(*each))]
-        for reply in replies
+    first, last = score_text(ids[0]), score_text(ids[-1])
+    limits = ("LIMIT", 0, len(ids) + LATER_MESSAGES)
+    scores = ("BYSCORE", *limits, "WITHSCORES")
+    own, members = await transact(
+        [("ZRANGE", key, first, last, *scores), ("ZRANGE", key, f"({last}", "+inf", *scores)]
     )
-    others = [each for each in later if each.turn_id != ids[-1]]
-    return StoredTurn(
-        messages=[each for each in own if each.id in ids],
-        answers=[each for each in later if each.turn_id == ids[-1]],
-        has_other_answer=bool(others) and others[0].role == "assistant",
-    )
+    later = scored_members(members)
+    answers = _answers(later, ids[-1])
+    read = len(later)
+    while len(later) >= LATER_MESSAGES and read < MAX_MEMBERS and not answers:
+        after = f"({later[-1][1]!r}"
+        (members,) = await transact([("ZRANGE", key, after, "+inf", *scores)])
+        later = scored_members(members)
+        answers = _answers(later, ids[-1])
+        read += len(later)
+    found = [message for each in scored_members(own) if (message := decode_member(*each))]
+    return StoredTurn(messages=[each for each in found if each.id in ids], answers=answers)
+
+
+def _answers(members: Sequence[ScoredMember], turn_id: str) -> list[Message]:
+    """Return the answers of a turn among members."""
+    messages = [message for each in members if (message := decode_member(*each))]
+    return [message for message in messages if message.turn_id == turn_id]
 
 
 async def read_page(  # noqa: PLR0913 - the cursors are independent options

@@ -12,6 +12,7 @@ from groqchat.storage import keys
 from groqchat.storage.claims import Claim
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.event_log import EventLog
+from groqchat.storage.message_removal import Removal
 from groqchat.storage.messages import Message, member_id
 from groqchat.storage.session_deletion import announce, was_deleted
 
@@ -54,15 +55,14 @@ class LateWrites:
     def __init__(
         self,
         batcher: CommandBatcher,
-        remove: Callable[[str, Sequence[bytes], Claim | None], Awaitable[None]],
+        remove: Callable[[Removal], Awaitable[None]],
     ) -> None:
         self._batcher = batcher
         self._remove = remove
         # Sessions and the last of their deleted turns, and how often Redis rejected them.
         self._deletions: dict[tuple[str, str], int] = {}
-        # The messages to remove: their session, their members and the claim of their turn. The
-        # value counts the removals.
-        self._removals: dict[tuple[str, tuple[bytes, ...], Claim | None], int] = {}
+        # The messages to remove, and how often they were removed.
+        self._removals: dict[Removal, int] = {}
         # Each write, and how often Redis has answered its check.
         self._writes: dict[_Write, int] = {}
 
@@ -84,12 +84,9 @@ class LateWrites:
         if len(self._writes) > MAX_WRITES:
             del self._writes[next(iter(self._writes))]
 
-    def remove(self, session_id: str, members: Sequence[bytes], claim: Claim | None) -> None:
-        """Remove messages later, as often as Redis might store them once more.
-
-        They stay if another attempt than that of the claim owns the turn.
-        """
-        self._removals[session_id, tuple(members), claim] = 0
+    def remove(self, removal: Removal) -> None:
+        """Remove messages later, as often as Redis might store them once more."""
+        self._removals[removal] = 0
         if len(self._removals) > MAX_WRITES:
             del self._removals[next(iter(self._removals))]
 
@@ -140,7 +137,7 @@ class LateWrites:
     async def _remove_all(self) -> None:
         for removal, removals in list(self._removals.items()):
             try:
-                await self._remove(*removal)
+                await self._remove(removal)
             except HistoryUnavailable:
                 # The others would wait for the same deadline.
                 break
@@ -164,7 +161,7 @@ class LateWrites:
         members = [each for reply in found for each in reply if member_id((each, 0.0)) in ids]
         if members:
             log.info("removing late messages from session %s", write.session_id)
-            await self._remove(write.session_id, members, None)
+            await self._remove(Removal(session_id=write.session_id, members=tuple(members)))
 
     async def _may_stay(self, write: _Write) -> bool:
         if write.user_score is not None:

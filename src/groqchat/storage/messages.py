@@ -273,14 +273,17 @@ def first_read(
     return [("ZCOUNT", key, user_message.score_text, user_message.score_text)]
 
 
-def add_members(key: str, messages: Sequence[Message], members: Sequence[bytes]) -> list[Command]:
-    """Return the commands that add encoded messages to a session."""
+def add_members(
+    key: str, messages: Sequence[Message], members: Sequence[bytes], replaced: Sequence[Message]
+) -> list[Command]:
+    """Return the commands that add encoded messages to a session and remove others."""
+    removals: list[Command] = [("ZREM", key, encode_member(message)) for message in replaced]
     if len(messages) == 1:
-        return [("ZADD", key, messages[0].score_text, members[0])]
+        return [("ZADD", key, messages[0].score_text, members[0]), *removals]
     scored: list[str | bytes] = []
     for message, member in zip(messages, members, strict=True):
         scored += (message.score_text, member)
-    return [("ZADD", key, *words) for words in split_words(scored)]
+    return [*(("ZADD", key, *words) for words in split_words(scored)), *removals]
 
 
 def size_of(messages: Sequence[PromptMessage]) -> int:

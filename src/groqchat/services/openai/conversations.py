@@ -29,7 +29,7 @@ from groqchat.storage.messages import INCOMPLETE, ROLES, Message
 # How far back the tool calls that a request answers, and their user message, may be.
 MAX_TOOL_CALL_DISTANCE = 100
 
-NOTHING_STORED = StoredTurn(messages=[], answers=[], has_other_answer=False)
+NOTHING_STORED = StoredTurn(messages=[], answers=[])
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,7 @@ log = logging.getLogger(__name__)
 class Conversation:
     """The messages for the model, and which of them are new.
 
-    An earlier attempt at the turn may have stored `new`. With `is_shared`, another request has
-    stored an answer to them. `last_message` is the stored message that
+    An earlier attempt at the turn may have stored `new`. `last_message` is the stored message that
     the answer follows, None if it is not stored. `budget` limits the time that the request waits
     for Redis. `claim` belongs to an Idempotency-Key. Earlier attempts may have stored a complete
     answer, `answer`, or incomplete ones, `replaced`, which the answer replaces.
@@ -49,7 +48,6 @@ class Conversation:
     messages: list[OpenAIMessage]
     budget: WaitBudget
     new: Sequence[Message] = ()
-    is_shared: bool = False
     last_message: Message | None = None
     claim: Claim | None = None
     answer: Message | None = None
@@ -96,7 +94,6 @@ class Conversations:
             messages=conversation,
             budget=budget,
             new=new,
-            is_shared=turn.has_other_answer,
             last_message=[*earlier, *new][-1] if sent and is_stored else None,
             claim=claim,
             answer=next((each for each in turn.answers if not each.status), None),
@@ -130,31 +127,30 @@ class Conversations:
         claim = conversation.claim
         if claim is not None:
             answer = replace(answer, turn_id=claim.turn_id)
-        is_saved = await self._history.try_save(
+        return await self._history.try_save(
             conversation.session_id,
             answer,
             user_message=conversation.last_message,
             claim=claim,
             max_wait_s=conversation.budget.left_s,
+            replaced=conversation.replaced,
         )
-        if is_saved:
-            await self._remove(conversation, conversation.replaced)
-        return is_saved
 
     async def rollback(self, conversation: Conversation) -> None:
-        """Delete the new messages of a request that Groq rejected."""
-        new = () if conversation.is_shared else conversation.new
-        await self._remove(conversation, [*new, *conversation.replaced])
+        """Delete the new messages of a request that Groq rejected.
 
-    async def _remove(self, conversation: Conversation, messages: Sequence[Message]) -> None:
-        if messages:
-            await self._history.try_remove(
-                conversation.session_id,
-                *messages,
-                claim=conversation.claim,
-                max_wait_s=conversation.budget.left_s,
-                is_stored=conversation.last_message is not None,
-            )
+        They stay if another request with the same messages has received an answer to them.
+        """
+        for messages in (conversation.replaced, conversation.new):
+            if messages:
+                await self._history.try_remove(
+                    conversation.session_id,
+                    *messages,
+                    claim=conversation.claim,
+                    max_wait_s=conversation.budget.left_s,
+                    is_stored=conversation.last_message is not None,
+                    unless_answered=messages is conversation.new,
+                )
 
     async def _read(
         self,

@@ -23,6 +23,7 @@ from groqchat.services.groq.completions import StreamParser
 from groqchat.services.openai.models import ChatCompletionRequest
 from groqchat.services.openai.proxy import OpenAIProxy
 from groqchat.services.openai.responses import ProxyResponse
+from groqchat.services.openai.stored_completion import SAVED_HEADER
 from groqchat.services.turns.idempotency import IdempotencyKeys, KeyedRequest
 from groqchat.services.turns.limiter import TurnLimiter
 from groqchat.services.turns.registry import TurnRegistry
@@ -90,18 +91,26 @@ class KeyedCompletions:
         self._limiter.check_turn()
         turn = Turn(claim.turn_id, turn_session_id, claim=claim)
         turn.add("start", {"turn_id": turn.id})
-        task = asyncio.create_task(self._run(turn, body, request, session_id))
+        task = asyncio.create_task(self._run(turn, claim, body, request, session_id))
         # A done callback also runs if the task is cancelled before its first step.
         task.add_done_callback(lambda _: self._end(turn))
         self._limiter.add(task)
         self._turns.add(turn)
 
     async def _run(
-        self, turn: Turn, body: bytes, request: ChatCompletionRequest, session_id: str | None
+        self,
+        turn: Turn,
+        claim: Claim,
+        body: bytes,
+        request: ChatCompletionRequest,
+        session_id: str | None,
     ) -> None:
         try:
             async with turn.stoppable(self._timeout_s):
-                reply = await self._proxy.complete(body, request, session_id, claim=turn.claim)
+                reply = await self._proxy.complete(body, request, session_id, claim=claim)
+                if reply.events is None and reply.headers.get(SAVED_HEADER) != "true":
+                    # A newer attempt may have another answer.
+                    await self._keys.confirm(claim)
                 await self._answer(turn, reply)
         except TurnLost:
             turn.supersede()

@@ -16,6 +16,7 @@ from groqchat.errors import (
     GroqChatError,
     IdempotencyKeyReused,
     SessionCleared,
+    StorageError,
     TurnLost,
     TurnNotFound,
 )
@@ -131,6 +132,11 @@ class IdempotencyKeys:
                 if not await self._exists(key):
                     raise SessionCleared from None
         return await self._final_event(key, request, waiter)
+
+    async def confirm(self, claim: Claim) -> None:
+        """Raise TurnLost if another attempt owns the turn; without Redis, do nothing."""
+        with suppress(StorageError):
+            await claim.transact(self._batcher.transact, [])
 
     def _keyed(self, request: ChatRequest | KeyedRequest) -> KeyedRequest:
         if isinstance(request, KeyedRequest):
