@@ -50,6 +50,12 @@ async def shared(groq: MockGroq, redis_url: str) -> AsyncIterator[Shared]:
     async with ClientSession() as client, worker(redis_url, groq) as (url, limiter):
         shared = Shared(limiter, release, client, f"{url}{BASE}/chat")
         staying = asyncio.ensure_future(client.post(shared.url, json=PLAIN, headers=KEY))
+
+        async def is_asked() -> bool:
+            return bool(groq.requests)
+
+        # Otherwise, the second client may start the turn.
+        await wait_until(is_asked)
         await shared.slots(1)
         yield shared
         release.set()

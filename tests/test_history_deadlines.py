@@ -85,7 +85,7 @@ async def test_a_removal_ends_within_its_deadline_if_the_index_does_not_reply(
     await store.save_messages("s", message)
     with pytest.raises(HistoryUnavailable):
         await asyncio.wait_for(store.remove_messages("s", [message]), 5)
-    assert batcher.names[1:] == [["ZREM", "EXISTS"], ["ZREM"]]
+    assert batcher.names[1:] == [["EVAL"], ["ZREM"]]
 
 
 async def test_a_long_context_is_shortened_if_its_read_does_not_end_within_the_deadline(
