@@ -4,7 +4,7 @@ import pytest
 from redis.asyncio import Redis
 
 from groqchat.errors import HistoryFailed, TurnLost
-from groqchat.storage import claims
+from groqchat.storage import claims, keys
 from groqchat.storage.claims import claim_turn, claimed_attempt
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.keys import Command
@@ -76,6 +76,18 @@ async def test_the_owner_of_a_turn_executes_commands(
     assert await fenced(batcher, FIRST.fence(commands)) == [b"OK", None, 1]
     assert await any_redis.zrange("set", 0, -1) == [b"\xff\r\n"]
     assert await any_redis.ttl(CLAIM) == 4
+
+
+@pytest.mark.parametrize("lease_s", [4, 0])
+async def test_an_attempt_that_has_released_its_claim_executes_nothing(
+    batcher: CommandBatcher, any_redis: Redis, lease_s: int
+) -> None:
+    await claim(batcher, FIRST.token)
+    await batcher.transact(keys.end_repeatable_turn("t", 300))
+    assert await fenced(batcher, FIRST.fence([WRITE], lease_s=lease_s)) is None
+    assert await any_redis.get(CLAIM) == b"released"
+    assert await claim(batcher, SECOND.token) == 1
+    assert await any_redis.get(CLAIM) == SECOND.token.encode()
 
 
 async def test_another_attempt_executes_nothing(batcher: CommandBatcher, any_redis: Redis) -> None:

@@ -9,7 +9,6 @@ import pytest
 from redis.asyncio import Redis
 
 from groqchat import sse
-from groqchat.errors import HistoryFailed
 from groqchat.storage import event_log, keys
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.event_log import (
@@ -270,8 +269,7 @@ async def test_the_last_events_of_a_failed_attempt_that_are_sent_again_do_not_cl
         final_batch(2, "error"), ttl_s=300, claim=claim, is_last=True, is_repeatable=True
     )
     assert await log.append([last]) == ["stored"]
-    assert not await any_redis.exists("chat:claim:t")
-    with pytest.raises(HistoryFailed):
-        await log.append([last])
-    assert not await any_redis.exists("chat:claim:t")
+    assert await any_redis.get("chat:claim:t") == b"released"
+    assert await log.append([last]) == ["superseded"]
+    assert await any_redis.get("chat:claim:t") == b"released"
     assert (await log.read("t", 0)).events == events(1) + event(2, "error")

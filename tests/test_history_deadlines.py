@@ -64,7 +64,7 @@ async def test_every_operation_ends_within_its_deadline_if_redis_does_not_reply(
         started = time.monotonic()
         is_connected, *errors = await asyncio.gather(
             store.is_connected(),
-            store.earlier_answer("s", new_claim()),
+            store.find_turn("s", ["0" * 17], new_claim()),
             store.get_history_page("s"),
             store.clear_session("s"),
             store.get_session_size("s"),

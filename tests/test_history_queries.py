@@ -13,7 +13,7 @@ from groqchat.services.history_store import (
 )
 from groqchat.storage import keys
 from groqchat.storage.event_log import EventLog
-from groqchat.storage.history_reader import HistoryPage
+from groqchat.storage.history_reader import HistoryPage, StoredTurn
 from groqchat.storage.keys import Command
 from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import INCOMPLETE, Message, encode_member
@@ -97,48 +97,31 @@ async def test_a_session_that_is_created_again_meanwhile_is_listed(
     assert await fake_redis.zrange(INDEX, 0, -1) == [b"s"]
 
 
-async def test_only_the_incomplete_answer_of_a_turn_is_dropped_by_its_newest_attempt(
+async def test_the_newest_attempt_at_a_turn_finds_what_earlier_ones_have_stored(
     history: HistoryStore, fake_redis: FakeAsyncRedis
 ) -> None:
     before = new_answer("before", status=INCOMPLETE, turn_id="0")
     user_message = new_message("Hello")
     of_other_turn = new_answer("of another turn", status=INCOMPLETE, turn_id=before.id)
     of_turn = new_answer("of the turn", status=INCOMPLETE, turn_id=user_message.id)
-    complete = new_answer("complete")
-    stored_messages = [before, user_message, of_other_turn, of_turn, complete]
-    await history.save_messages("s", *stored_messages)
-    await fake_redis.set(keys.claim_key(user_message.id), "token of a newer attempt")
-    with pytest.raises(TurnLost):
-        await history.earlier_answer("s", new_claim(user_message.id))
-    assert await stored(history) == stored_messages
-    await fake_redis.delete(keys.claim_key(user_message.id))
-    assert await history.earlier_answer("s", new_claim(user_message.id)) is None
-    assert await stored(history) == [before, user_message, of_other_turn, complete]
-
-
-async def test_the_complete_answer_of_a_turn_is_found(history: HistoryStore) -> None:
-    user_message = new_message("Hello")
-    other = new_answer("of another turn", turn_id="0")
-    answer = new_answer("of the turn", turn_id=user_message.id)
-    await history.save_messages("s", user_message, other, answer)
-    assert await history.earlier_answer("s", new_claim(user_message.id)) == answer
-    assert await history.get_session_size("s") == 3
-
-
-async def test_a_corrupt_member_after_the_user_message_stays(
-    history: HistoryStore, fake_redis: FakeAsyncRedis
-) -> None:
-    user_message = new_message("Hello")
-    await history.save_messages("s", user_message)
+    complete = new_answer("complete", turn_id=user_message.id)
+    await history.save_messages("s", before, user_message, of_other_turn, of_turn, complete)
     await fake_redis.zadd(KEY, {"corrupt": user_message.score + 1})
-    await history.earlier_answer("s", new_claim(user_message.id))
-    assert await history.get_session_size("s") == 2
+    await fake_redis.set(keys.claim_key(user_message.id), "token of a newer attempt")
+    ids, claim = [user_message.id], new_claim(user_message.id)
+    with pytest.raises(TurnLost):
+        await history.find_turn("s", ids, claim)
+    await fake_redis.delete(keys.claim_key(user_message.id))
+    found = await history.find_turn("s", ids, claim)
+    assert found == StoredTurn(messages=[user_message], answers=[of_turn, complete])
+    assert await history.get_session_size("s") == 6
 
 
-async def test_without_a_following_message_nothing_is_dropped(
+async def test_an_attempt_finds_nothing_in_one_round_trip(
     history: HistoryStore, batcher: RecordingBatcher
 ) -> None:
-    await history.earlier_answer("s", new_claim())
+    nothing = StoredTurn(messages=[], answers=[])
+    assert await history.find_turn("s", ["0" * 17], new_claim()) == nothing
     assert batcher.names == [["EVAL"]]
 
 

@@ -71,7 +71,8 @@ async def test_the_disconnect_of_the_only_client_cancels_the_turn(
         request.cancel()
 
     async def may_run_again() -> bool:
-        return not [key async for key in redis.scan_iter(f"{keys.CLAIM_PREFIX}*")]
+        (name,) = [key async for key in redis.scan_iter(f"{keys.CLAIM_PREFIX}*")]
+        return await redis.get(name) == keys.RELEASED.encode()
 
     await wait_until(may_run_again)
 
@@ -126,7 +127,7 @@ async def test_a_request_after_a_failure_runs_the_turn_again_at_once(
     turn_id = failed.headers["X-Turn-ID"]
 
     async def is_published() -> bool:
-        return not await redis.exists(keys.claim_key(turn_id))
+        return await redis.get(keys.claim_key(turn_id)) == keys.RELEASED.encode()
 
     await wait_until(is_published)
     # The events of the failed attempt can still be read.

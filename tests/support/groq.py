@@ -20,7 +20,8 @@ class MockGroq:
 
     `options` set delays and failures. `requests` contains the body of each completion request,
     `headers` its headers. Every response has `response_headers` in addition to its own headers.
-    `before_response` runs after a completion request is received.
+    `before_response` runs after a completion request is received. The requests with the numbers
+    in `rejected`, from 1, receive 400.
     """
 
     options: MockGroqOptions = field(default_factory=MockGroqOptions)
@@ -31,6 +32,7 @@ class MockGroq:
     before_response: Callable[[], Awaitable[None]] | None = None
     models_released: asyncio.Event | None = None
     rejected_key: str | None = None
+    rejected: set[int] = field(default_factory=set)
 
     def hold_models(self) -> asyncio.Event:
         """Do not answer requests for the list of models until the returned event is set."""
@@ -83,8 +85,11 @@ class MockGroq:
         if request.method == "POST":
             self.requests.append(orjson.loads(await request.read()))
             self.headers.append(dict(request.headers))
+            number = len(self.requests)
             if self.before_response is not None:
                 await self.before_response()
+            if number in self.rejected:
+                return web.json_response(groq_format.error(400), status=400)
         if self.rejected_key and request.headers["Authorization"].endswith(self.rejected_key):
             return web.json_response(groq_format.error(401), status=401)
         if request.method == "GET" and self.models_released is not None:

@@ -31,7 +31,6 @@ from groqchat.storage.late_writes import LateWrites
 from groqchat.storage.message_removal import MessageRemover, Removal
 from groqchat.storage.messages import (
     FIRST_CONTEXT,
-    INCOMPLETE,
     Message,
     PromptMessage,
     add_members,
@@ -84,16 +83,15 @@ class HistoryStore:
         max_wait_s: float | None = None,
         turn_id: str | None = None,
         is_repeat: bool = False,
-        replaced: Sequence[Message] = (),
+        further: Sequence[Command] = (),
     ) -> list[PromptMessage]:
-        """Store messages instead of `replaced` in one round trip, and renew the session's TTL.
+        """Store messages and renew the session's TTL in one transaction with `further` commands.
 
-        Returns role and content of up to `context` earlier messages; those before the latest
-        FIRST_CONTEXT are read in further round trips, until `context_bytes` are read.
-        Waits at most `max_wait_s`; the write may still succeed later. Stores nothing and raises
-        TurnLost if another attempt than that of `claim` owns the turn. Removes the messages again,
-        after a late write too, and raises SessionCleared if `user_message` was deleted (without
-        `context`), or the session since `turn_id`, if Redis may write twice (`is_repeat`).
+        Returns role and content of up to `context` earlier messages, those before FIRST_CONTEXT in
+        further round trips, until `context_bytes` are read. Waits at most `max_wait_s`; the write
+        may succeed later. Stores nothing and raises TurnLost if the attempt of `claim` does not own
+        the turn. Removes the messages, late ones too, and raises SessionCleared if `user_message`
+        was deleted (without `context`), or the session since `turn_id`, if it `is_repeat`.
         """
         key = keys.checked_key(session_id)
         answered = None if context else user_message
@@ -101,17 +99,18 @@ class HistoryStore:
         is_retry = claim is not None and claim.attempt > 0
         commands = [
             *first_read(key, context, answered, before=messages[0] if is_retry else None),
-            *add_members(key, messages, members, replaced),
+            *add_members(key, messages, members),
             *keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time()),
+            *further,
         ]
         end = time.monotonic() + self._timeout_s
         try:
             replies = await self._write([claim.fence(commands)] if claim else commands, max_wait_s)
-            replies, has_record = claim.check(replies[0]) if claim else (replies, True)
-            if turn_id and not claim and (is_repeat or isinstance(replies, ResentReplies)):
-                await self._check_deletion(session_id, messages, turn_id)
-            if (answered and not replies[0]) or not has_record:
-                await self._check_answers(session_id, messages, answered, claim, replies)
+            is_repeat |= isinstance(replies, ResentReplies)
+            replies, has_record = claim.check(replies[0]) if claim else (replies, not is_repeat)
+            since = "" if answered and not replies[0] else claim.turn_id if claim else turn_id
+            if not has_record or since == "":
+                await self._check_deletion(session_id, messages, answered, claim, since=since)
         except (HistoryUnavailable, asyncio.CancelledError):
             self._late_writes.add(session_id, messages, answered, claim)
             raise
@@ -142,28 +141,21 @@ class HistoryStore:
         return call if max_wait_s is None else confirmed(call, max_wait_s)
 
     async def _check_deletion(
-        self, session_id: str, messages: Sequence[Message], turn_id: str
-    ) -> None:
-        """Remove messages if their session was deleted since the id of their turn was created."""
-        if await was_deleted(self._batcher, session_id, since=turn_id):
-            await self.remove_messages(session_id, messages)
-            raise SessionCleared(f"session {session_id} was deleted before a repeated save")
-
-    async def _check_answers(
         self,
         session_id: str,
         messages: Sequence[Message],
         answered: Message | None,
         claim: Claim | None,
-        replies: Sequence[Any],
+        *,
+        since: str | None,
     ) -> None:
-        """Remove messages if their user message or their session was deleted."""
-        is_deleted = bool(answered and not replies[0])
-        if claim and not is_deleted:
-            # A deletion just before the turn stored its user message has deleted its record. A full
-            # Redis may have evicted the record, too.
-            is_deleted = await was_deleted(self._batcher, session_id, since=claim.turn_id)
-        if is_deleted:
+        """Remove messages if their session was deleted since an id; "": it was certainly deleted.
+
+        The record of a claim is deleted with the session, but a full Redis may have evicted it.
+        """
+        if since is None:
+            return
+        if not since or await was_deleted(self._batcher, session_id, since=since):
             own = [answered] if answered and claim and answered.id == claim.turn_id else []
             await self.remove_messages(session_id, [*own, *messages])
             raise SessionCleared(f"session {session_id} was deleted during the turn")
@@ -180,7 +172,7 @@ class HistoryStore:
         claim: Claim | None = None,
         max_wait_s: float | None = None,
         turn_id: str | None = None,
-        replaced: Sequence[Message] = (),
+        further: Sequence[Command] = (),
     ) -> bool:
         """Store messages, with a second attempt, and return whether Redis confirmed the write.
 
@@ -199,7 +191,7 @@ class HistoryStore:
                     max_wait_s=max_wait_s,
                     turn_id=turn_id,
                     is_repeat=True,
-                    replaced=replaced,
+                    further=further,
                 )
             except StorageError as error:
                 log.warning("could not save messages of session %s: %s", session_id, error)
@@ -226,19 +218,19 @@ class HistoryStore:
         claim: Claim | None = None,
         max_wait_s: float | None = None,
         is_stored: bool = True,
-        unless_answered: bool = False,
+        request: str = "",
     ) -> None:
         """Remove messages, and again later if Redis is not available, or if it may store them late.
 
-        Without `is_stored`, Redis has not confirmed that it stored them. They stay if another
-        attempt than that of `claim` owns the turn or, with `unless_answered`, if an answer follows
-        them. Waits at most `max_wait_s`, by default the deadline of one operation.
+        Without `is_stored`, Redis has not confirmed that it stored them. They may stay because of
+        the `claim` or the `request`: see `Removal`. Waits at most `max_wait_s`, by default the
+        deadline of one operation.
         """
         removal = Removal(
             session_id=session_id,
             members=tuple(encode_member(message) for message in messages),
             claim=claim,
-            unless_answered=messages[-1].score_text if unless_answered else "",
+            request=request,
         )
         try:
             async with redis_errors(self._timeout_s if max_wait_s is None else max_wait_s):
@@ -249,6 +241,14 @@ class HistoryStore:
         if not is_stored:
             self._late_writes.remove(removal)
 
+    async def hold(
+        self, session_id: str, messages: Sequence[Message], holder: str, claim: Claim | None
+    ) -> bool:
+        """Keep messages of another request even if Groq rejects it; return whether all exist."""
+        keys.checked_key(session_id)
+        async with redis_errors(self._timeout_s):
+            return await self._remover.hold(session_id, messages, holder, claim)
+
     async def find_turn(self, session_id: str, ids: Sequence[str], claim: Claim) -> StoredTurn:
         """Return what earlier attempts have stored; `ids` are those of the request's messages.
 
@@ -257,16 +257,6 @@ class HistoryStore:
         key = keys.checked_key(session_id)
         async with redis_errors(self._timeout_s):
             return await read_turn(ids, partial(claim.transact, self._batcher.transact), key)
-
-    async def earlier_answer(self, session_id: str, claim: Claim) -> Message | None:
-        """Return the complete answer of an earlier attempt at a turn; remove incomplete ones."""
-        answers = (await self.find_turn(session_id, [claim.turn_id], claim)).answers
-        for answer in answers:
-            if answer.status != INCOMPLETE:
-                return answer
-        if answers:
-            await self.try_remove(session_id, *answers, claim=claim)
-        return None
 
     async def get_history_page(
         self,

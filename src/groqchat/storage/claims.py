@@ -21,8 +21,9 @@ Transact: TypeAlias = Callable[[Sequence[Command]], Awaitable[list[Any]]]
 # the events is one of a turn that is over, and whose events Redis has lost. Replies whether the
 # token owns the turn, and the number of attempts.
 # KEYS: claim, attempts, events. ARGV: token, TTLs of claim and attempts in seconds.
-CLAIM_SCRIPT = """
+CLAIM_SCRIPT = f"""
 local holder = redis.call('GET', KEYS[1])
+if holder == '{keys.RELEASED}' then holder = false end
 if holder and redis.call('EXISTS', KEYS[3]) == 0
     and redis.call('TTL', KEYS[1]) > tonumber(ARGV[2]) then
   holder = false
@@ -33,13 +34,18 @@ if not holder then
   redis.call('EXPIRE', KEYS[2], ARGV[3])
   holder = ARGV[1]
 end
-return {holder == ARGV[1] and 1 or 0, redis.call('GET', KEYS[2]) or '1'}
+return {{holder == ARGV[1] and 1 or 0, redis.call('GET', KEYS[2]) or '1'}}
 """
 # The start of a script. The script ends here unless the token owns the turn, or nobody does and
-# there was no newer attempt.
+# there was no newer attempt. After its end, an attempt may only remove messages (MAY_HAVE_ENDED).
 # KEYS: claim, attempts. ARGV: token, number of attempts.
-OWNERSHIP = """
+READ_CLAIM = """
 local holder, count = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
+"""
+MAY_HAVE_ENDED = f"""
+if holder == '{keys.RELEASED}' then holder = false end
+"""
+CHECK_CLAIM = """
 if holder and holder ~= ARGV[1] or not holder and count and count ~= ARGV[2] then return {0} end
 """
 # Executes commands if the token owns the turn, or if nobody does and there was no newer attempt.
@@ -68,7 +74,7 @@ while ARGV[at] do
 end
 return replies
 """
-FENCE_SCRIPT = OWNERSHIP + FENCED_COMMANDS
+FENCE_SCRIPT = READ_CLAIM + CHECK_CLAIM + FENCED_COMMANDS
 
 
 class Fenced(NamedTuple):
@@ -100,12 +106,12 @@ class Claim:
 
     @property
     def names(self) -> tuple[str, str]:
-        """The keys of `OWNERSHIP`."""
+        """The keys of `CHECK_CLAIM`."""
         return keys.claim_key(self.turn_id), keys.attempts_key(self.turn_id)
 
     @property
     def owner(self) -> tuple[str, int]:
-        """The arguments of `OWNERSHIP`."""
+        """The arguments of `CHECK_CLAIM`."""
         return self.token, self.attempt + 1
 
     def fence(self, commands: Sequence[Command], *, lease_s: int = keys.TURN_LEASE_S) -> Command:

@@ -45,6 +45,9 @@ SESSION_KEYS_TTL_S = 3600 + IDEMPOTENCY_TTL_S
 # Even, so that a score and its member stay in one command.
 MAX_WORDS = 4000
 
+# The value of a claim that the next request may take, while its last owner may write no more.
+RELEASED = "released"
+
 # The score of a session whose key has no TTL because another program wrote it.
 NEVER_EXPIRES = float("inf")
 
@@ -119,6 +122,22 @@ def session_keys_key(session_id: str) -> str:
     The braces are a hash tag: in a cluster, the set is in the slot of the session.
     """
     return f"{{{session_key(session_id)}}}:keys"
+
+
+def holders_key(session_id: str) -> str:
+    """Return the key of the set of the requests that hold messages of other requests."""
+    return f"{{{session_key(session_id)}}}:holders"
+
+
+def hold_messages(
+    session_id: str, message_ids: Sequence[str], holder: str
+) -> tuple[Command, Command]:
+    """Return the commands that keep messages of another request, which Groq may reject."""
+    name = holders_key(session_id)
+    return (
+        ("SADD", name, *(f"{message_id} {holder}" for message_id in message_ids)),
+        ("EXPIRE", name, SESSION_KEYS_TTL_S),
+    )
 
 
 def link_to_session(session_id: str, *names: str, now_s: float) -> tuple[Command, Command, Command]:
@@ -208,7 +227,7 @@ def forget_attempt(turn_id: str, attempt: int) -> tuple[Command, ...]:
 
 def end_repeatable_turn(turn_id: str, ttl_s: int) -> tuple[Command, Command]:
     """Return the commands that retain a turn's events and let another request run it again."""
-    return ("EXPIRE", turn_key(turn_id), ttl_s), ("UNLINK", claim_key(turn_id))
+    return ("EXPIRE", turn_key(turn_id), ttl_s), ("SET", claim_key(turn_id), RELEASED, "EX", ttl_s)
 
 
 def delete_turn(turn_id: str) -> tuple[Command, ...]:

@@ -77,9 +77,9 @@ class LateWrites:
 
         If the write has a user message, it must still exist then.
         """
+        since = claim.turn_id if claim else messages[0].id
         ids = tuple((each.id, each.score_text) for each in messages)
         score = user_message.score_text if user_message else None
-        since = claim.turn_id if claim else messages[0].id
         self._writes[_Write(session_id, ids, score, since, claim)] = 0
         if len(self._writes) > MAX_WRITES:
             del self._writes[next(iter(self._writes))]

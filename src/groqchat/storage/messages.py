@@ -273,17 +273,19 @@ def first_read(
     return [("ZCOUNT", key, user_message.score_text, user_message.score_text)]
 
 
-def add_members(
-    key: str, messages: Sequence[Message], members: Sequence[bytes], replaced: Sequence[Message]
-) -> list[Command]:
-    """Return the commands that add encoded messages to a session and remove others."""
-    removals: list[Command] = [("ZREM", key, encode_member(message)) for message in replaced]
+def add_members(key: str, messages: Sequence[Message], members: Sequence[bytes]) -> list[Command]:
+    """Return the commands that add encoded messages to a session."""
     if len(messages) == 1:
-        return [("ZADD", key, messages[0].score_text, members[0]), *removals]
+        return [("ZADD", key, messages[0].score_text, members[0])]
     scored: list[str | bytes] = []
     for message, member in zip(messages, members, strict=True):
         scored += (message.score_text, member)
-    return [*(("ZADD", key, *words) for words in split_words(scored)), *removals]
+    return [("ZADD", key, *words) for words in split_words(scored)]
+
+
+def remove_members(session_key: str, messages: Sequence[Message]) -> list[Command]:
+    """Return the commands that remove messages from a session."""
+    return [("ZREM", session_key, encode_member(message)) for message in messages]
 
 
 def size_of(messages: Sequence[PromptMessage]) -> int:

@@ -10,7 +10,8 @@ from groqchat.storage.message_ids import new_message_id
 # highest id of the session's turns: the clock of the worker of a turn may be ahead of the clock of
 # this worker. Replies this id, and whether the workers were told: a full Redis accepts deletions
 # but no requests.
-# KEYS: messages, session index, names of the other keys, requests to workers. ARGV: session id,
+# KEYS: messages, session index, names of the other keys, requests to workers, holders of messages.
+# ARGV: session id,
 # highest id of a turn by the clock of this worker, maximum number and TTL of requests, prefixes of
 # the keys that end with the id of a turn.
 DELETION_SCRIPT = """
@@ -23,7 +24,7 @@ for _, name in ipairs(names) do
   end
   redis.call('UNLINK', name)
 end
-redis.call('UNLINK', KEYS[1], KEYS[3])
+redis.call('UNLINK', KEYS[1], KEYS[3], KEYS[5])
 redis.call('ZREM', KEYS[2], ARGV[1])
 local request = redis.pcall('XADD', KEYS[4], 'MAXLEN', '~', ARGV[3], '*',
   'session', ARGV[1], 'last_turn', last_turn)
@@ -44,6 +45,7 @@ async def delete_session(batcher: CommandBatcher, session_id: str) -> str | None
         keys.SESSIONS_INDEX,
         keys.session_keys_key(session_id),
         keys.STOP_REQUESTS,
+        keys.holders_key(session_id),
     )
     # Before the deletion: a turn that starts from now on may be a part of the next session.
     own = session_id, new_message_id(), keys.MAX_STOP_REQUESTS, keys.STOP_REQUESTS_TTL_S

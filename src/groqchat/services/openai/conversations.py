@@ -12,6 +12,7 @@ from groqchat.services.history_store import HistoryStore
 from groqchat.services.openai.messages import (
     INSTRUCTION_ROLES,
     OpenAIMessage,
+    adopted_messages,
     drop_unpaired_tool_calls,
     find_overlap,
     is_repeated,
@@ -21,10 +22,12 @@ from groqchat.services.openai.messages import (
     trim_to_budget,
 )
 from groqchat.settings import Settings
+from groqchat.storage import keys
 from groqchat.storage.claims import Claim
 from groqchat.storage.history_reader import StoredTurn
 from groqchat.storage.message_ids import earlier_id, new_message_id
-from groqchat.storage.messages import INCOMPLETE, ROLES, Message
+from groqchat.storage.message_removal import OWN
+from groqchat.storage.messages import INCOMPLETE, ROLES, Message, remove_members
 
 # How far back the tool calls that a request answers, and their user message, may be.
 MAX_TOOL_CALL_DISTANCE = 100
@@ -38,7 +41,8 @@ log = logging.getLogger(__name__)
 class Conversation:
     """The messages for the model, and which of them are new.
 
-    An earlier attempt at the turn may have stored `new`. `last_message` is the stored message that
+    An earlier attempt at the turn may have stored `new`, another request `adopted`, which this
+    request holds by the name `holder`. `last_message` is the stored message that
     the answer follows, None if it is not stored. `budget` limits the time that the request waits
     for Redis. `claim` belongs to an Idempotency-Key. Earlier attempts may have stored a complete
     answer, `answer`, or incomplete ones, `replaced`, which the answer replaces.
@@ -48,6 +52,8 @@ class Conversation:
     messages: list[OpenAIMessage]
     budget: WaitBudget
     new: Sequence[Message] = ()
+    adopted: Sequence[Message] = ()
+    holder: str = ""
     last_message: Message | None = None
     claim: Claim | None = None
     answer: Message | None = None
@@ -75,15 +81,22 @@ class Conversations:
         sent = [message for message in request if message["role"] not in INSTRUCTION_ROLES]
         budget = WaitBudget(self._settings.redis_timeout_s)
         ids = _turn_ids(len(sent), claim)
+        holder = claim.turn_id if claim else new_message_id()
         try:
             with budget:
                 earlier, turn = await self._read(session_id, sent, ids, claim)
+                overlap = find_overlap(_all_to_openai(earlier), sent)
+                adopted = adopted_messages(earlier, sent, overlap)
+                if adopted and not await self._history.hold(session_id, adopted, holder, claim):
+                    # The other request was rejected meanwhile.
+                    earlier, turn = await self._read(session_id, sent, ids, claim)
+                    overlap, adopted = find_overlap(_all_to_openai(earlier), sent), []
         except StorageError as error:
             if claim is not None and claim.attempt:
                 raise
             log.warning("answering without history: %s", error)
             return Conversation(session_id=session_id, messages=request, budget=budget)
-        known, begin = find_overlap(_all_to_openai(earlier), sent)
+        known, begin = overlap
         context = drop_unpaired_tool_calls(self._trim(earlier[:begin], sent), sent)
         conversation = [*instructions, *context, *sent]
         new = turn.messages or _new_messages(sent[known:], ids[known:], model)
@@ -94,6 +107,8 @@ class Conversations:
             messages=conversation,
             budget=budget,
             new=new,
+            adopted=adopted,
+            holder=holder,
             last_message=[*earlier, *new][-1] if sent and is_stored else None,
             claim=claim,
             answer=next((each for each in turn.answers if not each.status), None),
@@ -133,24 +148,32 @@ class Conversations:
             user_message=conversation.last_message,
             claim=claim,
             max_wait_s=conversation.budget.left_s,
-            replaced=conversation.replaced,
+            further=remove_members(
+                keys.session_key(conversation.session_id), conversation.replaced
+            ),
         )
 
     async def rollback(self, conversation: Conversation) -> None:
-        """Delete the new messages of a request that Groq rejected.
+        """Delete the new messages of a request that Groq rejected, unless another holds them."""
+        await self._remove(conversation, conversation.replaced)
+        await self._remove(conversation, conversation.new, OWN)
 
-        They stay if another request with the same messages has received an answer to them.
-        """
-        for messages in (conversation.replaced, conversation.new):
-            if messages:
-                await self._history.try_remove(
-                    conversation.session_id,
-                    *messages,
-                    claim=conversation.claim,
-                    max_wait_s=conversation.budget.left_s,
-                    is_stored=conversation.last_message is not None,
-                    unless_answered=messages is conversation.new,
-                )
+    async def release(self, conversation: Conversation) -> None:
+        """Let the messages of another request be deleted if Groq rejects that one."""
+        await self._remove(conversation, conversation.adopted, conversation.holder)
+
+    async def _remove(
+        self, conversation: Conversation, messages: Sequence[Message], request: str = ""
+    ) -> None:
+        if messages:
+            await self._history.try_remove(
+                conversation.session_id,
+                *messages,
+                claim=conversation.claim,
+                max_wait_s=conversation.budget.left_s,
+                is_stored=conversation.last_message is not None,
+                request=request,
+            )
 
     async def _read(
         self,

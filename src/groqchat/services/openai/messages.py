@@ -95,6 +95,23 @@ def find_overlap(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]
     return diverging if is_significant and diverging.known > at_end.known else at_end
 
 
+def adopted_messages(
+    earlier: Sequence[Message], sent: Sequence[OpenAIMessage], overlap: Overlap
+) -> list[Message]:
+    """Return the messages of a request that the session contains without an answer to them.
+
+    They belong to another request, which failed, or which Groq may still reject.
+    """
+    adopted: list[Message] = []
+    known = {_canonical(message) for message in sent[: overlap.known]}
+    for message in reversed(earlier[overlap.begin :]):
+        if message.role == "assistant":
+            break
+        if _canonical(to_openai(message)) in known:
+            adopted.append(message)
+    return adopted[::-1]
+
+
 def is_repeated(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]) -> bool:
     """Return whether a session ends with all messages of a request."""
     return _overlap_at_end(*_as_symbols(earlier, sent)).known == len(sent)

@@ -95,7 +95,14 @@ class OpenAIProxy:
             if conversation.answer is not None:
                 return stored_completion(conversation.answer, is_streamed=bool(request.stream))
             body = parsed.with_messages(conversation.messages)
-        return await self._forward(body, request, conversation)
+        has_failed = True
+        try:
+            reply = await self._forward(body, request, conversation)
+            has_failed = reply.status != HTTPStatus.OK
+        finally:
+            if conversation is not None and has_failed:
+                await self._conversations.release(conversation)
+        return reply
 
     def shut_down(self) -> None:
         """End the streams that have no turn with an error, because the service stops."""

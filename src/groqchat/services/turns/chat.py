@@ -33,6 +33,7 @@ from groqchat.services.turns.turn import Turn
 from groqchat.settings import Settings
 from groqchat.storage.claims import Claim
 from groqchat.storage.message_ids import new_message_id
+from groqchat.storage.message_removal import OWN
 from groqchat.storage.messages import (
     FAILED,
     INCOMPLETE,
@@ -189,6 +190,7 @@ class ChatService:
                 claim=state.claim,
                 max_wait_s=state.budget.left_s,
                 is_stored=state.is_stored,
+                request=OWN,
             )
             raise
         except (CompletionError, ShuttingDown):
@@ -204,11 +206,15 @@ class ChatService:
 
     async def _repeated_answer(self, state: _TurnState, turn: Turn) -> ChatResponse | None:
         """Return the answer that an earlier attempt at the turn has stored, None if it has none."""
-        if state.claim is None or not state.claim.attempt:
+        claim = state.claim
+        if claim is None or not claim.attempt:
             return None
         with state.budget:
-            answer = await self._history.earlier_answer(state.session_id, state.claim)
+            stored = await self._history.find_turn(state.session_id, [claim.turn_id], claim)
+        answer = next((each for each in stored.answers if not each.status), None)
         if answer is None:
+            if stored.answers:
+                await self._history.try_remove(state.session_id, *stored.answers, claim=claim)
             return None
         turn.add_text(answer.content)
         return _response(state, answer, is_saved=True)

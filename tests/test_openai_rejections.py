@@ -1,0 +1,116 @@
+"""Messages of a request that Groq rejects, and other requests that hold the same messages."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+from redis.asyncio import Redis
+
+from tests.conftest import Serve
+from tests.support.api import BASE
+from tests.support.groq import MockGroq
+from tests.support.streams import history, wait_until
+from tests.test_openai_idempotency import send, succeeds
+
+CHAT = f"{BASE}/chat"
+
+
+def users(*texts: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text} for text in texts]
+
+
+async def contents(api: ClientSession) -> list[str]:
+    """Return the texts of the user messages in the session, and `answer` for each answer."""
+    stored = await history(api)
+    return [each["content"] if each["role"] == "user" else "answer" for each in stored]
+
+
+@pytest.fixture
+async def api(serve: Serve) -> ClientSession:
+    return await serve(groq_max_retries=0)
+
+
+async def until_asked(groq: MockGroq, count: int) -> None:
+    async def is_asked() -> bool:
+        return len(groq.requests) == count
+
+    await wait_until(is_asked)
+
+
+@pytest.mark.parametrize("others", [users("Q"), users("Q", "R")])
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "other"}])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_rejected_request_leaves_messages_that_another_request_has_answered(
+    api: ClientSession,
+    groq: MockGroq,
+    others: list[dict[str, str]],
+    headers: dict[str, str],
+    *,
+    stream: bool,
+) -> None:
+    groq.options.fail = "503"
+    assert not await succeeds(api, session=True, messages=users("Q"))
+    groq.options.fail = None
+    other = {"messages": others, "headers": headers, "stream": stream}
+    assert await succeeds(api, session=True, **other)
+    expected = await contents(api)
+    assert expected == [*(each["content"] for each in others), "answer"]
+    groq.options.fail = "400"
+    for _ in range(2):
+        assert (await send(api, session=True, messages=users("Q")))[0] == 400
+    assert await contents(api) == expected
+
+
+@pytest.mark.parametrize("path", ["openai", "chat"])
+async def test_a_request_that_is_rejected_later_leaves_a_message_that_another_one_holds(
+    api: ClientSession, groq: MockGroq, path: str
+) -> None:
+    release = groq.hold()
+    first: asyncio.Future[Any]
+    if path == "chat":
+        body = {"message": "Q", "session_id": "s"}
+        first = asyncio.ensure_future(api.post(CHAT, json=body))
+    else:
+        sending = send(api, session=True, messages=users("Q"), headers={})
+        first = asyncio.ensure_future(sending)
+    await until_asked(groq, 1)
+    second = asyncio.create_task(send(api, session=True, messages=users("Q", "R"), headers={}))
+    await until_asked(groq, 2)
+    groq.rejected = {1}
+    release.set()
+    await first
+    assert (await second)[0] == 200
+    assert await contents(api) == ["Q", "R", "answer"]
+
+
+async def test_a_message_that_all_requests_give_up_is_removed(
+    api: ClientSession, groq: MockGroq, redis: Redis
+) -> None:
+    release = groq.hold()
+    sending = []
+    for count in (1, 2):
+        request = send(api, session=True, messages=users("Q"), headers={})
+        sending.append(asyncio.create_task(request))
+        await until_asked(groq, count)
+    groq.rejected = {1, 2}
+    release.set()
+    assert [(await each)[0] for each in sending] == [400, 400]
+    assert await contents(api) == []
+    assert await redis.keys("*session*") == []
+
+
+async def test_a_rejected_message_does_not_stay_because_of_the_answer_to_another_one(
+    api: ClientSession, groq: MockGroq
+) -> None:
+    release = groq.hold()
+    first = asyncio.create_task(send(api, session=True, messages=users("Y"), headers={}))
+    await until_asked(groq, 1)
+    body: dict[str, Any] = {"message": "Q", "session_id": "s"}
+    second = asyncio.ensure_future(api.post(CHAT, json=body))
+    await until_asked(groq, 2)
+    groq.rejected = {2}
+    release.set()
+    assert (await first)[0] == 200
+    assert (await second).status == 400
+    assert await contents(api) == ["Y", "answer"]
