@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import takewhile
 from typing import Any, NamedTuple, TypeAlias
 
 from groqchat.services.turns.context import BYTES_PER_TOKEN, TOKENS_PER_MESSAGE
@@ -102,14 +103,15 @@ def adopted_messages(
 
     They belong to another request, which failed, or which Groq may still reject.
     """
-    adopted: list[Message] = []
+    unanswered = [*takewhile(_is_no_answer, reversed(earlier[overlap.begin :]))][::-1]
+    if not unanswered:
+        return []
     known = {_canonical(message) for message in sent[: overlap.known]}
-    for message in reversed(earlier[overlap.begin :]):
-        if message.role == "assistant":
-            break
-        if _canonical(to_openai(message)) in known:
-            adopted.append(message)
-    return adopted[::-1]
+    return [message for message in unanswered if _canonical(to_openai(message)) in known]
+
+
+def _is_no_answer(message: Message) -> bool:
+    return message.role != "assistant"
 
 
 def is_repeated(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]) -> bool:
