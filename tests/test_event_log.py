@@ -213,9 +213,18 @@ async def test_the_number_of_requests_is_bounded(
     # Redis trims whole nodes, of a hundred entries each.
     await asyncio.gather(*(log.request_stop(f"t{number}") for number in range(300)))
     assert 10 <= await any_redis.xlen(STOPS) <= 120
-    found = await log.requests("0-0")
-    assert len(found.stops) == 10
-    assert (await log.requests(found.last)).stops != found.stops
+
+
+async def test_many_requests_are_read_in_several_parts(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_log, "READ_REQUESTS", 10)
+    for number in range(15):
+        await log.request_stop(f"t{number}")
+    first = await log.requests("0-0")
+    second = await log.requests(first.last)
+    assert [*first.stops, *second.stops] == [f"t{number}" for number in range(15)]
+    assert (len(first.stops), first.has_more, second.has_more) == (10, True, False)
 
 
 async def test_deleted_events_do_not_exist(log: EventLog, any_redis: Redis) -> None:

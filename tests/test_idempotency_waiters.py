@@ -161,7 +161,8 @@ async def test_the_count_is_deleted_with_the_session(
     await all_events(response)
     # If events were written at the moment of the deletion, the set of the session's other keys is
     # there again. It expires.
-    permitted = {b"chat:stops", keys.session_keys_key("s").encode()}
+    names = ("chat:stops", keys.deletion_key("s"), keys.session_keys_key("s"))
+    permitted = {name.encode() for name in names}
 
     async def is_deleted() -> bool:
         return set(await redis.keys("*")) <= permitted

@@ -41,7 +41,7 @@ async def is_gone(workers: list[ClientSession], turn_id: str) -> bool:
 async def names_in(redis: Redis) -> list[str]:
     """Return the names of all keys that contain or name messages."""
     names = [str(name)[2:-1] for name in await redis.keys("*")]
-    return sorted(names)
+    return sorted(name for name in names if name != "{chat:session:s}:deleted")
 
 
 async def ask(api: ClientSession, **headers: str) -> dict[str, Any]:

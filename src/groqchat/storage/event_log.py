@@ -15,6 +15,8 @@ from groqchat.storage.keys import Command
 READ_ENTRIES = 16
 # Requests that may arrive between the start of a worker's first turn and its first read.
 RECENT_REQUESTS = 100
+# Requests of one read; a worker that is far behind reads again.
+READ_REQUESTS = 1000
 # The field of a stream entry that contains the events; its name is part of the stored format.
 EVENTS_FIELD = b"frames"
 FINAL_EVENTS = frozenset({"done", "error"})
@@ -68,12 +70,13 @@ class Deletion:
 class TurnRequests:
     """What other workers request: ids of turns to stop, and sessions that were deleted.
 
-    `last` is the entry id to continue after.
+    `last` is the entry id to continue after; `has_more` is true if further requests may follow.
     """
 
     stops: Sequence[str]
     deletions: Sequence[Deletion]
     last: str
+    has_more: bool = False
 
 
 class EventLog:
@@ -148,10 +151,10 @@ class EventLog:
         """Ask the worker that runs a turn to stop it."""
         await self._batcher.transact(keys.request_to_workers(turn=turn_id))
 
-    async def recent_requests(self, count: int = RECENT_REQUESTS) -> TurnRequests:
+    async def recent_requests(self) -> TurnRequests:
         """Return the latest requests, without stops: these are for turns that are over."""
         (found,) = await self._batcher.transact(
-            [("XREVRANGE", keys.STOP_REQUESTS, "+", "-", "COUNT", count)]
+            [("XREVRANGE", keys.STOP_REQUESTS, "+", "-", "COUNT", RECENT_REQUESTS)]
         )
         requests = _parse_requests(found[::-1], "0-0")
         return replace(requests, stops=())
@@ -159,9 +162,9 @@ class EventLog:
     async def requests(self, after: str) -> TurnRequests:
         """Return the requests after an entry id."""
         (found,) = await self._batcher.transact(
-            [("XRANGE", keys.STOP_REQUESTS, f"({after}", "+", "COUNT", keys.MAX_STOP_REQUESTS)]
+            [("XRANGE", keys.STOP_REQUESTS, f"({after}", "+", "COUNT", READ_REQUESTS)]
         )
-        return _parse_requests(found, after)
+        return replace(_parse_requests(found, after), has_more=len(found) == READ_REQUESTS)
 
 
 def _commands(batch: EventBatch, now_s: float) -> list[Command]:

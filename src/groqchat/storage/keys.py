@@ -34,8 +34,11 @@ TURN_RETENTION_S = 300
 IDEMPOTENCY_TTL_S = 3600
 # Workers read the requests to stop turns within a second.
 STOP_REQUESTS_TTL_S = 60
-# The most requests that a worker may have missed; each is a second old at most.
-MAX_STOP_REQUESTS = 1000
+# More than arrive while a worker pauses, even if a client deletes all sessions.
+MAX_STOP_REQUESTS = 100_000
+# A command may be on its way for as long as TCP sends it again, about a quarter of an hour. Until
+# then, the deletion of its session must be known.
+DELETION_TTL_S = 1000
 # The readiness check writes this key again long before it expires, if it is used at all.
 WRITE_PROBE_TTL_S = 60
 # A session knows its keys for the time of the longest turn (the maximum of GROQ_TIMEOUT_S), and
@@ -122,6 +125,16 @@ def session_keys_key(session_id: str) -> str:
     The braces are a hash tag: in a cluster, the set is in the slot of the session.
     """
     return f"{{{session_key(session_id)}}}:keys"
+
+
+def deletion_key(session_id: str) -> str:
+    """Return the key of the highest turn id that belongs to the last deletion of a session."""
+    return f"{{{session_key(session_id)}}}:deleted"
+
+
+def note_deletion(session_id: str, last_turn: str) -> Command:
+    """Return the command that records the deletion of a session for late writes."""
+    return ("SET", deletion_key(session_id), last_turn, "EX", DELETION_TTL_S)
 
 
 def holders_key(session_id: str) -> str:

@@ -10,14 +10,14 @@ from groqchat.storage.message_ids import new_message_id
 # highest id of the session's turns: the clock of the worker of a turn may be ahead of the clock of
 # this worker. Replies this id, and whether the workers were told: a full Redis accepts deletions
 # but no requests.
-# KEYS: messages, session index, names of the other keys, requests to workers, holders of messages.
-# ARGV: session id,
-# highest id of a turn by the clock of this worker, maximum number and TTL of requests, prefixes of
-# the keys that end with the id of a turn.
+# KEYS: messages, session index, names of the other keys, requests to workers, holders of messages,
+# the last deletion. ARGV: session id, highest id of a turn by the clock of this worker, maximum
+# number and TTL of requests, TTL of the deletion, prefixes of the keys that end with the id of a
+# turn.
 DELETION_SCRIPT = """
 local names, last_turn = redis.call('ZRANGE', KEYS[3], 0, -1), ARGV[2]
 for _, name in ipairs(names) do
-  for at = 5, #ARGV do
+  for at = 6, #ARGV do
     local size = string.len(ARGV[at])
     local turn = string.sub(name, size + 1)
     if string.sub(name, 1, size) == ARGV[at] and turn > last_turn then last_turn = turn end
@@ -26,6 +26,7 @@ for _, name in ipairs(names) do
 end
 redis.call('UNLINK', KEYS[1], KEYS[3], KEYS[5])
 redis.call('ZREM', KEYS[2], ARGV[1])
+redis.pcall('SET', KEYS[6], last_turn, 'EX', ARGV[5])
 local request = redis.pcall('XADD', KEYS[4], 'MAXLEN', '~', ARGV[3], '*',
   'session', ARGV[1], 'last_turn', last_turn)
 if type(request) == 'table' and request.err then return {last_turn, 0} end
@@ -46,15 +47,17 @@ async def delete_session(batcher: CommandBatcher, session_id: str) -> str | None
         keys.session_keys_key(session_id),
         keys.STOP_REQUESTS,
         keys.holders_key(session_id),
+        keys.deletion_key(session_id),
     )
     # Before the deletion: a turn that starts from now on may be a part of the next session.
-    own = session_id, new_message_id(), keys.MAX_STOP_REQUESTS, keys.STOP_REQUESTS_TTL_S
+    last_turn = new_message_id()
+    limits = keys.MAX_STOP_REQUESTS, keys.STOP_REQUESTS_TTL_S, keys.DELETION_TTL_S
     prefixes = keys.TURN_PREFIX, keys.CLAIM_PREFIX
     (reply,) = await batcher.transact(
-        [("EVAL", DELETION_SCRIPT, len(names), *names, *own, *prefixes)]
+        [("EVAL", DELETION_SCRIPT, len(names), *names, session_id, last_turn, *limits, *prefixes)]
     )
-    last_turn, is_announced = reply
-    return None if is_announced else last_turn.decode()
+    highest, is_announced = reply
+    return None if is_announced else highest.decode()
 
 
 async def announce(batcher: CommandBatcher, session_id: str, last_turn: str) -> None:
@@ -65,6 +68,7 @@ async def announce(batcher: CommandBatcher, session_id: str, last_turn: str) -> 
     *_, names = await batcher.transact(
         [
             *keys.request_to_workers(session=session_id, last_turn=last_turn),
+            keys.note_deletion(session_id, last_turn),
             ("ZRANGE", keys.session_keys_key(session_id), 0, -1),
         ]
     )
@@ -75,9 +79,7 @@ async def announce(batcher: CommandBatcher, session_id: str, last_turn: str) -> 
 async def was_deleted(batcher: CommandBatcher, session_id: str, *, since: str) -> bool:
     """Return whether a session was deleted after the id of a turn was created.
 
-    Workers announce a deletion for STOP_REQUESTS_TTL_S at least.
+    Known for DELETION_TTL_S after the deletion.
     """
-    requests = await EventLog(batcher).recent_requests(keys.MAX_STOP_REQUESTS)
-    return any(
-        each.session_id == session_id and each.last_turn_id >= since for each in requests.deletions
-    )
+    (last_turn,) = await batcher.transact([("GET", keys.deletion_key(session_id))])
+    return last_turn is not None and last_turn.decode() >= since

@@ -235,8 +235,11 @@ class TurnRegistry:
         now = asyncio.get_running_loop().time()
         if now - self._requests_read_at < STOP_REQUESTS_POLL_S:
             return
-        requests = await self._log.requests(self._last_request)
-        await self._apply(requests)
+        while True:
+            requests = await self._log.requests(self._last_request)
+            await self._apply(requests)
+            if not requests.has_more:
+                break
         self._requests_read_at = now
 
     async def _apply(self, requests: TurnRequests) -> None:
