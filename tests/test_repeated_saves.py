@@ -1,19 +1,25 @@
 """Saves that are sent again after a broken connection: they do not restore a deleted session."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession
+from redis.asyncio import Redis
 
 from groqchat.openai_paths import COMPLETIONS_PATH
+from groqchat.services.history_store import HistoryStore
 from groqchat.services.redis_chat_service import RedisChatService
+from groqchat.storage.command_batcher import CommandBatcher, ResentReplies
+from groqchat.storage.keys import Command
 from tests.conftest import Serve
 from tests.support.api import BASE
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.groq import MockGroq
 from tests.support.redis_servers import RedisServer
+from tests.support.store import new_message
 from tests.support.streams import history
 
 SESSION_KEY = b"chat:session:s"
@@ -85,6 +91,35 @@ async def test_the_messages_of_a_completion_do_not_restore_a_deleted_session(
     assert proxy.cuts == 1
     saved = response.headers["X-History-Saved"]
     assert (saved, await history(workers[1])) == ("false", [])
+
+
+@pytest.mark.parametrize("later", [0, 10, 49, 50, 60])
+async def test_the_context_of_a_save_that_is_sent_again_precedes_its_message(
+    later: int, any_redis: Redis
+) -> None:
+    class Resending(CommandBatcher):
+        """A command batcher whose next transaction is executed twice, with others in between."""
+
+        is_next = False
+
+        def transact(self, commands: Sequence[Command]) -> Any:
+            return asyncio.ensure_future(self._run(commands))
+
+        async def _run(self, commands: Sequence[Command]) -> list[Any]:
+            replies = await super().transact(commands)
+            if self.is_next:
+                self.is_next = False
+                await store.save_messages("s", *(new_message(f"later {n}") for n in range(later)))
+                return ResentReplies(await super().transact(commands))
+            return replies
+
+    async with Resending(any_redis, timeout_s=5) as batcher:
+        store = HistoryStore(any_redis, batcher, ttl_s=1000, timeout_s=5)
+        earlier = [new_message(f"m{number}") for number in range(100)]
+        await store.save_messages("s", *earlier)
+        batcher.is_next = True
+        context = await store.save_messages("s", new_message("own"), context=200)
+    assert [each["content"] for each in context] == [each.content for each in earlier]
 
 
 async def test_a_save_that_is_sent_again_is_confirmed_if_the_session_exists(

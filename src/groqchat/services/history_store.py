@@ -19,10 +19,11 @@ from groqchat.storage.command_batcher import CommandBatcher, ResentReplies
 from groqchat.storage.errors import confirmed, redis_errors
 from groqchat.storage.history_reader import (
     MAX_PAGE_BYTES,
+    FirstRead,
     HistoryPage,
-    HistoryReader,
     StoredTurn,
     check_page,
+    read_context,
     read_page,
     read_turn,
 )
@@ -30,15 +31,11 @@ from groqchat.storage.keys import Command
 from groqchat.storage.late_writes import LateWrites
 from groqchat.storage.message_removal import MessageRemover, Removal
 from groqchat.storage.messages import (
-    FIRST_CONTEXT,
     Message,
     PromptMessage,
     add_members,
-    decode_context,
     encode_member,
     first_read,
-    members_before,
-    size_of,
 )
 from groqchat.storage.session_deletion import delete_session, was_deleted
 from groqchat.storage.session_index import SessionIndex, SessionPage
@@ -116,18 +113,11 @@ class HistoryStore:
             raise
         if not context:
             return []
-        found = replies[0][::-1] if is_retry else members_before(replies[0], members[0])
-        earlier = decode_context(found, session_id=session_id)
-        if len(replies[0]) == FIRST_CONTEXT < context:
-            limits = context - FIRST_CONTEXT, context_bytes - size_of(earlier)
-            return [*await self._read_older(key, found[0], *limits, end=end), *earlier]
-        return earlier
-
-    async def _read_older(
-        self, key: str, member: bytes, limit: int, max_bytes: int, *, end: float
-    ) -> list[PromptMessage]:
-        reader = HistoryReader(self._batcher.transact, key, forward=False)
-        return await reader.read_before(member, limit, max_bytes, end=end)
+        found = replies[0][::-1] if is_retry else replies[0]
+        is_repeat |= members[0] in found
+        first = FirstRead(session_id, found, again=messages[0] if is_repeat else None)
+        transact = self._batcher.transact
+        return await read_context(transact, first, context, max_bytes=context_bytes, end=end)
 
     def _write(
         self, commands: Sequence[Command], max_wait_s: float | None

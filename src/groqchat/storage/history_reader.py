@@ -16,13 +16,17 @@ from groqchat.storage.errors import redis_errors
 from groqchat.storage.keys import Command
 from groqchat.storage.message_ids import MICROS_PER_S, iso_time, micros_of, score_text
 from groqchat.storage.messages import (
+    FIRST_CONTEXT,
     Message,
     PromptMessage,
     ScoredMember,
+    decode_context,
     decode_member,
+    first_read,
     member_id,
     member_micros,
     scored_members,
+    size_of,
     warn_about_corrupt_members,
 )
 from groqchat.storage.pagination import (
@@ -186,6 +190,33 @@ class HistoryReader:
         """
         micros = micros_of(message_id)
         return (micros - 1 if self._forward else micros + 1) / MICROS_PER_S
+
+
+class FirstRead(NamedTuple):
+    """The latest members of a session, in time order.
+
+    `again`: they may follow this message, which was saved twice.
+    """
+
+    session_id: str
+    members: list[bytes]
+    again: Message | None
+
+
+async def read_context(
+    transact: Transact, first: FirstRead, limit: int, *, max_bytes: int, end: float
+) -> list[PromptMessage]:
+    """Return up to `limit` messages, about `max_bytes`; read those before FIRST_CONTEXT."""
+    key, members = keys.session_key(first.session_id), first.members
+    if first.again is not None:
+        (found,) = await transact(first_read(key, limit, before=first.again))
+        members = found[::-1]
+    latest = decode_context(members, session_id=first.session_id)
+    if not len(members) == FIRST_CONTEXT < limit:
+        return latest
+    reader = HistoryReader(transact, key, forward=False)
+    rest = limit - FIRST_CONTEXT, max_bytes - size_of(latest)
+    return [*await reader.read_before(members[0], *rest, end=end), *latest]
 
 
 class StoredTurn(NamedTuple):

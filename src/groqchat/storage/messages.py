@@ -255,7 +255,7 @@ def member_micros(scored: ScoredMember) -> int:
 
 
 def first_read(
-    key: str, context: int, user_message: Message | None, *, before: Message | None
+    key: str, context: int, user_message: Message | None = None, *, before: Message | None
 ) -> list[Command]:
     """Return the command whose reply is the context, or how often a user message exists.
 
@@ -291,8 +291,3 @@ def remove_members(session_key: str, messages: Sequence[Message]) -> list[Comman
 def size_of(messages: Sequence[PromptMessage]) -> int:
     """Return the size of the texts of messages in bytes."""
     return sum(len(message["content"].encode()) for message in messages)
-
-
-def members_before(members: list[bytes], new: bytes) -> list[bytes]:
-    """Return the members before a new one, which a repeated save finds in the session."""
-    return members[: members.index(new)] if new in members else members
