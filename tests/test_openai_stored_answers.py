@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from datetime import datetime
 from typing import Any
 
@@ -156,3 +157,23 @@ async def test_a_complete_answer_that_is_stored_late_replaces_an_incomplete_one(
         return await statuses() == [None, None]
 
     await wait_until(is_replaced)
+
+
+@pytest.mark.parametrize("session", [False, True])
+@pytest.mark.parametrize("rejected", [False, True])
+async def test_a_keyed_request_waits_once_for_a_frozen_redis(
+    serve: Serve, groq: MockGroq, own_redis_server: RedisServer, *, session: bool, rejected: bool
+) -> None:
+    api = await serve(redis_url=SecretStr(own_redis_server.url()), redis_timeout_s=1.0)
+
+    async def freeze() -> None:
+        own_redis_server.freeze()
+
+    groq.before_response = freeze
+    groq.rejected = {1} if rejected else set()
+    began = time.monotonic()
+    status, _, _ = await send(api, session=session)
+    waited_s = time.monotonic() - began
+    own_redis_server.thaw()
+    assert status == (400 if rejected else 200)
+    assert waited_s < 1.9

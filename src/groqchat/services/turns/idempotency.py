@@ -21,13 +21,14 @@ from groqchat.errors import (
     TurnNotFound,
 )
 from groqchat.models import ChatRequest
-from groqchat.retry import Backoff
+from groqchat.retry import MIN_SAVE_WAIT_S, Backoff
 from groqchat.services.turns.chat import ChatService
 from groqchat.services.turns.registry import TurnRegistry, last_events
 from groqchat.services.turns.waiters import Waiter, Waiters
 from groqchat.storage import keys
 from groqchat.storage.claims import Claim, claim_turn, claimed_attempt, fenced
 from groqchat.storage.command_batcher import CommandBatcher
+from groqchat.storage.errors import redis_errors
 from groqchat.storage.event_log import is_final
 from groqchat.storage.keys import Command
 from groqchat.storage.message_ids import new_message_id
@@ -136,7 +137,8 @@ class IdempotencyKeys:
     async def confirm(self, claim: Claim) -> None:
         """Raise TurnLost if another attempt owns the turn; without Redis, do nothing."""
         with suppress(StorageError):
-            await claim.transact(self._batcher.transact, [])
+            async with redis_errors(MIN_SAVE_WAIT_S):
+                await claim.transact(self._batcher.transact, [])
 
     def _keyed(self, request: ChatRequest | KeyedRequest) -> KeyedRequest:
         if isinstance(request, KeyedRequest):
