@@ -8,7 +8,7 @@ import pytest
 from aiohttp import ClientSession
 
 from tests.conftest import Serve
-from tests.support.api import assert_error
+from tests.support.api import BASE, assert_error
 from tests.support.groq import MockGroq
 from tests.support.raw_groq import DONE, LAST_CHUNK, STREAM_HEAD, RawGroq, chunked, event
 from tests.support.streams import history, wait_until
@@ -39,6 +39,30 @@ async def succeeds(api: ClientSession, **options: Any) -> bool:
     """Return whether a request succeeds; after a failure, its claim is released in a moment."""
     status, _, content = await send(api, **options)
     return status == 200 and b"event: error\n" not in content
+
+
+@pytest.mark.parametrize("session", [False, True])
+async def test_the_endpoints_of_turns_do_not_know_a_keyed_completion(
+    serve: Serve, groq: MockGroq, redis: Any, *, session: bool
+) -> None:
+    workers = [await serve(), await serve()]
+    release = groq.hold()
+    running = asyncio.create_task(send(workers[0], session=session))
+
+    async def is_published() -> bool:
+        return bool(await redis.keys("chat:turn:*"))
+
+    await wait_until(is_published)
+    (name,) = await redis.keys("chat:turn:*")
+    turn_id = name.decode().rpartition(":")[2]
+    for worker in workers:
+        for each, status in ((turn_id, 422), (turn_id[:17], 404)):
+            async with worker.get(f"{BASE}/chat/{each}/events") as response:
+                assert response.status == status
+            async with worker.post(f"{BASE}/chat/{each}/stop") as response:
+                assert response.status == status
+    release.set()
+    assert (await running)[0] == 200
 
 
 @KINDS

@@ -7,6 +7,7 @@ import pytest
 from aiohttp import ClientSession
 from redis.asyncio import Redis
 
+from groqchat.services.history_store import HistoryStore
 from tests.conftest import Serve
 from tests.support.api import BASE
 from tests.support.groq import MockGroq
@@ -114,3 +115,41 @@ async def test_a_rejected_message_does_not_stay_because_of_the_answer_to_another
     assert (await first)[0] == 200
     assert (await second).status == 400
     assert await contents(api) == ["Y", "answer"]
+
+
+async def test_an_incomplete_answer_stays_if_another_request_contains_it(
+    api: ClientSession, groq: MockGroq
+) -> None:
+    groq.options.fail, groq.options.fail_after_chunks = "drop", 3
+    assert not await succeeds(api, session=True, stream=True, messages=users("Q"))
+    groq.options.fail = groq.options.fail_after_chunks = None
+    incomplete = (await history(api))[1]
+    assert incomplete["status"] == "incomplete"
+    answer = {"role": "assistant", "content": incomplete["content"]}
+    transcript = [*users("Q"), answer, *users("R")]
+    assert await succeeds(api, session=True, messages=transcript, headers={})
+    assert await succeeds(api, session=True, stream=True, messages=users("Q"))
+    assert await contents(api) == ["Q", "answer", "R", "answer", "answer"]
+    assert incomplete in await history(api)
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "key"}])
+async def test_a_transcript_whose_session_is_deleted_before_its_save_is_not_stored(
+    api: ClientSession,
+    groq: MockGroq,
+    monkeypatch: pytest.MonkeyPatch,
+    headers: dict[str, str],
+) -> None:
+    assert await succeeds(api, session=True, messages=users("Q"), headers={})
+    answer = {"role": "assistant", "content": (await history(api))[1]["content"]}
+    save = HistoryStore.save_messages
+
+    async def save_later(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(HistoryStore, "save_messages", save)
+        assert (await api.delete(f"{BASE}/history/s")).status == 200
+        return await save(*arguments, **options)
+
+    monkeypatch.setattr(HistoryStore, "save_messages", save_later)
+    transcript = [*users("Q"), answer, *users("R")]
+    assert (await send(api, session=True, messages=transcript, headers=headers))[0] == 200
+    assert await contents(api) == []

@@ -69,7 +69,7 @@ async def test_the_events_of_a_running_turn_are_deleted_with_its_session_while_r
             while await redis.keys("chat:turn:*"):
                 await asyncio.sleep(0.02)
         for worker in workers:
-            again = await worker.get(f"{BASE}/chat/{turn_id}/events")
+            again = await worker.get(f"{BASE}/chat/{turn_id[:17]}/events")
             assert again.status == 404
         assert await redis.keys("chat:claim:*") == []
         assert await redis.exists("chat:session:s") == 0

@@ -4,13 +4,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from typing import Any
 
 from redis.asyncio import Redis
 
-from groqchat.errors import HistoryUnavailable, SessionCleared, StorageError
+from groqchat.errors import HistoryFailed, HistoryUnavailable, SessionCleared, StorageError
 from groqchat.fields import MAX_PAGE
 from groqchat.retry import Backoff, RetryPolicy
 from groqchat.storage import keys
@@ -146,7 +146,7 @@ class HistoryStore:
         if since is None:
             return
         if not since or await was_deleted(self._batcher, session_id, since=since):
-            own = [answered] if answered and claim and answered.id == claim.turn_id else []
+            own = [answered] if answered and claim and answered.id == claim.message_id else []
             await self.remove_messages(session_id, [*own, *messages])
             raise SessionCleared(f"session {session_id} was deleted during the turn")
 
@@ -244,9 +244,13 @@ class HistoryStore:
 
         Raises TurnLost if another attempt owns the turn.
         """
-        key = keys.checked_key(session_id)
+        keys.checked_key(session_id)
+        transact = partial(claim.transact, self._batcher.transact)
         async with redis_errors(self._timeout_s):
-            return await read_turn(ids, partial(claim.transact, self._batcher.transact), key)
+            with suppress(HistoryFailed):
+                return await read_turn(ids, transact, session_id)
+        # Another program has written to the key of the session.
+        return StoredTurn(messages=[], answers=[])
 
     async def get_history_page(
         self,

@@ -14,6 +14,7 @@ from groqchat.errors import TurnLost
 from groqchat.fields import MAX_EVENTS
 from groqchat.storage import keys
 from groqchat.storage.keys import Command
+from groqchat.storage.message_ids import ID_DIGITS
 
 Transact: TypeAlias = Callable[[Sequence[Command]], Awaitable[list[Any]]]
 
@@ -88,13 +89,19 @@ class Fenced(NamedTuple):
 class Claim:
     """The claim of one attempt at a turn; the first attempt has the number 0.
 
-    `record_key`: the key of the record of the Idempotency-Key, which is deleted with the session.
+    `turn_id` starts with the id of the user message. `record_key`: the key of the record of the
+    Idempotency-Key, which is deleted with the session.
     """
 
     turn_id: str
     token: str
     record_key: str
     attempt: int = 0
+
+    @property
+    def message_id(self) -> str:
+        """The id of the user message of the turn."""
+        return self.turn_id[:ID_DIGITS]
 
     @property
     def first_number(self) -> int:

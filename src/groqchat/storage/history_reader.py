@@ -14,7 +14,7 @@ from groqchat.fields import MESSAGE_ID_PATTERN, PATTERN_RULES
 from groqchat.storage import keys
 from groqchat.storage.errors import redis_errors
 from groqchat.storage.keys import Command
-from groqchat.storage.message_ids import MICROS_PER_S, iso_time, micros_of, score_text
+from groqchat.storage.message_ids import ID_DIGITS, MICROS_PER_S, iso_time, micros_of, score_text
 from groqchat.storage.messages import (
     FIRST_CONTEXT,
     Message,
@@ -226,17 +226,23 @@ class StoredTurn(NamedTuple):
     answers: list[Message]
 
 
-async def read_turn(ids: Sequence[str], transact: Transact, key: str) -> StoredTurn:
+async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> StoredTurn:
     """Return the stored messages with these ids, and the answers of the turn of the last id.
 
     The ids are close together, in time order. An answer names its turn, whose id is that of the
-    user message that precedes it. Other turns may have stored MAX_MEMBERS messages since.
+    user message that precedes it. Other turns may have stored MAX_MEMBERS messages since. An
+    incomplete answer that another request holds belongs to that one.
     """
+    key = keys.session_key(session_id)
     first, last = score_text(ids[0]), score_text(ids[-1])
     limits = ("LIMIT", 0, len(ids) + LATER_MESSAGES)
     scores = ("BYSCORE", *limits, "WITHSCORES")
-    own, members = await transact(
-        [("ZRANGE", key, first, last, *scores), ("ZRANGE", key, f"({last}", "+inf", *scores)]
+    own, members, holders = await transact(
+        [
+            ("ZRANGE", key, first, last, *scores),
+            ("ZRANGE", key, f"({last}", "+inf", *scores),
+            ("SMEMBERS", keys.holders_key(session_id)),
+        ]
     )
     later = scored_members(members)
     answers = _answers(later, ids[-1])
@@ -248,7 +254,11 @@ async def read_turn(ids: Sequence[str], transact: Transact, key: str) -> StoredT
         answers = _answers(later, ids[-1])
         read += len(later)
     found = [message for each in scored_members(own) if (message := decode_member(*each))]
-    return StoredTurn(messages=[each for each in found if each.id in ids], answers=answers)
+    held = {holder[:ID_DIGITS].decode() for holder in holders}
+    return StoredTurn(
+        messages=[each for each in found if each.id in ids],
+        answers=[each for each in answers if not each.status or each.id not in held],
+    )
 
 
 def _answers(members: Sequence[ScoredMember], turn_id: str) -> list[Message]:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from groqchat.background import background_task
 from groqchat.errors import HistoryUnavailable, StorageError
@@ -23,10 +24,14 @@ CHECKS = 5
 # A process that ends waits for Redis twice at most, so that it ends in time.
 FINAL_CHECKS = 2
 FINAL_INTERVAL_S = 0.2
+# Checks whose commands share a round trip to Redis.
+CONCURRENT_CHECKS = 500
 # An entry takes about 500 bytes. Beyond this number, the oldest is not checked any more.
 MAX_WRITES = 10_000
 # One each second, for twice as long as Redis retains the events of a turn without a key.
 MAX_ANNOUNCEMENTS = 2 * keys.TURN_RETENTION_S
+
+Item = TypeVar("Item")
 
 log = logging.getLogger(__name__)
 
@@ -108,19 +113,8 @@ class LateWrites:
 
     async def _check_all(self) -> float:
         await self._announce_all()
-        await self._remove_all()
-        for write, checks in list(self._writes.items()):
-            try:
-                await self._check(write)
-            except HistoryUnavailable:
-                # The others would wait for the same deadline.
-                break
-            except StorageError as error:
-                log.warning("could not check a late message: %s", error)
-            if checks + 1 < CHECKS:
-                self._writes[write] = checks + 1
-            else:
-                self._writes.pop(write, None)
+        await _run_all(self._removals, self._remove)
+        await _run_all(self._writes, self._check)
         return CHECK_INTERVAL_S
 
     async def _announce_all(self) -> None:
@@ -133,20 +127,6 @@ class LateWrites:
                     self._deletions[deletion] = failures + 1
                 # The others would fail too.
                 break
-
-    async def _remove_all(self) -> None:
-        for removal, removals in list(self._removals.items()):
-            try:
-                await self._remove(removal)
-            except HistoryUnavailable:
-                # The others would wait for the same deadline.
-                break
-            except StorageError as error:
-                log.warning("could not remove a message: %s", error)
-            if removals + 1 < CHECKS:
-                self._removals[removal] = removals + 1
-            else:
-                self._removals.pop(removal, None)
 
     async def _check(self, write: _Write) -> None:
         """Remove messages that must not stay."""
@@ -174,3 +154,23 @@ class LateWrites:
             return False
         (has_record,) = await EventLog(self._batcher).have_records([write.claim])
         return has_record
+
+
+async def _run_all(checks: dict[Item, int], run: Callable[[Item], Awaitable[None]]) -> None:
+    """Run the check of each item, and drop the items that have been checked often enough.
+
+    If Redis is not available, a check does not count. The checks share round trips.
+    """
+    items = list(checks)
+    for begin in range(0, len(items), CONCURRENT_CHECKS):
+        some = items[begin : begin + CONCURRENT_CHECKS]
+        errors = await asyncio.gather(*map(run, some), return_exceptions=True)
+        for item, error in zip(some, errors, strict=True):
+            if isinstance(error, HistoryUnavailable):
+                # The others would wait for the same deadline.
+                return
+            if error is not None:
+                log.warning("could not check a late write: %s", error)
+            count = checks.pop(item, CHECKS) + 1
+            if count < CHECKS:
+                checks[item] = count

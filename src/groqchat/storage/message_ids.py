@@ -11,6 +11,7 @@ from functools import lru_cache
 
 MESSAGE_ID = re.compile(r"[0-9a-f]{17}")
 MICROS_DIGITS = 13
+ID_DIGITS = 17
 MICROS_PER_S = 1_000_000
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -25,12 +25,13 @@ for _, name in ipairs(names) do
   redis.call('UNLINK', name)
 end
 redis.call('UNLINK', KEYS[1], KEYS[3], KEYS[5])
-redis.call('ZREM', KEYS[2], ARGV[1])
+local unlisted = redis.pcall('ZREM', KEYS[2], ARGV[1])
 redis.pcall('SET', KEYS[6], last_turn, 'EX', ARGV[5])
 local request = redis.pcall('XADD', KEYS[4], 'MAXLEN', '~', ARGV[3], '*',
   'session', ARGV[1], 'last_turn', last_turn)
-if type(request) == 'table' and request.err then return {last_turn, 0} end
 redis.pcall('EXPIRE', KEYS[4], ARGV[4])
+if type(unlisted) == 'table' and unlisted.err then return unlisted end
+if type(request) == 'table' and request.err then return {last_turn, 0} end
 return {last_turn, 1}
 """
 

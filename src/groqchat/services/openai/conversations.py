@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from groqchat.errors import InvalidField, StorageError
+from groqchat.errors import HistoryUnavailable, InvalidField, StorageError
 from groqchat.fields import MAX_PAGE
 from groqchat.retry import WaitBudget
 from groqchat.services.history_store import HistoryStore
@@ -17,6 +17,7 @@ from groqchat.services.openai.messages import (
     find_overlap,
     is_repeated,
     is_transcript,
+    last_known,
     to_message,
     to_openai,
     trim_to_budget,
@@ -74,14 +75,14 @@ class Conversations:
 
         Raises TurnLost if another attempt than that of `claim` owns the turn. If the history cannot
         be read, the conversation contains only the request's messages; a further attempt at a turn
-        raises StorageError, because an earlier one may have stored the answer.
+        raises HistoryUnavailable, because an earlier one may have stored the answer.
         """
         request = _validated(messages)
         instructions = [message for message in request if message["role"] in INSTRUCTION_ROLES]
         sent = [message for message in request if message["role"] not in INSTRUCTION_ROLES]
         budget = WaitBudget(self._settings.redis_timeout_s)
         ids = _turn_ids(len(sent), claim)
-        holder = claim.turn_id if claim else new_message_id()
+        holder = claim.message_id if claim else new_message_id()
         try:
             with budget:
                 earlier, turn = await self._read(session_id, sent, ids, claim)
@@ -92,7 +93,7 @@ class Conversations:
                     earlier, turn = await self._read(session_id, sent, ids, claim)
                     overlap, adopted = find_overlap(_all_to_openai(earlier), sent), []
         except StorageError as error:
-            if claim is not None and claim.attempt:
+            if claim is not None and claim.attempt and isinstance(error, HistoryUnavailable):
                 raise
             log.warning("answering without history: %s", error)
             return Conversation(session_id=session_id, messages=request, budget=budget)
@@ -101,7 +102,8 @@ class Conversations:
         conversation = [*instructions, *context, *sent]
         new = turn.messages or _new_messages(sent[known:], ids[known:], model)
         is_new = bool(new) and not turn.messages
-        is_stored = not is_new or await self._store(session_id, new, claim, budget)
+        anchor = last_known(earlier[begin:]) if known else None
+        is_stored = not is_new or await self._store(session_id, new, anchor, claim, budget)
         return Conversation(
             session_id=session_id,
             messages=conversation,
@@ -116,13 +118,23 @@ class Conversations:
         )
 
     async def _store(
-        self, session_id: str, new: Sequence[Message], claim: Claim | None, budget: WaitBudget
+        self,
+        session_id: str,
+        new: Sequence[Message],
+        anchor: Message | None,
+        claim: Claim | None,
+        budget: WaitBudget,
     ) -> bool:
-        """Store new messages, and return whether Redis has confirmed it."""
+        """Store new messages if the one before them still exists; return whether Redis did."""
         try:
             with budget:
                 await self._history.save_messages(
-                    session_id, *new, claim=claim, max_wait_s=budget.left_s, turn_id=new[0].id
+                    session_id,
+                    *new,
+                    user_message=anchor,
+                    claim=claim,
+                    max_wait_s=budget.left_s,
+                    turn_id=new[0].id,
                 )
         except StorageError as error:
             log.warning("answering messages that are not stored: %s", error)
@@ -141,7 +153,7 @@ class Conversations:
             return True
         claim = conversation.claim
         if claim is not None:
-            answer = replace(answer, turn_id=claim.turn_id)
+            answer = replace(answer, turn_id=claim.message_id)
         return await self._history.try_save(
             conversation.session_id,
             answer,
@@ -234,7 +246,7 @@ def _turn_ids(count: int, claim: Claim | None) -> list[str]:
     """
     if claim is None:
         return []
-    return [earlier_id(claim.turn_id, micros) for micros in range(count - 1, -1, -1)]
+    return [earlier_id(claim.message_id, micros) for micros in range(count - 1, -1, -1)]
 
 
 def _new_messages(

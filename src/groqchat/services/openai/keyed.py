@@ -33,6 +33,8 @@ from groqchat.storage.claims import Claim
 LATIN_1 = "latin-1"
 # Keys of the two endpoints are independent.
 KEY_PREFIX = "openai\n"
+# The events contain responses of Groq, which only this endpoint can send.
+TURN_SUFFIX = "-openai"
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class KeyedCompletions:
         keyed = KeyedRequest(
             fields=_canonical(body, session_id),
             session_id=session_id,
+            suffix=TURN_SUFFIX,
             start=partial(self._start, body, request, session_id),
         )
         if not request.stream:

@@ -99,7 +99,7 @@ def find_overlap(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]
 def adopted_messages(
     earlier: Sequence[Message], sent: Sequence[OpenAIMessage], overlap: Overlap
 ) -> list[Message]:
-    """Return the messages of a request that the session contains without an answer to them.
+    """Return the messages of a request that the session contains without a whole answer to them.
 
     They belong to another request, which failed, or which Groq may still reject.
     """
@@ -110,8 +110,13 @@ def adopted_messages(
     return [message for message in unanswered if _canonical(to_openai(message)) in known]
 
 
+def last_known(known: Sequence[Message]) -> Message | None:
+    """Return the latest stored message of a request that no other request can remove."""
+    return next((each for each in reversed(known) if not _is_no_answer(each)), None)
+
+
 def _is_no_answer(message: Message) -> bool:
-    return message.role != "assistant"
+    return message.role != "assistant" or message.status is not None
 
 
 def is_repeated(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]) -> bool:

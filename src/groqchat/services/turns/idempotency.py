@@ -46,11 +46,13 @@ UNFINGERPRINTED_FIELDS = {"stream", "on_disconnect"}
 class KeyedRequest:
     """A request with an Idempotency-Key: the fields of its fingerprint, and how its turn starts.
 
-    `start` receives the claim of the turn and the id of its session.
+    `start` receives the claim of the turn and the id of its session. With a `suffix` of its id, the
+    endpoints of turns do not know the turn.
     """
 
     fields: str
     session_id: str | None
+    suffix: str = ""
     start: Callable[[Claim, str], object]
 
 
@@ -175,7 +177,7 @@ class IdempotencyKeys:
     async def _find_or_create(self, key: str, request: KeyedRequest) -> _Record:
         """Return the record of a key; create it from this request if the key is new."""
         own = _Record(
-            turn_id=new_message_id(),
+            turn_id=new_message_id() + request.suffix,
             session_id=request.session_id or str(uuid.uuid4()),
             fingerprint=hashlib.sha256(request.fields.encode()).hexdigest(),
         )
