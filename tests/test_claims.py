@@ -5,7 +5,7 @@ from redis.asyncio import Redis
 
 from groqchat.errors import HistoryFailed, TurnLost
 from groqchat.storage import claims, keys
-from groqchat.storage.claims import claim_turn, claimed_attempt
+from groqchat.storage.claims import claim_turn, parse_claim_reply
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.keys import Command
 from tests.support.turn_workers import RECORD, RECORD_VALUE, new_claim
@@ -24,12 +24,12 @@ async def batcher(any_redis: Redis) -> CommandBatcher:
 
 async def claim(batcher: CommandBatcher, token: str) -> int | None:
     (reply,) = await batcher.transact([claim_turn("t", token)])
-    return claimed_attempt(reply)
+    return parse_claim_reply(reply)
 
 
 async def fenced(batcher: CommandBatcher, command: Command) -> list[object] | None:
     (reply,) = await batcher.transact([command])
-    found = claims.fenced(reply)
+    found = claims.parse_fence_reply(reply)
     return None if found is None else list(found.replies)
 
 
@@ -94,7 +94,7 @@ async def test_another_attempt_executes_nothing(batcher: CommandBatcher, any_red
     await claim(batcher, SECOND.token)
     assert await fenced(batcher, FIRST.fence([WRITE])) is None
     with pytest.raises(TurnLost):
-        FIRST.check([0])
+        FIRST.check_reply([0])
     assert not await any_redis.exists("key")
     assert await any_redis.get(CLAIM) == SECOND.token.encode()
 

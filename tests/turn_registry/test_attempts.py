@@ -8,7 +8,7 @@ from fakeredis import FakeAsyncRedis
 from groqchat.errors import TurnLost
 from groqchat.services.turns.turn import Turn
 from groqchat.storage import keys
-from groqchat.storage.claims import Claim, claim_turn, claimed_attempt
+from groqchat.storage.claims import Claim, claim_turn, parse_claim_reply
 from tests.support.clock import Clock
 from tests.support.streams import wait_until
 from tests.support.turn_workers import Worker, finish, is_published, new_claim, publish
@@ -26,7 +26,7 @@ async def claim(redis: FakeAsyncRedis, attempt: Claim) -> None:
     """Claim a turn for an attempt after the lease of the one before has expired."""
     await redis.delete(keys.turn_key(attempt.turn_id), keys.claim_key(attempt.turn_id))
     reply = await redis.execute_command(*claim_turn(attempt.turn_id, attempt.token))  # type: ignore[no-untyped-call] # redis-py has no types here
-    assert claimed_attempt(reply) == attempt.attempt
+    assert parse_claim_reply(reply) == attempt.attempt
 
 
 async def start_first(worker: Worker) -> Turn:

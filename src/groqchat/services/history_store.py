@@ -29,7 +29,7 @@ from groqchat.storage.history_reader import (
 )
 from groqchat.storage.keys import Command
 from groqchat.storage.late_writes import LateWrites
-from groqchat.storage.message_removal import MessageRemover, Removal
+from groqchat.storage.message_removal import MessageRemover, Mode, Removal
 from groqchat.storage.messages import (
     Message,
     PromptMessage,
@@ -80,9 +80,9 @@ class HistoryStore:
         max_wait_s: float | None = None,
         turn_id: str | None = None,
         is_repeat: bool = False,
-        further: Sequence[Command] = (),
+        extra_commands: Sequence[Command] = (),
     ) -> list[PromptMessage]:
-        """Store messages and renew the session's TTL in one transaction with `further` commands.
+        """Store messages and renew the session's TTL in one transaction with `extra_commands`.
 
         Returns role and content of up to `context` earlier messages, those before FIRST_CONTEXT in
         further round trips, until `context_bytes` are read. Waits at most `max_wait_s`; the write
@@ -98,13 +98,15 @@ class HistoryStore:
             *first_read(key, context, answered, before=messages[0] if is_retry else None),
             *add_members(key, messages, members),
             *keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time()),
-            *further,
+            *extra_commands,
         ]
         end = time.monotonic() + self._timeout_s
         try:
             replies = await self._write([claim.fence(commands)] if claim else commands, max_wait_s)
             is_repeat |= isinstance(replies, ResentReplies)
-            replies, has_record = claim.check(replies[0]) if claim else (replies, not is_repeat)
+            has_record = not is_repeat
+            if claim:
+                replies, has_record = claim.check_reply(replies[0])
             since = "" if answered and not replies[0] else claim.turn_id if claim else turn_id
             if not has_record or since == "":
                 await self._check_deletion(session_id, messages, answered, claim, since=since)
@@ -114,10 +116,9 @@ class HistoryStore:
         if not context:
             return []
         found = replies[0][::-1] if is_retry else replies[0]
-        is_repeat |= members[0] in found
-        first = FirstRead(session_id, found, again=messages[0] if is_repeat else None)
-        transact = self._batcher.transact
-        return await read_context(transact, first, context, max_bytes=context_bytes, end=end)
+        again = messages[0] if is_repeat or members[0] in found else None
+        read = partial(read_context, self._batcher.transact, max_bytes=context_bytes, end=end)
+        return await read(FirstRead(session_id, found, again), context)
 
     def _write(
         self, commands: Sequence[Command], max_wait_s: float | None
@@ -154,7 +155,7 @@ class HistoryStore:
         """Check the answers that Redis stores after the deadline, until the context exits."""
         return self._late_writes.checking()
 
-    async def try_save(  # noqa: PLR0913 - as above
+    async def try_save(  # noqa: PLR0913 - all but the session are independent options
         self,
         session_id: str,
         *messages: Message,
@@ -162,7 +163,7 @@ class HistoryStore:
         claim: Claim | None = None,
         max_wait_s: float | None = None,
         turn_id: str | None = None,
-        further: Sequence[Command] = (),
+        extra_commands: Sequence[Command] = (),
     ) -> bool:
         """Store messages, with a second attempt, and return whether Redis confirmed the write.
 
@@ -181,7 +182,7 @@ class HistoryStore:
                     max_wait_s=max_wait_s,
                     turn_id=turn_id,
                     is_repeat=True,
-                    further=further,
+                    extra_commands=extra_commands,
                 )
             except StorageError as error:
                 log.warning("could not save messages of session %s: %s", session_id, error)
@@ -201,26 +202,28 @@ class HistoryStore:
         members = tuple(encode_member(message) for message in messages)
         await self._remover.remove(Removal(session_id=session_id, members=members))
 
-    async def try_remove(
+    async def try_remove(  # noqa: PLR0913 - all but the session are independent options
         self,
         session_id: str,
         *messages: Message,
         claim: Claim | None = None,
         max_wait_s: float | None = None,
         is_stored: bool = True,
-        request: str = "",
+        mode: Mode = "all",
+        request_id: str = "",
     ) -> None:
         """Remove messages, and again later if Redis is not available, or if it may store them late.
 
         Without `is_stored`, Redis has not confirmed that it stored them. They may stay because of
-        the `claim` or the `request`: see `Removal`. Waits at most `max_wait_s`, by default the
+        the `claim` or the `mode`: see `Removal`. Waits at most `max_wait_s`, by default the
         deadline of one operation.
         """
         removal = Removal(
             session_id=session_id,
             members=tuple(encode_member(message) for message in messages),
             claim=claim,
-            request=request,
+            mode=mode,
+            request_id=request_id,
         )
         try:
             async with redis_errors(self._timeout_s if max_wait_s is None else max_wait_s):
@@ -231,13 +234,13 @@ class HistoryStore:
         if not is_stored:
             self._late_writes.remove(removal)
 
-    async def hold(
-        self, session_id: str, messages: Sequence[Message], holder: str, claim: Claim | None
+    async def pin(
+        self, session_id: str, messages: Sequence[Message], request_id: str, claim: Claim | None
     ) -> bool:
-        """Keep messages of another request even if Groq rejects it; return whether all exist."""
+        """Let messages of another request stay if Groq rejects it; return whether all exist."""
         keys.checked_key(session_id)
         async with redis_errors(self._timeout_s):
-            return await self._remover.hold(session_id, messages, holder, claim)
+            return await self._remover.pin(session_id, messages, request_id, claim)
 
     async def find_turn(self, session_id: str, ids: Sequence[str], claim: Claim) -> StoredTurn:
         """Return what earlier attempts have stored; `ids` are those of the request's messages.
@@ -245,7 +248,7 @@ class HistoryStore:
         Raises TurnLost if another attempt owns the turn.
         """
         keys.checked_key(session_id)
-        transact = partial(claim.transact, self._batcher.transact)
+        transact = partial(claim.execute, self._batcher.transact)
         async with redis_errors(self._timeout_s):
             with suppress(HistoryFailed):
                 return await read_turn(ids, transact, session_id)

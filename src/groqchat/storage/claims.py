@@ -2,8 +2,8 @@
 
 Redis has one claim for each turn; the attempt with its token owns the turn. An attempt whose worker
 paused for longer than the lease may have lost the claim to a newer attempt, and must stop. Redis
-compares the tokens, in a script: however late it executes a write of an attempt, or how often, the
-write has no effect if the attempt does not own the turn then.
+compares the tokens in a script. A write has no effect if another attempt owns the turn, if a newer
+attempt has begun, or if its own attempt has ended, even if Redis executes it late or twice.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,9 +18,10 @@ from groqchat.storage.message_ids import ID_DIGITS
 
 Transact: TypeAlias = Callable[[Sequence[Command]], Awaitable[list[Any]]]
 
-# Claims a turn that nobody owns, and deletes the events of earlier attempts. A claim that outlives
-# the events is one of a turn that is over, and whose events Redis has lost. Replies whether the
-# token owns the turn, and the number of attempts.
+# Claims a turn that nobody owns, and deletes the events of earlier attempts. If the TTL of a claim
+# is above the lease and the turn has no events, the turn is over and Redis has lost its events: it
+# is claimed again. Returns whether the token owns the turn, and the number of attempts. A second
+# execution with the same token counts no further attempt.
 # KEYS: claim, attempts, events. ARGV: token, TTLs of claim and attempts in seconds.
 CLAIM_SCRIPT = f"""
 local holder = redis.call('GET', KEYS[1])
@@ -37,24 +38,26 @@ if not holder then
 end
 return {{holder == ARGV[1] and 1 or 0, redis.call('GET', KEYS[2]) or '1'}}
 """
-# The start of a script. The script ends here unless the token owns the turn, or nobody does and
-# there was no newer attempt. After its end, an attempt may only remove messages (MAY_HAVE_ENDED).
+# The parts of a script that checks the claim.
 # KEYS: claim, attempts. ARGV: token, number of attempts.
 READ_CLAIM = """
 local holder, count = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
 """
-MAY_HAVE_ENDED = f"""
+# An attempt that has ended may still remove messages.
+ALLOW_RELEASED_CLAIM = f"""
 if holder == '{keys.RELEASED}' then holder = false end
 """
+# Returns {0} if another attempt owns the turn, or if nobody does and a newer attempt has begun.
 CHECK_CLAIM = """
 if holder and holder ~= ARGV[1] or not holder and count and count ~= ARGV[2] then return {0} end
 """
-# Executes commands if the token owns the turn, or if nobody does and there was no newer attempt.
-# The token owns it then, unless the lease is 0 or the record was deleted. Replies whether it owned
-# the turn, whether the record of the Idempotency-Key names the turn, and the replies to the
-# commands. The first command that fails ends them, and a claim that is new.
-# KEYS: claim, attempts, record. ARGV: token, number of attempts, turn id, lease and TTL of the
-# attempts in seconds; then the commands, each as the number of its words and the words.
+# Executes commands, after the check of the claim. If nobody owns the turn, the token claims it,
+# unless the lease is 0 or the record was deleted. Returns 1, whether the record of the
+# Idempotency-Key names the turn, and the replies to the commands. If a command fails, the script
+# stops, deletes a claim that it has just created, and returns the error.
+# KEYS: claim, attempts, record. ARGV: token, number of attempts, turn id, lease of the claim and
+# TTL of the attempts, both in seconds; then the commands, each as the number of its arguments and
+# the arguments, its name included.
 FENCED_COMMANDS = """
 local record = redis.call('GET', KEYS[3])
 local has_record = record and string.find(record, ARGV[3], 1, true)
@@ -78,7 +81,7 @@ return replies
 FENCE_SCRIPT = READ_CLAIM + CHECK_CLAIM + FENCED_COMMANDS
 
 
-class Fenced(NamedTuple):
+class FenceReply(NamedTuple):
     """The replies to the commands of a fence, and whether the record names the turn."""
 
     replies: Sequence[Any]
@@ -107,7 +110,7 @@ class Claim:
     def first_number(self) -> int:
         """The number of the first event of the attempt.
 
-        The numbers of two attempts never meet, so a follower notices that a turn was run again.
+        The numbers of two attempts never overlap, so a follower notices that a turn was run again.
         """
         return self.attempt * MAX_EVENTS + 1
 
@@ -122,10 +125,9 @@ class Claim:
         return self.token, self.attempt + 1
 
     def fence(self, commands: Sequence[Command], *, lease_s: int = keys.TURN_LEASE_S) -> Command:
-        """Return a command that executes others, unless another attempt owns the turn.
+        """Return a command that executes `commands` unless another attempt owns the turn.
 
-        If nobody owns it, this attempt does for `lease_s`, but not if that is 0, or if the record
-        was deleted.
+        If nobody owns it, it is claimed for `lease_s`, unless that is 0 or the record was deleted.
         """
         words: list[str | bytes | int | float] = []
         for command in commands:
@@ -134,17 +136,17 @@ class Claim:
         own = *self.owner, self.turn_id, lease_s, keys.IDEMPOTENCY_TTL_S
         return ("EVAL", FENCE_SCRIPT, len(names), *names, *own, *words)
 
-    def check(self, reply: Sequence[Any]) -> Fenced:
+    def check_reply(self, reply: Sequence[Any]) -> FenceReply:
         """Return the reply to a fence; raise TurnLost if another attempt owns the turn."""
-        found = fenced(reply)
+        found = parse_fence_reply(reply)
         if found is None:
             raise superseded(self.turn_id)
         return found
 
-    async def transact(self, transact: Transact, commands: Sequence[Command]) -> list[Any]:
-        """Return the replies to fenced commands, as `check` does."""
+    async def execute(self, transact: Transact, commands: Sequence[Command]) -> list[Any]:
+        """Execute commands in a fence; raise TurnLost if another attempt owns the turn."""
         (reply,) = await transact([self.fence(commands)])
-        return list(self.check(reply).replies)
+        return list(self.check_reply(reply).replies)
 
     async def release(self, transact: Transact) -> None:
         """Let the next request run the turn, unless another attempt owns it."""
@@ -155,23 +157,23 @@ class Claim:
 def claim_turn(turn_id: str, token: str) -> Command:
     """Return the command that claims a turn for a token, if nobody owns it.
 
-    See `claimed_attempt` for its reply.
+    `parse_claim_reply` explains its reply.
     """
     names = keys.claim_key(turn_id), keys.attempts_key(turn_id), keys.turn_key(turn_id)
     ttls = keys.TURN_LEASE_S, keys.IDEMPOTENCY_TTL_S
     return ("EVAL", CLAIM_SCRIPT, len(names), *names, token, *ttls)
 
 
-def claimed_attempt(reply: Sequence[Any]) -> int | None:
-    """Return the number of the attempt that owns a turn, None if it is another one."""
+def parse_claim_reply(reply: Sequence[Any]) -> int | None:
+    """Return the number of the attempt, None if another attempt owns the turn."""
     is_owner, count = reply
     return int(count) - 1 if is_owner else None
 
 
-def fenced(reply: Sequence[Any]) -> Fenced | None:
+def parse_fence_reply(reply: Sequence[Any]) -> FenceReply | None:
     """Return the reply to a fence, None if another attempt owns the turn."""
     is_owner, *rest = reply
-    return Fenced(replies=rest[1:], has_record=bool(rest[0])) if is_owner else None
+    return FenceReply(replies=rest[1:], has_record=bool(rest[0])) if is_owner else None
 
 
 def superseded(turn_id: str) -> TurnLost:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from groqchat import sse
 from groqchat.storage import keys
-from groqchat.storage.claims import Claim, attempt_of, check_attempt, fenced
+from groqchat.storage.claims import Claim, attempt_of, check_attempt, parse_fence_reply
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.keys import Command
 
@@ -189,7 +189,7 @@ def _commands(batch: EventBatch, now_s: float) -> list[Command]:
 def _result(batch: EventBatch, replies: Sequence[Any]) -> AppendResult:
     """Return what Redis did with a batch, from the replies to its commands."""
     if batch.claim is not None:
-        found = fenced(replies[0])
+        found = parse_fence_reply(replies[0])
         if found is None:
             return "superseded"
         replies = found.replies

@@ -231,17 +231,17 @@ async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> 
 
     The ids are close together, in time order. An answer names its turn, whose id is that of the
     user message that precedes it. Other turns may have stored MAX_MEMBERS messages since. An
-    incomplete answer that another request holds belongs to that one.
+    incomplete answer that another request has pinned belongs to that one.
     """
     key = keys.session_key(session_id)
     first, last = score_text(ids[0]), score_text(ids[-1])
     limits = ("LIMIT", 0, len(ids) + LATER_MESSAGES)
     scores = ("BYSCORE", *limits, "WITHSCORES")
-    own, members, holders = await transact(
+    own, members, pins = await transact(
         [
             ("ZRANGE", key, first, last, *scores),
             ("ZRANGE", key, f"({last}", "+inf", *scores),
-            ("SMEMBERS", keys.holders_key(session_id)),
+            ("SMEMBERS", keys.pins_key(session_id)),
         ]
     )
     later = scored_members(members)
@@ -254,10 +254,10 @@ async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> 
         answers = _answers(later, ids[-1])
         read += len(later)
     found = [message for each in scored_members(own) if (message := decode_member(*each))]
-    held = {holder[:ID_DIGITS].decode() for holder in holders}
+    pinned = {pin[:ID_DIGITS].decode() for pin in pins}
     return StoredTurn(
         messages=[each for each in found if each.id in ids],
-        answers=[each for each in answers if not each.status or each.id not in held],
+        answers=[each for each in answers if not each.status or each.id not in pinned],
     )
 
 

@@ -34,7 +34,7 @@ TURN_RETENTION_S = 300
 IDEMPOTENCY_TTL_S = 3600
 # Workers read the requests to stop turns within a second.
 STOP_REQUESTS_TTL_S = 60
-# More than arrive while a worker pauses, even if a client deletes all sessions.
+# A paused worker misses fewer requests than this, even if a client deletes all sessions.
 MAX_STOP_REQUESTS = 100_000
 # A command may be on its way for as long as TCP sends it again, about a quarter of an hour. Until
 # then, the deletion of its session must be known.
@@ -45,10 +45,11 @@ WRITE_PROBE_TTL_S = 60
 # then for the retention of its events.
 SESSION_KEYS_TTL_S = 3600 + IDEMPOTENCY_TTL_S
 
-# Even, so that a score and its member stay in one command.
+# An even number, so that a score and its member stay in one command.
 MAX_WORDS = 4000
 
-# The value of a claim that the next request may take, while its last owner may write no more.
+# The value of a claim whose attempt has ended: the next request can claim the turn, and the attempt
+# can no longer write.
 RELEASED = "released"
 
 # The score of a session whose key has no TTL because another program wrote it.
@@ -137,18 +138,18 @@ def note_deletion(session_id: str, last_turn: str) -> Command:
     return ("SET", deletion_key(session_id), last_turn, "EX", DELETION_TTL_S)
 
 
-def holders_key(session_id: str) -> str:
-    """Return the key of the set of the requests that hold messages of other requests."""
-    return f"{{{session_key(session_id)}}}:holders"
+def pins_key(session_id: str) -> str:
+    """Return the key of the set of pins: a message of another request, and who contains it."""
+    return f"{{{session_key(session_id)}}}:pins"
 
 
-def hold_messages(
-    session_id: str, message_ids: Sequence[str], holder: str
+def pin_messages(
+    session_id: str, message_ids: Sequence[str], request_id: str
 ) -> tuple[Command, Command]:
-    """Return the commands that keep messages of another request, which Groq may reject."""
-    name = holders_key(session_id)
+    """Return the commands that pin messages: they stay if Groq rejects their own request."""
+    name = pins_key(session_id)
     return (
-        ("SADD", name, *(f"{message_id} {holder}" for message_id in message_ids)),
+        ("SADD", name, *(f"{message_id} {request_id}" for message_id in message_ids)),
         ("EXPIRE", name, SESSION_KEYS_TTL_S),
     )
 

@@ -18,7 +18,7 @@ from groqchat.storage.messages import Message, member_id
 from groqchat.storage.session_deletion import announce, was_deleted
 
 # A paused Redis executes what it has received when it runs again, before or after the commands of
-# other connections. TCP delivers what a broken network has delayed within seconds.
+# other connections. Usually, a broken network too delivers what it has delayed within seconds.
 CHECK_INTERVAL_S = 1.0
 CHECKS = 5
 # A process that ends waits for Redis twice at most, so that it ends in time.
@@ -38,10 +38,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Write:
-    """Messages, by id and score, and what must hold for them to stay.
+    """Messages, by id and score, and the condition under which they may stay.
 
-    The user message with `user_score` must exist; without it, the session must not have been
-    deleted since the id `since`. The record of a claim proves that it was not.
+    With `user_score`, the user message must exist. Otherwise the session must not have been deleted
+    since the id `since`. If the record of the claim exists, the turn began after the deletion.
     """
 
     session_id: str
@@ -52,7 +52,7 @@ class _Write:
 
 
 class LateWrites:
-    """Checks the writes of answers that Redis did not confirm, until none can be executed later.
+    """Checks unconfirmed writes of messages for five seconds, and removes what must not stay.
 
     Also removes messages and announces deletions of sessions for which Redis was not available.
     """
@@ -66,7 +66,7 @@ class LateWrites:
         self._remove = remove
         # Sessions and the last of their deleted turns, and how often Redis rejected them.
         self._deletions: dict[tuple[str, str], int] = {}
-        # The messages to remove, and how often they were removed.
+        # The messages to remove, and how often Redis has confirmed it.
         self._removals: dict[Removal, int] = {}
         # Each write, and how often Redis has answered its check.
         self._writes: dict[_Write, int] = {}
@@ -78,10 +78,7 @@ class LateWrites:
         user_message: Message | None,
         claim: Claim | None,
     ) -> None:
-        """Check later that the session was not deleted during the write.
-
-        If the write has a user message, it must still exist then.
-        """
+        """Check later that the user message still exists or, without it, the session."""
         since = claim.turn_id if claim else messages[0].id
         ids = tuple((each.id, each.score_text) for each in messages)
         score = user_message.score_text if user_message else None
@@ -90,7 +87,7 @@ class LateWrites:
             del self._writes[next(iter(self._writes))]
 
     def remove(self, removal: Removal) -> None:
-        """Remove messages later, as often as Redis might store them once more."""
+        """Remove messages several times, because Redis may execute a write of them late."""
         self._removals[removal] = 0
         if len(self._removals) > MAX_WRITES:
             del self._removals[next(iter(self._removals))]
@@ -103,7 +100,7 @@ class LateWrites:
 
     @asynccontextmanager
     async def checking(self) -> AsyncIterator[None]:
-        """Check the writes until the context exits, and then once more."""
+        """Check the writes until the context exits, and then twice at most."""
         async with background_task("check late writes", self._check_all):
             yield
         for _ in range(FINAL_CHECKS):

@@ -5,15 +5,14 @@ from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.event_log import EventLog
 from groqchat.storage.message_ids import new_message_id
 
-# Deletes every key of a session and asks the workers to delete what they write later, in one step:
-# whatever is written is a part of the deletion, or of the next session. The request contains the
-# highest id of the session's turns: the clock of the worker of a turn may be ahead of the clock of
-# this worker. Replies this id, and whether the workers were told: a full Redis accepts deletions
-# but no requests.
-# KEYS: messages, session index, names of the other keys, requests to workers, holders of messages,
-# the last deletion. ARGV: session id, highest id of a turn by the clock of this worker, maximum
-# number and TTL of requests, TTL of the deletion, prefixes of the keys that end with the id of a
-# turn.
+# Deletes every key of a session, and asks the workers to delete what they write later. Redis
+# executes this in one step: what is written before is deleted, and what is written after belongs to
+# the next session, or is deleted by its worker. The request contains the highest turn id of the
+# session, because the clock of another worker may be ahead. Returns this id, and whether the
+# workers were notified.
+# KEYS: messages, session index, names of the other keys, requests to workers, pins, the last
+# deletion. ARGV: session id, highest turn id by the clock of this worker, maximum number and TTL of
+# requests, TTL of the deletion, prefixes of event logs and claims, whose names end with a turn id.
 DELETION_SCRIPT = """
 local names, last_turn = redis.call('ZRANGE', KEYS[3], 0, -1), ARGV[2]
 for _, name in ipairs(names) do
@@ -37,20 +36,20 @@ return {last_turn, 1}
 
 
 async def delete_session(batcher: CommandBatcher, session_id: str) -> str | None:
-    """Delete every key of a session; no effect on an unknown session.
+    """Delete every key of a session. Of an unknown session, only the deletion is recorded.
 
-    Returns None, or the highest id of its turns if the workers could not be told. Call `announce`
-    with this id later.
+    Returns None, or the highest turn id if the workers could not be notified. Call `announce` with
+    this id later.
     """
     names = (
         keys.session_key(session_id),
         keys.SESSIONS_INDEX,
         keys.session_keys_key(session_id),
         keys.STOP_REQUESTS,
-        keys.holders_key(session_id),
+        keys.pins_key(session_id),
         keys.deletion_key(session_id),
     )
-    # Before the deletion: a turn that starts from now on may be a part of the next session.
+    # Created before the deletion: a turn that starts later may belong to the next session.
     last_turn = new_message_id()
     limits = keys.MAX_STOP_REQUESTS, keys.STOP_REQUESTS_TTL_S, keys.DELETION_TTL_S
     prefixes = keys.TURN_PREFIX, keys.CLAIM_PREFIX
@@ -62,7 +61,7 @@ async def delete_session(batcher: CommandBatcher, session_id: str) -> str | None
 
 
 async def announce(batcher: CommandBatcher, session_id: str, last_turn: str) -> None:
-    """Tell the workers that a session was deleted; delete the events of turns that have ended.
+    """Notify the workers of a deletion, and delete the events of all turns up to `last_turn`.
 
     These turns ran during the deletion, and wrote their events again.
     """
@@ -80,7 +79,7 @@ async def announce(batcher: CommandBatcher, session_id: str, last_turn: str) -> 
 async def was_deleted(batcher: CommandBatcher, session_id: str, *, since: str) -> bool:
     """Return whether a session was deleted after the id of a turn was created.
 
-    Known for DELETION_TTL_S after the deletion.
+    Redis records a deletion for DELETION_TTL_S.
     """
     (last_turn,) = await batcher.transact([("GET", keys.deletion_key(session_id))])
     return last_turn is not None and last_turn.decode() >= since

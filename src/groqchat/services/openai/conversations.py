@@ -27,7 +27,7 @@ from groqchat.storage import keys
 from groqchat.storage.claims import Claim
 from groqchat.storage.history_reader import StoredTurn
 from groqchat.storage.message_ids import earlier_id, new_message_id
-from groqchat.storage.message_removal import OWN
+from groqchat.storage.message_removal import Mode
 from groqchat.storage.messages import INCOMPLETE, ROLES, Message, remove_members
 
 # How far back the tool calls that a request answers, and their user message, may be.
@@ -42,11 +42,11 @@ log = logging.getLogger(__name__)
 class Conversation:
     """The messages for the model, and which of them are new.
 
-    An earlier attempt at the turn may have stored `new`, another request `adopted`, which this
-    request holds by the name `holder`. `last_message` is the stored message that
+    `new`: an earlier attempt may have stored them. `adopted`: messages that another request has
+    stored and this one has pinned, as `request_id`. `last_message` is the stored message that
     the answer follows, None if it is not stored. `budget` limits the time that the request waits
     for Redis. `claim` belongs to an Idempotency-Key. Earlier attempts may have stored a complete
-    answer, `answer`, or incomplete ones, `replaced`, which the answer replaces.
+    answer, `stored_answer`, or incomplete ones, which the answer replaces.
     """
 
     session_id: str
@@ -54,11 +54,11 @@ class Conversation:
     budget: WaitBudget
     new: Sequence[Message] = ()
     adopted: Sequence[Message] = ()
-    holder: str = ""
+    request_id: str = ""
     last_message: Message | None = None
     claim: Claim | None = None
-    answer: Message | None = None
-    replaced: Sequence[Message] = ()
+    stored_answer: Message | None = None
+    incomplete_answers: Sequence[Message] = ()
 
 
 class Conversations:
@@ -82,14 +82,14 @@ class Conversations:
         sent = [message for message in request if message["role"] not in INSTRUCTION_ROLES]
         budget = WaitBudget(self._settings.redis_timeout_s)
         ids = _turn_ids(len(sent), claim)
-        holder = claim.message_id if claim else new_message_id()
+        request_id = claim.message_id if claim else new_message_id()
         try:
             with budget:
                 earlier, turn = await self._read(session_id, sent, ids, claim)
                 overlap = find_overlap(_all_to_openai(earlier), sent)
                 adopted = adopted_messages(earlier, sent, overlap)
-                if adopted and not await self._history.hold(session_id, adopted, holder, claim):
-                    # The other request was rejected meanwhile.
+                if adopted and not await self._history.pin(session_id, adopted, request_id, claim):
+                    # At least one of them was deleted in the meantime.
                     earlier, turn = await self._read(session_id, sent, ids, claim)
                     overlap, adopted = find_overlap(_all_to_openai(earlier), sent), []
         except StorageError as error:
@@ -110,11 +110,11 @@ class Conversations:
             budget=budget,
             new=new,
             adopted=adopted,
-            holder=holder,
+            request_id=request_id,
             last_message=[*earlier, *new][-1] if sent and is_stored else None,
             claim=claim,
-            answer=next((each for each in turn.answers if not each.status), None),
-            replaced=[each for each in turn.answers if each.status],
+            stored_answer=next((each for each in turn.answers if not each.status), None),
+            incomplete_answers=[each for each in turn.answers if each.status],
         )
 
     async def _store(
@@ -160,22 +160,22 @@ class Conversations:
             user_message=conversation.last_message,
             claim=claim,
             max_wait_s=conversation.budget.left_s,
-            further=remove_members(
-                keys.session_key(conversation.session_id), conversation.replaced
+            extra_commands=remove_members(
+                keys.session_key(conversation.session_id), conversation.incomplete_answers
             ),
         )
 
     async def rollback(self, conversation: Conversation) -> None:
-        """Delete the new messages of a request that Groq rejected, unless another holds them."""
-        await self._remove(conversation, conversation.replaced)
-        await self._remove(conversation, conversation.new, OWN)
+        """Delete the new messages of a rejected request unless another one has pinned them."""
+        await self._remove(conversation, conversation.incomplete_answers)
+        await self._remove(conversation, conversation.new, "rejected")
 
-    async def release(self, conversation: Conversation) -> None:
-        """Let the messages of another request be deleted if Groq rejects that one."""
-        await self._remove(conversation, conversation.adopted, conversation.holder)
+    async def unpin(self, conversation: Conversation) -> None:
+        """Remove the pins of a request that has failed."""
+        await self._remove(conversation, conversation.adopted, "unpin")
 
     async def _remove(
-        self, conversation: Conversation, messages: Sequence[Message], request: str = ""
+        self, conversation: Conversation, messages: Sequence[Message], mode: Mode = "all"
     ) -> None:
         if messages:
             await self._history.try_remove(
@@ -184,7 +184,8 @@ class Conversations:
                 claim=conversation.claim,
                 max_wait_s=conversation.budget.left_s,
                 is_stored=conversation.last_message is not None,
-                request=request,
+                mode=mode,
+                request_id=conversation.request_id,
             )
 
     async def _read(

@@ -92,8 +92,10 @@ class OpenAIProxy:
             conversation = await self._conversations.begin(
                 session_id, parsed.messages, request.model, claim=claim
             )
-            if conversation.answer is not None:
-                return stored_completion(conversation.answer, is_streamed=bool(request.stream))
+            if conversation.stored_answer is not None:
+                return stored_completion(
+                    conversation.stored_answer, is_streamed=bool(request.stream)
+                )
             body = parsed.with_messages(conversation.messages)
         has_failed = True
         try:
@@ -101,7 +103,7 @@ class OpenAIProxy:
             has_failed = reply.status != HTTPStatus.OK
         finally:
             if conversation is not None and has_failed:
-                await self._conversations.release(conversation)
+                await self._conversations.unpin(conversation)
         return reply
 
     def shut_down(self) -> None:

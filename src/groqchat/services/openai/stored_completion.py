@@ -1,4 +1,4 @@
-"""Completions of stored answers: what a further attempt at a turn returns instead of a new one."""
+"""Conversion of stored answers to completions, for further attempts at a turn."""
 
 from collections.abc import AsyncIterator
 from http import HTTPStatus
@@ -19,7 +19,7 @@ HEADERS = {SAVED_HEADER: "true"}
 
 
 def stored_completion(answer: Message, *, is_streamed: bool) -> ProxyResponse:
-    """Return a stored answer in OpenAI's format, without what is not stored, such as its usage."""
+    """Return a stored answer in OpenAI's format, without fields that are not stored, as `usage`."""
     message = to_openai(answer)
     if is_streamed:
         return ProxyResponse(

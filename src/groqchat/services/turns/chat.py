@@ -33,7 +33,6 @@ from groqchat.services.turns.turn import Turn
 from groqchat.settings import Settings
 from groqchat.storage.claims import Claim
 from groqchat.storage.message_ids import new_message_id
-from groqchat.storage.message_removal import OWN
 from groqchat.storage.messages import (
     FAILED,
     INCOMPLETE,
@@ -190,7 +189,7 @@ class ChatService:
                 claim=state.claim,
                 max_wait_s=state.budget.left_s,
                 is_stored=state.is_stored,
-                request=OWN,
+                mode="rejected",
             )
             raise
         except (CompletionError, ShuttingDown):

@@ -26,7 +26,7 @@ from groqchat.services.turns.chat import ChatService
 from groqchat.services.turns.registry import TurnRegistry, last_events
 from groqchat.services.turns.waiters import Waiter, Waiters
 from groqchat.storage import keys
-from groqchat.storage.claims import Claim, claim_turn, claimed_attempt, fenced
+from groqchat.storage.claims import Claim, claim_turn, parse_claim_reply, parse_fence_reply
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.errors import redis_errors
 from groqchat.storage.event_log import is_final
@@ -140,7 +140,7 @@ class IdempotencyKeys:
         """Raise TurnLost if another attempt owns the turn; without Redis, do nothing."""
         with suppress(StorageError):
             async with redis_errors(MIN_SAVE_WAIT_S):
-                await claim.transact(self._batcher.transact, [])
+                await claim.execute(self._batcher.transact, [])
 
     def _keyed(self, request: ChatRequest | KeyedRequest) -> KeyedRequest:
         if isinstance(request, KeyedRequest):
@@ -209,12 +209,12 @@ class IdempotencyKeys:
         running = self._turns.local(record.turn_id)
         if running is not None and not running.is_over and running.claim is not None:
             reply = await self._join(record, key, waiter, running.claim.fence([]))
-            if fenced(reply) is None:
+            if parse_fence_reply(reply) is None:
                 running.supersede()
             return
         token = uuid.uuid4().hex
         reply = await self._join(record, key, waiter, claim_turn(record.turn_id, token))
-        attempt = claimed_attempt(reply)
+        attempt = parse_claim_reply(reply)
         if attempt is not None:
             claim = Claim(
                 turn_id=record.turn_id,
