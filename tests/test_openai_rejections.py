@@ -1,4 +1,4 @@
-"""Messages of a request that Groq rejects, and other requests that hold the same messages."""
+"""Messages of a request that Groq rejects, and other requests that contain them."""
 
 import asyncio
 from typing import Any
@@ -64,7 +64,7 @@ async def test_a_rejected_request_leaves_messages_that_another_request_has_answe
 
 
 @pytest.mark.parametrize("path", ["openai", "chat"])
-async def test_a_request_that_is_rejected_later_leaves_a_message_that_another_one_holds(
+async def test_a_request_that_is_rejected_later_leaves_a_message_that_another_one_contains(
     api: ClientSession, groq: MockGroq, path: str
 ) -> None:
     release = groq.hold()

@@ -88,7 +88,7 @@ async def test_a_session_that_is_deleted_during_a_turn_stays_deleted(
 
     assert (await response.json())["history_saved"] is False
     # Only the request to other workers, which expires within a minute.
-    assert await redis.keys("*") == [b"chat:stops"]
+    assert sorted(await redis.keys("*")) == [b"chat:stops", b"{chat:session:s}:deleted"]
 
 
 async def test_turns_over_the_limit_are_rejected_with_retry_after(

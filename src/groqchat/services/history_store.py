@@ -31,9 +31,11 @@ from groqchat.storage.keys import Command
 from groqchat.storage.late_writes import LateWrites
 from groqchat.storage.message_removal import MessageRemover, Mode, Removal
 from groqchat.storage.messages import (
+    FIRST_CONTEXT,
     Message,
     PromptMessage,
     add_members,
+    decode_context,
     encode_member,
     first_read,
 )
@@ -94,12 +96,9 @@ class HistoryStore:
         answered = None if context else user_message
         members = [encode_member(message) for message in messages]
         is_retry = claim is not None and claim.attempt > 0
-        commands = [
-            *first_read(key, context, answered, before=messages[0] if is_retry else None),
-            *add_members(key, messages, members),
-            *keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time()),
-            *extra_commands,
-        ]
+        read = first_read(key, context, answered, before=messages[0] if is_retry else None)
+        touch = keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time())
+        commands = [*read, *add_members(key, messages, members), *touch, *extra_commands]
         end = time.monotonic() + self._timeout_s
         try:
             replies = await self._write([claim.fence(commands)] if claim else commands, max_wait_s)
@@ -117,8 +116,10 @@ class HistoryStore:
             return []
         found = replies[0][::-1] if is_retry else replies[0]
         again = messages[0] if is_repeat or members[0] in found else None
-        read = partial(read_context, self._batcher.transact, max_bytes=context_bytes, end=end)
-        return await read(FirstRead(session_id, found, again), context)
+        if again is None and not len(found) == FIRST_CONTEXT < context:
+            return decode_context(found, session_id=session_id)
+        first, transact = FirstRead(session_id, found, again), self._batcher.transact
+        return await read_context(transact, first, context, max_bytes=context_bytes, end=end)
 
     def _write(
         self, commands: Sequence[Command], max_wait_s: float | None
