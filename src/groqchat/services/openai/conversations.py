@@ -91,7 +91,8 @@ class Conversations:
                 if adopted and not await self._history.pin(session_id, adopted, request_id, claim):
                     # At least one of them was deleted in the meantime.
                     earlier, turn = await self._read(session_id, sent, ids, claim)
-                    overlap, adopted = find_overlap(_all_to_openai(earlier), sent), []
+                    overlap = find_overlap(_all_to_openai(earlier), sent)
+                    adopted = adopted_messages(earlier, sent, overlap)
         except StorageError as error:
             if claim is not None and claim.attempt and isinstance(error, HistoryUnavailable):
                 raise
