@@ -153,3 +153,22 @@ async def test_a_transcript_whose_session_is_deleted_before_its_save_is_not_stor
     transcript = [*users("Q"), answer, *users("R")]
     assert (await send(api, session=True, messages=transcript, headers=headers))[0] == 200
     assert await contents(api) == []
+
+
+async def test_failed_requests_leave_no_pins(
+    api: ClientSession, groq: MockGroq, redis: Redis
+) -> None:
+    messages = users(*(str(number) for number in range(50)))
+    groq.options.fail = "503"
+    assert not await succeeds(api, session=True, messages=messages, headers={})
+    release = groq.hold()
+    sending = [
+        asyncio.create_task(send(api, session=True, messages=messages, headers={}))
+        for _ in range(5)
+    ]
+    await until_asked(groq, 6)
+    assert len(await redis.keys("*:pins:*")) == 50
+    release.set()
+    assert [(await each)[0] for each in sending] == [503] * 5
+    assert await redis.keys("*:pins:*") == []
+    assert await contents(api) == [each["content"] for each in messages]

@@ -14,7 +14,7 @@ from groqchat.fields import MESSAGE_ID_PATTERN, PATTERN_RULES
 from groqchat.storage import keys
 from groqchat.storage.errors import redis_errors
 from groqchat.storage.keys import Command
-from groqchat.storage.message_ids import ID_DIGITS, MICROS_PER_S, iso_time, micros_of, score_text
+from groqchat.storage.message_ids import MICROS_PER_S, iso_time, micros_of, score_text
 from groqchat.storage.messages import (
     FIRST_CONTEXT,
     Message,
@@ -237,12 +237,8 @@ async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> 
     first, last = score_text(ids[0]), score_text(ids[-1])
     limits = ("LIMIT", 0, len(ids) + LATER_MESSAGES)
     scores = ("BYSCORE", *limits, "WITHSCORES")
-    own, members, pins = await transact(
-        [
-            ("ZRANGE", key, first, last, *scores),
-            ("ZRANGE", key, f"({last}", "+inf", *scores),
-            ("SMEMBERS", keys.pins_key(session_id)),
-        ]
+    own, members = await transact(
+        [("ZRANGE", key, first, last, *scores), ("ZRANGE", key, f"({last}", "+inf", *scores)]
     )
     later = scored_members(members)
     answers = _answers(later, ids[-1])
@@ -254,11 +250,13 @@ async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> 
         answers = _answers(later, ids[-1])
         read += len(later)
     found = [message for each in scored_members(own) if (message := decode_member(*each))]
-    pinned = {pin[:ID_DIGITS].decode() for pin in pins}
-    return StoredTurn(
-        messages=[each for each in found if each.id in ids],
-        answers=[each for each in answers if not each.status or each.id not in pinned],
-    )
+    incomplete = [each for each in answers if each.status]
+    if incomplete:
+        names = [keys.pins_key(session_id, each.id) for each in incomplete]
+        pins = await transact([("EXISTS", name) for name in names])
+        pinned = [each for each, is_pinned in zip(incomplete, pins, strict=True) if is_pinned]
+        answers = [each for each in answers if each not in pinned]
+    return StoredTurn(messages=[each for each in found if each.id in ids], answers=answers)
 
 
 def _answers(members: Sequence[ScoredMember], turn_id: str) -> list[Message]:

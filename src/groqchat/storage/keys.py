@@ -138,20 +138,15 @@ def note_deletion(session_id: str, last_turn: str) -> Command:
     return ("SET", deletion_key(session_id), last_turn, "EX", DELETION_TTL_S)
 
 
-def pins_key(session_id: str) -> str:
-    """Return the key of the set of pins: a message of another request, and who contains it."""
-    return f"{{{session_key(session_id)}}}:pins"
+def pins_key(session_id: str, message_id: str) -> str:
+    """Return the key of the set of the requests that have pinned a message of another request."""
+    return f"{{{session_key(session_id)}}}:pins:{message_id}"
 
 
-def pin_messages(
-    session_id: str, message_ids: Sequence[str], request_id: str
-) -> tuple[Command, Command]:
-    """Return the commands that pin messages: they stay if Groq rejects their own request."""
-    name = pins_key(session_id)
-    return (
-        ("SADD", name, *(f"{message_id} {request_id}" for message_id in message_ids)),
-        ("EXPIRE", name, SESSION_KEYS_TTL_S),
-    )
+def pin_message(session_id: str, message_id: str, request_id: str) -> tuple[Command, Command]:
+    """Return the commands that pin a message: it stays if Groq rejects its own request."""
+    name = pins_key(session_id, message_id)
+    return ("SADD", name, request_id), ("EXPIRE", name, SESSION_KEYS_TTL_S)
 
 
 def link_to_session(session_id: str, *names: str, now_s: float) -> tuple[Command, Command, Command]:

@@ -19,7 +19,7 @@ from groqchat.storage.claims import (
 )
 from groqchat.storage.errors import redis_errors
 from groqchat.storage.keys import Command
-from groqchat.storage.messages import Message
+from groqchat.storage.messages import Message, member_id
 from groqchat.storage.session_index import SessionIndex
 
 # `all`: removes every message. `rejected`: removes the messages of a rejected request; a message
@@ -28,30 +28,25 @@ from groqchat.storage.session_index import SessionIndex
 Mode: TypeAlias = Literal["all", "rejected", "unpin"]
 
 # Removes messages. Returns 1 and whether the session still exists.
-# KEYS: those of CHECK_CLAIM, if there is a claim; the session, its pins. ARGV: those of
-# CHECK_CLAIM; the TTL of the pins in seconds, the mode, the request whose pins are removed, the
-# members.
+# KEYS: those of CHECK_CLAIM, if there is a claim; the session; the pins of each message.
+# ARGV: those of CHECK_CLAIM; the number of KEYS before the pins, the TTL of the pins in seconds,
+# the mode, the request whose pins are removed, the members in the order of the pins.
 REMOVAL_SCRIPT = """
-local session, pins, mode, request = KEYS[#KEYS - 1], KEYS[#KEYS], ARGV[4], ARGV[5]
-local entries = mode == 'all' and {} or redis.call('SMEMBERS', pins)
-for at = 6, #ARGV do
-  -- A member starts with {"id":" and 17 digits.
-  local id, is_rejected, is_pinned = string.sub(ARGV[at], 8, 24), mode == 'rejected', false
-  for _, entry in ipairs(entries) do
-    if string.sub(entry, 1, 17) == id then
-      local by = string.sub(entry, 19)
-      if by == 'rejected' then is_rejected = true elseif by ~= request then is_pinned = true end
-    end
-  end
-  if mode == 'unpin' then redis.call('SREM', pins, id .. ' ' .. request) end
-  if mode == 'all' or is_rejected and not is_pinned then
+local before, mode = tonumber(ARGV[3]), ARGV[5]
+local session = KEYS[before]
+for at = 7, #ARGV do
+  local pins = KEYS[before + at - 6]
+  if mode == 'unpin' then redis.call('SREM', pins, ARGV[6]) end
+  local is_rejected = redis.call('SISMEMBER', pins, 'rejected')
+  local is_pinned = redis.call('SCARD', pins) > is_rejected
+  if mode == 'all' or not is_pinned and (mode == 'rejected' or is_rejected == 1) then
     redis.call('ZREM', session, ARGV[at])
-    redis.call('SREM', pins, id .. ' rejected')
+    redis.call('UNLINK', pins)
   elseif mode == 'rejected' then
-    redis.call('SADD', pins, id .. ' rejected')
+    redis.call('SADD', pins, 'rejected')
+    redis.call('EXPIRE', pins, ARGV[4])
   end
 end
-redis.call('EXPIRE', pins, ARGV[3])
 return {1, redis.call('EXISTS', session)}
 """
 CLAIMED_REMOVAL_SCRIPT = READ_CLAIM + ALLOW_RELEASED_CLAIM + CHECK_CLAIM + REMOVAL_SCRIPT
@@ -75,13 +70,13 @@ class Removal:
 
         Redis returns [0] if another attempt owns the turn, otherwise [1, exists].
         """
-        claim, session_id = self.claim, self.session_id
-        session = keys.session_key(session_id), keys.pins_key(session_id)
-        names = *(claim.names if claim else ()), *session
-        owner = claim.owner if claim else ("", "")
-        arguments = *owner, keys.SESSION_KEYS_TTL_S, self.mode, self.request_id, *self.members
-        script = CLAIMED_REMOVAL_SCRIPT if claim else REMOVAL_SCRIPT
-        return ("EVAL", script, len(names), *names, *arguments)
+        names = *(self.claim.names if self.claim else ()), keys.session_key(self.session_id)
+        owner = self.claim.owner if self.claim else ("", "")
+        pins = [keys.pins_key(self.session_id, member_id((each, 0.0))) for each in self.members]
+        options = len(names), keys.SESSION_KEYS_TTL_S, self.mode, self.request_id
+        script = CLAIMED_REMOVAL_SCRIPT if self.claim else REMOVAL_SCRIPT
+        count = len(names) + len(pins)
+        return ("EVAL", script, count, *names, *pins, *owner, *options, *self.members)
 
 
 class MessageRemover:
@@ -97,12 +92,12 @@ class MessageRemover:
     ) -> bool:
         """Pin messages that another request has stored; return whether all of them exist."""
         key = keys.session_key(session_id)
-        commands = [
-            *keys.pin_messages(session_id, [message.id for message in messages], request_id),
-            *(("ZCOUNT", key, each.score_text, each.score_text) for each in messages),
-        ]
+        commands: list[Command] = []
+        for each in messages:
+            commands += keys.pin_message(session_id, each.id, request_id)
+            commands.append(("ZCOUNT", key, each.score_text, each.score_text))
         transact = partial(claim.execute, self._transact) if claim else self._transact
-        return all((await transact(commands))[2:])
+        return all((await transact(commands))[2::3])
 
     async def remove(self, removal: Removal) -> None:
         """Remove messages in one step."""

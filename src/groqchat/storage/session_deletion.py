@@ -10,8 +10,8 @@ from groqchat.storage.message_ids import new_message_id
 # the next session, or is deleted by its worker. The request contains the highest turn id of the
 # session, because the clock of another worker may be ahead. Returns this id, and whether the
 # workers were notified.
-# KEYS: messages, session index, names of the other keys, requests to workers, pins, the last
-# deletion. ARGV: session id, highest turn id by the clock of this worker, maximum number and TTL of
+# KEYS: messages, session index, names of the other keys, requests to workers, the last deletion.
+# ARGV: session id, highest turn id by the clock of this worker, maximum number and TTL of
 # requests, TTL of the deletion, prefixes of event logs and claims, whose names end with a turn id.
 DELETION_SCRIPT = """
 local names, last_turn = redis.call('ZRANGE', KEYS[3], 0, -1), ARGV[2]
@@ -23,9 +23,9 @@ for _, name in ipairs(names) do
   end
   redis.call('UNLINK', name)
 end
-redis.call('UNLINK', KEYS[1], KEYS[3], KEYS[5])
+redis.call('UNLINK', KEYS[1], KEYS[3])
 local unlisted = redis.pcall('ZREM', KEYS[2], ARGV[1])
-redis.pcall('SET', KEYS[6], last_turn, 'EX', ARGV[5])
+redis.pcall('SET', KEYS[5], last_turn, 'EX', ARGV[5])
 local request = redis.pcall('XADD', KEYS[4], 'MAXLEN', '~', ARGV[3], '*',
   'session', ARGV[1], 'last_turn', last_turn)
 redis.pcall('EXPIRE', KEYS[4], ARGV[4])
@@ -46,7 +46,6 @@ async def delete_session(batcher: CommandBatcher, session_id: str) -> str | None
         keys.SESSIONS_INDEX,
         keys.session_keys_key(session_id),
         keys.STOP_REQUESTS,
-        keys.pins_key(session_id),
         keys.deletion_key(session_id),
     )
     # Created before the deletion: a turn that starts later may belong to the next session.
