@@ -172,3 +172,44 @@ async def test_failed_requests_leave_no_pins(
     assert [(await each)[0] for each in sending] == [503] * 5
     assert await redis.keys("*:pins:*") == []
     assert await contents(api) == [each["content"] for each in messages]
+
+
+@pytest.mark.parametrize("path", ["openai", "chat"])
+async def test_a_rejected_request_that_is_repeated_owns_its_message_again(
+    api: ClientSession, groq: MockGroq, path: str
+) -> None:
+    async def send_first() -> int:
+        if path == "openai":
+            return (await send(api, session=True, messages=users("Q")))[0]
+        body = {"message": "Q", "session_id": "s"}
+        async with api.post(CHAT, json=body, headers={"Idempotency-Key": "key"}) as response:
+            return response.status
+
+    releases = [groq.hold()]
+    first = asyncio.create_task(send_first())
+    await until_asked(groq, 1)
+    releases.append(groq.hold())
+    other = asyncio.create_task(send(api, session=True, messages=users("Q"), headers={}))
+    await until_asked(groq, 2)
+    groq.rejected = {1, 2}
+    groq.before_response = None
+    releases[0].set()
+    assert await first == 400
+
+    async def is_answered() -> bool:
+        return await send_first() == 200
+
+    await wait_until(is_answered)
+    releases[1].set()
+    assert (await other)[0] == 400
+    assert await contents(api) == ["Q", "answer"]
+
+
+async def test_a_stream_that_fails_without_text_removes_its_pins(
+    api: ClientSession, groq: MockGroq, redis: Redis
+) -> None:
+    groq.options.fail = "503"
+    assert not await succeeds(api, session=True, messages=users("Q"), headers={})
+    groq.options.fail, groq.options.fail_after_chunks = "drop", 0
+    await send(api, session=True, stream=True, messages=users("Q"), headers={})
+    assert await redis.keys("*:pins:*") == []

@@ -237,8 +237,13 @@ async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> 
     first, last = score_text(ids[0]), score_text(ids[-1])
     limits = ("LIMIT", 0, len(ids) + LATER_MESSAGES)
     scores = ("BYSCORE", *limits, "WITHSCORES")
-    own, members = await transact(
-        [("ZRANGE", key, first, last, *scores), ("ZRANGE", key, f"({last}", "+inf", *scores)]
+    own, members, *_ = await transact(
+        [
+            ("ZRANGE", key, first, last, *scores),
+            ("ZRANGE", key, f"({last}", "+inf", *scores),
+            # If Groq rejected an earlier attempt, the new one needs the messages again.
+            *(("SREM", keys.pins_key(session_id, each), "rejected") for each in ids),
+        ]
     )
     later = scored_members(members)
     answers = _answers(later, ids[-1])

@@ -234,6 +234,8 @@ class OpenAIProxy:
             self._release(stream)
         try:
             await self._store(conversation, _streamed_answer(turn, parser, texts))
+            if turn.error is not None and not any(texts):
+                await self._conversations.unpin(conversation)
         except TurnLost as error:
             turn.error = strip_tracebacks(error)
         finally:
