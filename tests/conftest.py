@@ -20,6 +20,7 @@ from tests.support.groq import MockGroq
 from tests.support.in_process import new_settings, running
 from tests.support.redis_servers import RedisServer, server_binaries
 from tests.support.store import new_store
+from tests.support.turn_service import Service, open_service
 
 Serve = Callable[..., Awaitable[ClientSession]]
 
@@ -158,3 +159,10 @@ async def shared_api(shared_redis_url: str, shared_groq: MockGroq) -> AsyncItera
     runner = create_runner(new_settings(shared_redis_url, shared_groq.url))
     async with running(runner) as url, ClientSession(url) as client:
         yield client
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Service]:
+    """A chat service on an empty database of fakeredis, with room for two turns."""
+    async with open_service() as service:
+        yield service

@@ -1,7 +1,7 @@
 """The chat service: the events of a turn, its failures, stops and repeated attempts."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,17 +15,9 @@ from tests.support.turn_service import (
     MODEL,
     Service,
     events_of,
-    open_service,
     request,
     run_to_end,
 )
-
-
-@pytest.fixture
-async def service() -> AsyncIterator[Service]:
-    """A chat service on an empty database of fakeredis, with room for two turns."""
-    async with open_service() as service:
-        yield service
 
 
 async def test_a_turn_without_a_stream_has_a_start_and_a_done_event(service: Service) -> None:

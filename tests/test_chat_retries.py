@@ -1,28 +1,17 @@
 """The chat service: further attempts at the turn of an Idempotency-Key."""
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
-
-import pytest
 
 from groqchat.errors import CompletionUnavailable
 from groqchat.storage.claims import claim_turn
 from tests.support.turn_service import (
     Service,
     events_of,
-    open_service,
     prompts,
     request,
     run_to_end,
 )
 from tests.support.turn_workers import RECORD_VALUE, new_claim
-
-
-@pytest.fixture
-async def service() -> AsyncIterator[Service]:
-    """A chat service on an empty database of fakeredis, with room for two turns."""
-    async with open_service() as service:
-        yield service
 
 
 async def test_a_retry_uses_the_given_turn_and_session(service: Service) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -20,17 +19,9 @@ from tests.support.turn_service import (
     ACTUAL_MODEL,
     MODEL,
     Service,
-    open_service,
     prompts,
     request,
 )
-
-
-@pytest.fixture
-async def service() -> AsyncIterator[Service]:
-    """A chat service on an empty database of fakeredis, with room for two turns."""
-    async with open_service() as service:
-        yield service
 
 
 async def test_an_answer_is_returned_and_both_messages_are_stored(service: Service) -> None:

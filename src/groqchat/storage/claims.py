@@ -150,7 +150,7 @@ class Claim:
 
     async def release(self, transact: Transact) -> None:
         """Let the next request run the turn, unless another attempt owns it."""
-        commands = keys.forget_attempt(self.turn_id, self.attempt)
+        commands = keys.delete_attempt(self.turn_id, self.attempt)
         await transact([self.fence(commands, lease_s=0)])
 
 

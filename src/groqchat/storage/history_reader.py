@@ -220,7 +220,7 @@ async def read_context(
 
 
 class StoredTurn(NamedTuple):
-    """What earlier attempts at a turn have stored."""
+    """The messages of a turn, and its answers, that earlier attempts have stored."""
 
     messages: list[Message]
     answers: list[Message]

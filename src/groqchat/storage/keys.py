@@ -68,7 +68,7 @@ def write_probe() -> tuple[Command, ...]:
 
 
 def split_words(words: Sequence[str | bytes]) -> Iterator[Sequence[str | bytes]]:
-    """Yield the words of several commands, because a script passes about 8000 to one at most."""
+    """Yield the arguments of several commands: a script passes about 8000 to one command."""
     for begin in range(0, len(words), MAX_WORDS):
         yield words[begin : begin + MAX_WORDS]
 
@@ -228,7 +228,7 @@ def has_lease(worker: str) -> Command:
     return ("EXISTS", WORKER_PREFIX + worker)
 
 
-def forget_attempt(turn_id: str, attempt: int) -> tuple[Command, ...]:
+def delete_attempt(turn_id: str, attempt: int) -> tuple[Command, ...]:
     """Return the commands that release the claim of an attempt that has not started."""
     names = (claim_key(turn_id), *(() if attempt else (attempts_key(turn_id),)))
     return tuple(("UNLINK", name) for name in names)

@@ -18,7 +18,7 @@ from groqchat.storage.messages import Message, member_id
 from groqchat.storage.session_deletion import announce, was_deleted
 
 # A paused Redis executes what it has received when it runs again, before or after the commands of
-# other connections. Usually, a broken network too delivers what it has delayed within seconds.
+# other connections. A broken network usually delivers delayed commands within seconds, too.
 CHECK_INTERVAL_S = 1.0
 CHECKS = 5
 # A process that ends waits for Redis twice at most, so that it ends in time.

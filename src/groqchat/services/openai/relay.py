@@ -144,7 +144,7 @@ def _has_error(events: bytes) -> bool:
 
 
 def events_of_chunks(events: bytes) -> bytes:
-    """Return the events before the first one that is not a chunk of a completion."""
+    """Return complete events; the first one that is no chunk of a completion ends them."""
     parser = StreamParser("")
     end = 0
     for found in EVENT_END.finditer(events):

@@ -19,7 +19,7 @@ HEADERS = {SAVED_HEADER: "true"}
 
 
 def stored_completion(answer: Message, *, is_streamed: bool) -> ProxyResponse:
-    """Return a stored answer in OpenAI's format, without fields that are not stored, as `usage`."""
+    """Return a stored answer in OpenAI's format; fields such as `usage` are absent."""
     message = to_openai(answer)
     if is_streamed:
         return ProxyResponse(
