@@ -8,9 +8,13 @@ from aiohttp import ClientSession
 from redis.asyncio import Redis
 
 from groqchat.services.history_store import HistoryStore
+from groqchat.storage import keys
+from groqchat.storage.message_ids import micros_of, new_message_id
+from groqchat.storage.messages import Message
 from tests.conftest import Serve
 from tests.support.api import BASE
 from tests.support.groq import MockGroq
+from tests.support.store import new_store
 from tests.support.streams import history, wait_until
 from tests.test_openai_idempotency import send, succeeds
 
@@ -98,7 +102,7 @@ async def test_a_message_that_all_requests_give_up_is_removed(
     release.set()
     assert [(await each)[0] for each in sending] == [400, 400]
     assert await contents(api) == []
-    assert await redis.keys("*session*") == []
+    assert await redis.keys("chat:session*") == []
 
 
 async def test_a_rejected_message_does_not_stay_because_of_the_answer_to_another_one(
@@ -155,25 +159,6 @@ async def test_a_transcript_whose_session_is_deleted_before_its_save_is_not_stor
     assert await contents(api) == []
 
 
-async def test_failed_requests_leave_no_pins(
-    api: ClientSession, groq: MockGroq, redis: Redis
-) -> None:
-    messages = users(*(str(number) for number in range(50)))
-    groq.options.fail = "503"
-    assert not await succeeds(api, session=True, messages=messages, headers={})
-    release = groq.hold()
-    sending = [
-        asyncio.create_task(send(api, session=True, messages=messages, headers={}))
-        for _ in range(5)
-    ]
-    await until_asked(groq, 6)
-    assert len(await redis.keys("*:pins:*")) == 50
-    release.set()
-    assert [(await each)[0] for each in sending] == [503] * 5
-    assert await redis.keys("*:pins:*") == []
-    assert await contents(api) == [each["content"] for each in messages]
-
-
 @pytest.mark.parametrize("path", ["openai", "chat"])
 async def test_a_rejected_request_that_is_repeated_owns_its_message_again(
     api: ClientSession, groq: MockGroq, path: str
@@ -205,11 +190,144 @@ async def test_a_rejected_request_that_is_repeated_owns_its_message_again(
     assert await contents(api) == ["Q", "answer"]
 
 
-async def test_a_stream_that_fails_without_text_removes_its_pins(
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "other"}])
+async def test_a_request_that_fails_retains_the_messages_that_it_has_taken_over(
+    api: ClientSession, groq: MockGroq, headers: dict[str, str]
+) -> None:
+    releases = [groq.hold()]
+    first = asyncio.create_task(send(api, session=True, messages=users("Q"), headers={}))
+    await until_asked(groq, 1)
+    groq.rejected = {1}
+    groq.before_response, groq.options.fail = None, "503"
+    other: dict[str, Any] = {"session": True, "messages": users("Q", "R"), "headers": headers}
+    assert (await send(api, **other))[0] == 503
+    groq.options.fail = None
+    releases[0].set()
+    assert (await first)[0] == 400
+    assert await contents(api) == ["Q", "R"]
+
+    async def is_answered() -> bool:
+        return await succeeds(api, **other)
+
+    await wait_until(is_answered)
+    assert await contents(api) == ["Q", "R", "answer"]
+
+
+async def test_a_failed_message_is_removed_when_groq_rejects_its_repetition(
+    api: ClientSession, groq: MockGroq
+) -> None:
+    groq.options.fail = "503"
+    assert (await send(api, session=True, messages=users("Q"), headers={}))[0] == 503
+    groq.options.fail = "400"
+    assert (await send(api, session=True, messages=users("Q"), headers={}))[0] == 400
+    assert await contents(api) == []
+
+
+@pytest.mark.parametrize("path", ["openai", "chat"])
+async def test_an_answer_restores_the_messages_that_a_rejected_request_has_taken_over(
+    api: ClientSession, groq: MockGroq, path: str
+) -> None:
+    release = groq.hold()
+    first: asyncio.Future[Any]
+    if path == "chat":
+        first = asyncio.ensure_future(api.post(CHAT, json={"message": "Q", "session_id": "s"}))
+    else:
+        sending = send(api, session=True, messages=users("P", "Q"), headers={})
+        first = asyncio.ensure_future(sending)
+    await until_asked(groq, 1)
+    asked = await contents(api)
+    groq.before_response, groq.rejected = None, {2}
+    messages = users(*asked)
+    assert (await send(api, session=True, messages=messages, headers={}))[0] == 400
+    assert await contents(api) == []
+    release.set()
+    await first
+    assert await contents(api) == [*asked, "answer"]
+
+
+async def test_an_answer_does_not_restore_messages_whose_session_was_deleted(
+    api: ClientSession, groq: MockGroq, redis: Redis
+) -> None:
+    release = groq.hold()
+    first = asyncio.create_task(send(api, session=True, messages=users("Q"), headers={}))
+    await until_asked(groq, 1)
+    groq.before_response, groq.rejected = None, {2}
+    assert (await send(api, session=True, messages=users("Q"), headers={}))[0] == 400
+    assert (await api.delete(f"{BASE}/history/s")).status == 200
+    release.set()
+    assert (await first)[0] == 200
+    assert await contents(api) == []
+    assert await redis.keys("*owner*") == []
+
+
+async def test_a_repetition_on_another_worker_owns_the_messages_of_a_dead_one(
     api: ClientSession, groq: MockGroq, redis: Redis
 ) -> None:
     groq.options.fail = "503"
     assert not await succeeds(api, session=True, messages=users("Q"), headers={})
-    groq.options.fail, groq.options.fail_after_chunks = "drop", 0
-    await send(api, session=True, stream=True, messages=users("Q"), headers={})
-    assert await redis.keys("*:pins:*") == []
+    (message,) = await history(api)
+    await redis.set(keys.owner_key("s", message["id"]), "dead")
+    groq.options.fail = "400"
+    assert (await send(api, session=True, messages=users("Q"), headers={}))[0] == 400
+    assert await contents(api) == []
+
+
+async def test_a_further_attempt_stores_a_message_that_another_request_has_removed(
+    api: ClientSession, groq: MockGroq
+) -> None:
+    keyed: dict[str, Any] = {"session": True, "messages": users("P", "Q")}
+    groq.options.fail = "503"
+    assert not await succeeds(api, **keyed)
+    groq.options.fail = "400"
+    assert (await send(api, session=True, messages=users("Q"), headers={}))[0] == 400
+    assert await contents(api) == ["P"]
+    groq.options.fail = None
+    assert await succeeds(api, **keyed)
+    assert await contents(api) == ["P", "Q", "answer"]
+
+
+async def test_a_message_that_is_stored_after_the_start_of_a_keyed_request_is_not_a_part_of_it(
+    api: ClientSession, redis: Redis
+) -> None:
+    id_of_tomorrow = f"{micros_of(new_message_id()) + 86_400_000_000:013x}0000"
+    later = Message(id=id_of_tomorrow, role="user", content="Q")
+    await new_store(redis).save_messages("s", later)
+    assert await succeeds(api, session=True, messages=users("Q", "R"))
+    assert await contents(api) == ["Q", "R", "answer", "Q"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "other"}])
+async def test_a_transcript_retains_a_message_whose_request_is_rejected_after_a_later_answer(
+    api: ClientSession, groq: MockGroq, headers: dict[str, str]
+) -> None:
+    release = groq.hold()
+    first = asyncio.create_task(send(api, session=True, messages=users("Q"), headers={}))
+    await until_asked(groq, 1)
+    groq.before_response, groq.rejected = None, {1}
+    assert await succeeds(api, session=True, messages=users("Y"), headers={})
+    answer = {"role": "assistant", "content": (await history(api))[2]["content"]}
+    transcript = [*users("Q", "Y"), answer, *users("R")]
+    assert await succeeds(api, session=True, messages=transcript, headers=headers)
+    release.set()
+    assert (await first)[0] == 400
+    assert await contents(api) == ["Q", "Y", "answer", "R", "answer"]
+
+
+async def test_an_answer_restores_one_of_several_messages(
+    api: ClientSession, groq: MockGroq, redis: Redis
+) -> None:
+    groq.options.fail = "503"
+    assert not await succeeds(api, session=True, messages=users("Q"), headers={})
+    groq.options.fail = None
+    release = groq.hold()
+    sending = send(api, session=True, messages=users("Q", "R"), headers={})
+    running = asyncio.create_task(sending)
+    await until_asked(groq, 2)
+    store = new_store(redis)
+    taken = (await store.get_history_page("s")).messages[:1]
+    assert await store.take_over("s", taken, "other", None)
+    await store.try_remove("s", *taken, mode="unanswered", request_id="other")
+    assert await contents(api) == ["R"]
+    release.set()
+    assert (await running)[0] == 200
+    assert await contents(api) == ["Q", "R", "answer"]

@@ -29,7 +29,7 @@ from groqchat.storage.history_reader import (
 )
 from groqchat.storage.keys import Command
 from groqchat.storage.late_writes import LateWrites
-from groqchat.storage.message_removal import MessageRemover, Mode, Removal
+from groqchat.storage.message_owners import MessageOwners, Mode, Removal
 from groqchat.storage.messages import (
     FIRST_CONTEXT,
     Message,
@@ -68,8 +68,8 @@ class HistoryStore:
         self._timeout_s = timeout_s
         self._index = SessionIndex(redis)
         self._write_probe = WriteProbe(batcher)
-        self._remover = MessageRemover(batcher.transact, self._index, timeout_s=timeout_s)
-        self._late_writes = LateWrites(batcher, self._remover.remove)
+        self._owners = MessageOwners(batcher.transact, self._index, timeout_s=timeout_s)
+        self._late_writes = LateWrites(batcher, self._owners.remove)
 
     async def save_messages(  # noqa: PLR0913 - all but the session are independent options
         self,
@@ -81,16 +81,17 @@ class HistoryStore:
         claim: Claim | None = None,
         max_wait_s: float | None = None,
         turn_id: str | None = None,
+        owned: Sequence[Message] = (),
         is_repeat: bool = False,
         extra_commands: Sequence[Command] = (),
     ) -> list[PromptMessage]:
         """Store messages and renew the session's TTL in one transaction with `extra_commands`.
 
-        Returns role and content of up to `context` earlier messages, those before FIRST_CONTEXT in
-        further round trips, until `context_bytes` are read. Waits at most `max_wait_s`; the write
-        may succeed later. Stores nothing and raises TurnLost if the attempt of `claim` does not own
-        the turn. Removes the messages, late ones too, and raises SessionCleared if `user_message`
-        was deleted (without `context`), or the session since `turn_id`, if it `is_repeat`.
+        Returns role and content of up to `context` earlier messages, about `context_bytes`, those
+        before FIRST_CONTEXT in further round trips. Waits at most `max_wait_s`; the write may
+        succeed later. Raises TurnLost, storing nothing, if another attempt owns the turn. Removes
+        the messages, late ones too, and raises SessionCleared if `user_message` was deleted, or the
+        session since `turn_id`, if it `is_repeat`. Restores `owned` if a rejected request did it.
         """
         key = keys.checked_key(session_id)
         answered = None if context else user_message
@@ -108,7 +109,7 @@ class HistoryStore:
                 replies, has_record = claim.check_reply(replies[0])
             since = "" if answered and not replies[0] else claim.turn_id if claim else turn_id
             if not has_record or since == "":
-                await self._check_deletion(session_id, messages, answered, claim, since=since)
+                await self._check_deletion(session_id, messages, owned, claim, since=since)
         except (HistoryUnavailable, asyncio.CancelledError):
             self._late_writes.add(session_id, messages, answered, claim)
             raise
@@ -118,8 +119,8 @@ class HistoryStore:
         again = messages[0] if is_repeat or members[0] in found else None
         if again is None and not len(found) == FIRST_CONTEXT < context:
             return decode_context(found, session_id=session_id)
-        first, transact = FirstRead(session_id, found, again), self._batcher.transact
-        return await read_context(transact, first, context, max_bytes=context_bytes, end=end)
+        first = self._batcher.transact, FirstRead(session_id, found, again)
+        return await read_context(*first, context, max_bytes=context_bytes, end=end)
 
     def _write(
         self, commands: Sequence[Command], max_wait_s: float | None
@@ -136,20 +137,21 @@ class HistoryStore:
         self,
         session_id: str,
         messages: Sequence[Message],
-        answered: Message | None,
+        owned: Sequence[Message],
         claim: Claim | None,
         *,
         since: str | None,
     ) -> None:
-        """Remove messages if their session was deleted since an id; "": it was certainly deleted.
+        """Remove messages if their session was deleted since an id; "": a message is missing.
 
-        The record of a claim is deleted with the session, but a full Redis may have evicted it.
+        Then the `owned` ones are stored again if another request has removed them. The record of a
+        claim is deleted with the session, but a full Redis may have evicted it.
         """
-        if since is None:
+        if since is None or (not since and await self._owners.restore(session_id, owned)):
             return
         if not since or await was_deleted(self._batcher, session_id, since=since):
-            own = [answered] if answered and claim and answered.id == claim.message_id else []
-            await self.remove_messages(session_id, [*own, *messages])
+            asked = [each for each in owned if claim and each.id == claim.message_id]
+            await self.remove_messages(session_id, [*asked, *messages])
             raise SessionCleared(f"session {session_id} was deleted during the turn")
 
     def checking_late_writes(self) -> AbstractAsyncContextManager[None]:
@@ -164,6 +166,7 @@ class HistoryStore:
         claim: Claim | None = None,
         max_wait_s: float | None = None,
         turn_id: str | None = None,
+        owned: Sequence[Message] = (),
         extra_commands: Sequence[Command] = (),
     ) -> bool:
         """Store messages, with a second attempt, and return whether Redis confirmed the write.
@@ -182,9 +185,12 @@ class HistoryStore:
                     claim=claim,
                     max_wait_s=max_wait_s,
                     turn_id=turn_id,
+                    owned=owned,
                     is_repeat=True,
                     extra_commands=extra_commands,
                 )
+                # Another request may have taken over and removed some of several messages.
+                return not owned[1:] or await self._owners.restore(session_id, owned)
             except StorageError as error:
                 log.warning("could not save messages of session %s: %s", session_id, error)
                 if isinstance(error, SessionCleared):
@@ -193,15 +199,15 @@ class HistoryStore:
                 is_final = not isinstance(error, HistoryUnavailable) or max_wait_s <= 0
                 if is_final or not await SAVE_RETRIES.wait(attempt):
                     return False
-            else:
-                return True
             attempt += 1
 
-    async def remove_messages(self, session_id: str, messages: Sequence[Message]) -> None:
+    async def remove_messages(
+        self, session_id: str, messages: Sequence[Message], *, mode: Mode = "all"
+    ) -> None:
         """Remove messages; a session without messages is removed from the index."""
         keys.checked_key(session_id)
         members = tuple(encode_member(message) for message in messages)
-        await self._remover.remove(Removal(session_id=session_id, members=members))
+        await self._owners.remove(Removal(session_id=session_id, members=members, mode=mode))
 
     async def try_remove(  # noqa: PLR0913 - all but the session are independent options
         self,
@@ -228,20 +234,23 @@ class HistoryStore:
         )
         try:
             async with redis_errors(self._timeout_s if max_wait_s is None else max_wait_s):
-                await self._remover.remove(removal)
+                await self._owners.remove(removal)
         except StorageError as error:
             log.warning("messages of session %s are removed later: %s", session_id, error)
             is_stored = False
         if not is_stored:
             self._late_writes.remove(removal)
 
-    async def pin(
+    async def take_over(
         self, session_id: str, messages: Sequence[Message], request_id: str, claim: Claim | None
     ) -> bool:
-        """Let messages of another request stay if Groq rejects it; return whether all exist."""
+        """Make a request the owner of stored messages; return whether all of them exist.
+
+        If Groq rejects the request that has stored them, they stay then.
+        """
         keys.checked_key(session_id)
         async with redis_errors(self._timeout_s):
-            return await self._remover.pin(session_id, messages, request_id, claim)
+            return await self._owners.take_over(session_id, messages, request_id, claim)
 
     async def find_turn(self, session_id: str, ids: Sequence[str], claim: Claim) -> StoredTurn:
         """Return what earlier attempts have stored; `ids` are those of the request's messages.

@@ -229,9 +229,10 @@ class StoredTurn(NamedTuple):
 async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> StoredTurn:
     """Return the stored messages with these ids, and the answers of the turn of the last id.
 
-    The ids are close together, in time order. An answer names its turn, whose id is that of the
-    user message that precedes it. Other turns may have stored MAX_MEMBERS messages since. An
-    incomplete answer that another request has pinned belongs to that one.
+    The ids are close together, in time order; the turn owns their messages from now on. An answer
+    names its turn, whose id is that of the user message that precedes it. Other turns may have
+    stored MAX_MEMBERS messages since. An incomplete answer that another request has taken over
+    belongs to that one.
     """
     key = keys.session_key(session_id)
     first, last = score_text(ids[0]), score_text(ids[-1])
@@ -241,8 +242,8 @@ async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> 
         [
             ("ZRANGE", key, first, last, *scores),
             ("ZRANGE", key, f"({last}", "+inf", *scores),
-            # If Groq rejected an earlier attempt, the new one needs the messages again.
-            *(("SREM", keys.pins_key(session_id, each), "rejected") for each in ids),
+            # Other requests may have taken the messages over.
+            *keys.own_messages(session_id, ids, ids[-1], now_s=time.time()),
         ]
     )
     later = scored_members(members)
@@ -257,10 +258,10 @@ async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> 
     found = [message for each in scored_members(own) if (message := decode_member(*each))]
     incomplete = [each for each in answers if each.status]
     if incomplete:
-        names = [keys.pins_key(session_id, each.id) for each in incomplete]
-        pins = await transact([("EXISTS", name) for name in names])
-        pinned = [each for each, is_pinned in zip(incomplete, pins, strict=True) if is_pinned]
-        answers = [each for each in answers if each not in pinned]
+        names = [keys.owner_key(session_id, each.id) for each in incomplete]
+        owners = await transact([("EXISTS", name) for name in names])
+        taken = [each for each, is_taken in zip(incomplete, owners, strict=True) if is_taken]
+        answers = [each for each in answers if each not in taken]
     return StoredTurn(messages=[each for each in found if each.id in ids], answers=answers)
 
 

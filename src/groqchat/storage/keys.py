@@ -52,6 +52,9 @@ MAX_WORDS = 4000
 # can no longer write.
 RELEASED = "released"
 
+# The owner of a message that another request had taken over, and then removed.
+REJECTED = "rejected"
+
 # The score of a session whose key has no TTL because another program wrote it.
 NEVER_EXPIRES = float("inf")
 
@@ -138,15 +141,18 @@ def note_deletion(session_id: str, last_turn: str) -> Command:
     return ("SET", deletion_key(session_id), last_turn, "EX", DELETION_TTL_S)
 
 
-def pins_key(session_id: str, message_id: str) -> str:
-    """Return the key of the set of the requests that have pinned a message of another request."""
-    return f"{{{session_key(session_id)}}}:pins:{message_id}"
+def owner_key(session_id: str, message_id: str) -> str:
+    """Return the key of the request that has taken a message over from the one that stored it."""
+    return f"{{{session_key(session_id)}}}:owner:{message_id}"
 
 
-def pin_message(session_id: str, message_id: str, request_id: str) -> tuple[Command, Command]:
-    """Return the commands that pin a message: it stays if Groq rejects its own request."""
-    name = pins_key(session_id, message_id)
-    return ("SADD", name, request_id), ("EXPIRE", name, SESSION_KEYS_TTL_S)
+def own_messages(
+    session_id: str, message_ids: Sequence[str], request_id: str, *, now_s: float
+) -> list[Command]:
+    """Return the commands that make a request the owner of messages that are stored already."""
+    names = [owner_key(session_id, message_id) for message_id in message_ids]
+    owners: list[Command] = [("SET", name, request_id, "EX", SESSION_KEYS_TTL_S) for name in names]
+    return [*owners, *link_to_session(session_id, *names, now_s=now_s)]
 
 
 def link_to_session(session_id: str, *names: str, now_s: float) -> tuple[Command, Command, Command]:

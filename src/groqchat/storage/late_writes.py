@@ -13,7 +13,7 @@ from groqchat.storage import keys
 from groqchat.storage.claims import Claim
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.event_log import EventLog
-from groqchat.storage.message_removal import Removal
+from groqchat.storage.message_owners import Removal
 from groqchat.storage.messages import Message, member_id
 from groqchat.storage.session_deletion import announce, was_deleted
 

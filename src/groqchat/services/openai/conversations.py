@@ -4,6 +4,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
+from typing import NamedTuple
 
 from groqchat.errors import HistoryUnavailable, InvalidField, StorageError
 from groqchat.fields import MAX_PAGE
@@ -12,12 +14,13 @@ from groqchat.services.history_store import HistoryStore
 from groqchat.services.openai.messages import (
     INSTRUCTION_ROLES,
     OpenAIMessage,
-    adopted_messages,
+    Overlap,
     drop_unpaired_tool_calls,
     find_overlap,
     is_repeated,
     is_transcript,
-    last_known,
+    last_answer,
+    match_session,
     to_message,
     to_openai,
     trim_to_budget,
@@ -26,12 +29,15 @@ from groqchat.settings import Settings
 from groqchat.storage import keys
 from groqchat.storage.claims import Claim
 from groqchat.storage.history_reader import StoredTurn
-from groqchat.storage.message_ids import earlier_id, new_message_id
-from groqchat.storage.message_removal import Mode
+from groqchat.storage.message_ids import MICROS_PER_S, earlier_id, new_message_id
+from groqchat.storage.message_owners import Mode
 from groqchat.storage.messages import INCOMPLETE, ROLES, Message, remove_members
 
 # How far back the tool calls that a request answers, and their user message, may be.
 MAX_TOOL_CALL_DISTANCE = 100
+
+# How often the session is read again because another request has just removed messages.
+MAX_READS = 3
 
 NOTHING_STORED = StoredTurn(messages=[], answers=[])
 
@@ -42,23 +48,32 @@ log = logging.getLogger(__name__)
 class Conversation:
     """The messages for the model, and which of them are new.
 
-    `new`: an earlier attempt may have stored them. `adopted`: messages that another request has
-    stored and this one has pinned, as `request_id`. `last_message` is the stored message that
-    the answer follows, None if it is not stored. `budget` limits the time that the request waits
-    for Redis. `claim` belongs to an Idempotency-Key. Earlier attempts may have stored a complete
-    answer, `stored_answer`, or incomplete ones, which the answer replaces.
+    `taken`: messages that another request or an earlier attempt has stored, and that this request
+    owns now, as `request_id`. `last_message` is the stored message that the answer follows, None if
+    it is not stored. `budget` limits the time that the request waits for Redis. `claim` belongs to
+    an Idempotency-Key. Earlier attempts may have stored a complete answer, `stored_answer`, or
+    incomplete ones, which the answer replaces.
     """
 
     session_id: str
     messages: list[OpenAIMessage]
     budget: WaitBudget
     new: Sequence[Message] = ()
-    adopted: Sequence[Message] = ()
+    taken: Sequence[Message] = ()
     request_id: str = ""
     last_message: Message | None = None
     claim: Claim | None = None
     stored_answer: Message | None = None
     incomplete_answers: Sequence[Message] = ()
+
+
+class _Session(NamedTuple):
+    """A session, what it has in common with a request, and the messages that were taken over."""
+
+    earlier: list[Message]
+    turn: StoredTurn
+    overlap: Overlap
+    taken: list[Message]
 
 
 class Conversations:
@@ -85,38 +100,51 @@ class Conversations:
         request_id = claim.message_id if claim else new_message_id()
         try:
             with budget:
-                earlier, turn = await self._read(session_id, sent, ids, claim)
-                overlap = find_overlap(_all_to_openai(earlier), sent)
-                adopted = adopted_messages(earlier, sent, overlap)
-                if adopted and not await self._history.pin(session_id, adopted, request_id, claim):
-                    # At least one of them was deleted in the meantime.
-                    earlier, turn = await self._read(session_id, sent, ids, claim)
-                    overlap = find_overlap(_all_to_openai(earlier), sent)
-                    adopted = adopted_messages(earlier, sent, overlap)
+                session = await self._match(session_id, sent, ids, claim, request_id)
         except StorageError as error:
             if claim is not None and claim.attempt and isinstance(error, HistoryUnavailable):
                 raise
             log.warning("answering without history: %s", error)
             return Conversation(session_id=session_id, messages=request, budget=budget)
-        known, begin = overlap
+        earlier, turn, (known, begin), taken = session
         context = drop_unpaired_tool_calls(self._trim(earlier[:begin], sent), sent)
-        conversation = [*instructions, *context, *sent]
-        new = turn.messages or _new_messages(sent[known:], ids[known:], model)
-        is_new = bool(new) and not turn.messages
-        anchor = last_known(earlier[begin:]) if known else None
-        is_stored = not is_new or await self._store(session_id, new, anchor, claim, budget)
+        new = _new_messages(sent, ids, model, known=known, stored=turn.messages)
+        anchor = last_answer(earlier[begin:]) if known else None
+        is_stored = not new or await self._store(session_id, new, anchor, claim, budget)
+        own = sorted([*turn.messages, *new], key=attrgetter("id"))
         return Conversation(
             session_id=session_id,
-            messages=conversation,
+            messages=[*instructions, *context, *sent],
             budget=budget,
             new=new,
-            adopted=adopted,
+            taken=[*taken, *turn.messages],
             request_id=request_id,
-            last_message=[*earlier, *new][-1] if sent and is_stored else None,
+            last_message=[*earlier, *own][-1] if sent and is_stored else None,
             claim=claim,
             stored_answer=next((each for each in turn.answers if not each.status), None),
             incomplete_answers=[each for each in turn.answers if each.status],
         )
+
+    async def _match(
+        self,
+        session_id: str,
+        sent: Sequence[OpenAIMessage],
+        ids: Sequence[str],
+        claim: Claim | None,
+        request_id: str,
+    ) -> _Session:
+        """Compare a request with its session, and take over messages of other requests."""
+        longest = int(self._settings.groq_timeout_s * MICROS_PER_S)
+        since, before = earlier_id(request_id, longest), ids[0] if ids else None
+        for _ in range(MAX_READS):
+            earlier, turn = await self._read(session_id, sent, ids, claim)
+            overlap, taken = match_session(earlier, sent, since=since, before=before)
+            take_over = partial(self._history.take_over, session_id, taken, request_id, claim)
+            if not taken or await take_over():
+                return _Session(earlier, turn, overlap, taken)
+        # Other requests removed messages each time. Without `before`, none of them is known.
+        overlap, _ = match_session(earlier, sent, since=since, before="")
+        return _Session(earlier, turn, overlap, [])
 
     async def _store(
         self,
@@ -159,6 +187,7 @@ class Conversations:
             conversation.session_id,
             answer,
             user_message=conversation.last_message,
+            owned=[*conversation.taken, *conversation.new],
             claim=claim,
             max_wait_s=conversation.budget.left_s,
             extra_commands=remove_members(
@@ -167,16 +196,14 @@ class Conversations:
         )
 
     async def rollback(self, conversation: Conversation) -> None:
-        """Delete the new messages of a rejected request unless another one has pinned them."""
-        await self._remove(conversation, conversation.incomplete_answers)
-        await self._remove(conversation, conversation.new, "rejected")
-
-    async def unpin(self, conversation: Conversation) -> None:
-        """Remove the pins of a request that has failed."""
-        await self._remove(conversation, conversation.adopted, "unpin")
+        """Remove the messages that a rejected request owns."""
+        removed = [*conversation.incomplete_answers, *conversation.new]
+        await self._remove(conversation, removed, "owned")
+        taken = [each for each in conversation.taken if each.role != "assistant"]
+        await self._remove(conversation, taken, "unanswered")
 
     async def _remove(
-        self, conversation: Conversation, messages: Sequence[Message], mode: Mode = "all"
+        self, conversation: Conversation, messages: Sequence[Message], mode: Mode
     ) -> None:
         if messages:
             await self._history.try_remove(
@@ -226,7 +253,7 @@ class Conversations:
         if earlier and earlier[-1].status == INCOMPLETE:
             known = _all_to_openai(earlier[:-1])
             if sent and is_repeated(known, sent):
-                await self._history.remove_messages(session_id, earlier[-1:])
+                await self._history.remove_messages(session_id, earlier[-1:], mode="owned")
                 return earlier[:-1]
         return earlier
 
@@ -252,13 +279,25 @@ def _turn_ids(count: int, claim: Claim | None) -> list[str]:
 
 
 def _new_messages(
-    sent: Sequence[OpenAIMessage], ids: Sequence[str], model: str | None
+    sent: Sequence[OpenAIMessage],
+    ids: Sequence[str],
+    model: str | None,
+    *,
+    known: int,
+    stored: Sequence[Message],
 ) -> list[Message]:
-    """Return messages in their stored form, with new ids if they have none."""
-    ids = ids or [new_message_id() for _ in sent]
+    """Return the messages after the first `known` ones, without those that are stored already.
+
+    They get new ids if they have none.
+    """
+    if not ids:
+        return [to_message(each, model, message_id=new_message_id()) for each in sent[known:]]
+    stored_ids = {message.id for message in stored}
+    first = next((at for at, each in enumerate(ids) if each in stored_ids), known)
     return [
         to_message(message, model, message_id=message_id)
-        for message, message_id in zip(sent, ids, strict=True)
+        for message, message_id in list(zip(sent, ids, strict=True))[min(known, first) :]
+        if message_id not in stored_ids
     ]
 
 

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any, NamedTuple, TypeAlias
 
 from groqchat.services.turns.context import BYTES_PER_TOKEN, TOKENS_PER_MESSAGE
-from groqchat.storage.message_ids import new_message_id
+from groqchat.storage.message_ids import ID_DIGITS, new_message_id
 from groqchat.storage.messages import ROLES, Message
 
 # Messages with these roles apply to one request, precede the conversation and are not stored.
@@ -29,6 +29,13 @@ class Overlap(NamedTuple):
 
     known: int
     begin: int
+
+
+class Match(NamedTuple):
+    """The overlap of a request and its session, and the messages that the request takes over."""
+
+    overlap: Overlap
+    taken: list[Message]
 
 
 def to_message(message: OpenAIMessage, model: str | None, *, message_id: str) -> Message:
@@ -96,23 +103,38 @@ def find_overlap(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]
     return diverging if is_significant and diverging.known > at_end.known else at_end
 
 
-def adopted_messages(
-    earlier: Sequence[Message], sent: Sequence[OpenAIMessage], overlap: Overlap
-) -> list[Message]:
-    """Return the messages of a request that the session contains without a whole answer to them.
+def match_session(
+    earlier: Sequence[Message], sent: Sequence[OpenAIMessage], *, since: str, before: str | None
+) -> Match:
+    """Return the part of a request that its session contains, and the messages to take over.
 
-    They belong to another request, which failed, or which Groq may still reject.
+    These are the messages at the end of the session without a complete answer, and user messages
+    that others than an answer follow: their requests may still run, unless they are from before the
+    id `since`. Unanswered messages at the end count only if the request contains all of them, and
+    if they are from before the id `before`.
     """
+    stored = [to_openai(message) for message in earlier]
+    overlap = find_overlap(stored, sent)
     unanswered = [*takewhile(_is_no_answer, reversed(earlier[overlap.begin :]))][::-1]
-    if not unanswered:
-        return []
-    known = {_canonical(message) for message in sent[: overlap.known]}
-    return [message for message in unanswered if _canonical(to_openai(message)) in known]
+    known = [_canonical(message) for message in sent[: overlap.known]]
+    end = [_canonical(to_openai(message)) for message in unanswered]
+    is_late = before is not None and unanswered and unanswered[-1].id >= before
+    if end and (is_late or known[-len(end) :] != end):
+        overlap = find_overlap(stored[: -len(end)], sent)
+        unanswered = []
+    overtaken = [
+        message
+        for message, following in pairwise(earlier[overlap.begin : len(earlier) - len(unanswered)])
+        if message.role == "user" and following.role != "assistant" and message.id > since
+    ]
+    taken = [each for each in overtaken if _canonical(to_openai(each)) in known] + unanswered
+    # Only messages of this service have an owner.
+    return Match(overlap, [each for each in taken if len(each.id) == ID_DIGITS])
 
 
-def last_known(known: Sequence[Message]) -> Message | None:
-    """Return the latest stored message of a request that no other request can remove."""
-    return next((each for each in reversed(known) if not _is_no_answer(each)), None)
+def last_answer(messages: Sequence[Message]) -> Message | None:
+    """Return the last complete answer; only a deletion of the session removes it."""
+    return next((each for each in reversed(messages) if not _is_no_answer(each)), None)
 
 
 def _is_no_answer(message: Message) -> bool:

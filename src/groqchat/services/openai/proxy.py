@@ -97,14 +97,7 @@ class OpenAIProxy:
                     conversation.stored_answer, is_streamed=bool(request.stream)
                 )
             body = parsed.with_messages(conversation.messages)
-        has_failed = True
-        try:
-            reply = await self._forward(body, request, conversation)
-            has_failed = reply.status != HTTPStatus.OK
-        finally:
-            if conversation is not None and has_failed:
-                await self._conversations.unpin(conversation)
-        return reply
+        return await self._forward(body, request, conversation)
 
     def shut_down(self) -> None:
         """End the streams that have no turn with an error, because the service stops."""
@@ -234,8 +227,6 @@ class OpenAIProxy:
             self._release(stream)
         try:
             await self._store(conversation, _streamed_answer(turn, parser, texts))
-            if turn.error is not None and not any(texts):
-                await self._conversations.unpin(conversation)
         except TurnLost as error:
             turn.error = strip_tracebacks(error)
         finally:

@@ -53,10 +53,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _TurnState:
-    """The user message and session of a turn, and whether the user message is stored.
-
-    `claim`: the turn has an Idempotency-Key, so an earlier request may have run it.
-    """
+    """The user message of a turn; with a `claim`, an earlier request may have run the turn."""
 
     session_id: str
     user_message: Message
@@ -189,7 +186,8 @@ class ChatService:
                 claim=state.claim,
                 max_wait_s=state.budget.left_s,
                 is_stored=state.is_stored,
-                mode="rejected",
+                mode="unanswered" if state.claim and state.claim.attempt else "owned",
+                request_id=user_message.id,
             )
             raise
         except (CompletionError, ShuttingDown):
@@ -262,6 +260,7 @@ class ChatService:
             state.session_id,
             *answers,
             user_message=state.user_message,
+            owned=[state.user_message],
             claim=state.claim,
             max_wait_s=state.budget.left_s,
         )
