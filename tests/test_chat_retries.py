@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from groqchat.errors import CompletionUnavailable
 from groqchat.storage.claims import claim_turn
+from groqchat.storage.message_ids import earlier_id, new_message_id
 from tests.support.turn_service import (
     Service,
     events_of,
@@ -62,3 +63,11 @@ async def test_only_a_retry_looks_for_an_incomplete_answer(service: Service) -> 
     service.batcher.calls = 0
     await run_to_end(service, request(), claim=replace(claim, attempt=1))
     assert service.batcher.calls == 1
+
+
+async def test_an_answer_follows_a_question_of_a_worker_whose_clock_is_ahead(
+    service: Service,
+) -> None:
+    claim = new_claim(earlier_id(new_message_id(), -86_400_000_000))
+    await run_to_end(service, request(), claim=claim)
+    assert [message.role for message in await service.stored()] == ["user", "assistant"]

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from groqchat.services.history_store import HistoryStore
 from groqchat.storage import keys
-from groqchat.storage.message_ids import micros_of, new_message_id
+from groqchat.storage.message_ids import earlier_id, new_message_id
 from groqchat.storage.messages import Message
 from tests.conftest import Serve
 from tests.support.api import BASE
@@ -19,6 +19,7 @@ from tests.support.streams import history, wait_until
 from tests.test_openai_idempotency import send, succeeds
 
 CHAT = f"{BASE}/chat"
+DAY_MICROS = 86_400_000_000
 
 
 def users(*texts: str) -> list[dict[str, str]]:
@@ -289,8 +290,7 @@ async def test_a_further_attempt_stores_a_message_that_another_request_has_remov
 async def test_a_message_that_is_stored_after_the_start_of_a_keyed_request_is_not_a_part_of_it(
     api: ClientSession, redis: Redis
 ) -> None:
-    id_of_tomorrow = f"{micros_of(new_message_id()) + 86_400_000_000:013x}0000"
-    later = Message(id=id_of_tomorrow, role="user", content="Q")
+    later = Message(id=earlier_id(new_message_id(), -DAY_MICROS), role="user", content="Q")
     await new_store(redis).save_messages("s", later)
     assert await succeeds(api, session=True, messages=users("Q", "R"))
     assert await contents(api) == ["Q", "R", "answer", "Q"]
@@ -331,3 +331,12 @@ async def test_an_answer_restores_one_of_several_messages(
     release.set()
     assert (await running)[0] == 200
     assert await contents(api) == ["Q", "R", "answer"]
+
+
+async def test_an_answer_follows_a_message_of_a_worker_whose_clock_is_ahead(
+    api: ClientSession, redis: Redis
+) -> None:
+    later = Message(id=earlier_id(new_message_id(), -DAY_MICROS), role="user", content="Q")
+    await new_store(redis).save_messages("s", later)
+    assert await succeeds(api, session=True, messages=users("Q"), headers={})
+    assert await contents(api) == ["Q", "answer"]

@@ -63,7 +63,7 @@ async def test_a_redis_without_enough_replicas_is_not_ready(
     assert (status, body["checks"]["redis"]) == (503, "rejects writes: NOREPLICAS")
 
 
-@pytest.mark.parametrize("command", ["zadd", "expire", "set", "unlink", "eval"])
+@pytest.mark.parametrize("command", ["zadd", "eval"])
 async def test_a_redis_user_who_may_not_write_is_not_ready(
     serve: Serve, own_redis_server: RedisServer, server: redis.Redis, command: str
 ) -> None:
@@ -96,8 +96,9 @@ async def test_many_probes_share_one_write(
     serve: Serve, own_redis_server: RedisServer, server: redis.Redis
 ) -> None:
     api = await serve(redis_url=SecretStr(own_redis_server.url()))
+    at_start = server.info("commandstats")["cmdstat_zadd"]["calls"]
     assert {status for status, _ in await asyncio.gather(*(ready(api) for _ in range(50)))} == {200}
-    assert server.info("commandstats")["cmdstat_zadd"]["calls"] == 1
+    assert server.info("commandstats")["cmdstat_zadd"]["calls"] - at_start == 1
     assert 0 < server.ttl(keys.WRITE_PROBE) <= keys.WRITE_PROBE_TTL_S
 
 

@@ -39,6 +39,7 @@ from groqchat.storage.connection import open_redis
 from groqchat.storage.errors import redis_errors
 from groqchat.storage.event_log import EventLog
 from groqchat.storage.index_pruner import prune_index
+from groqchat.storage.write_probe import OK, WriteProbe
 
 BASE_PATH = "/api/groq-chat"
 ROUTE_TABLES = (
@@ -140,7 +141,7 @@ async def _open_redis(stack: AsyncExitStack, settings: Settings) -> tuple[Redis,
     redis = await stack.enter_async_context(open_redis(settings))
     batcher = CommandBatcher(redis, timeout_s=settings.redis_timeout_s)
     await stack.enter_async_context(batcher)
-    await _log_redis_state(settings, redis)
+    await _log_redis_state(settings, redis, batcher)
     await stack.enter_async_context(prune_index(redis, settings.redis_timeout_s))
     return redis, batcher
 
@@ -180,7 +181,7 @@ async def groq_base_url_of(settings: Settings) -> AsyncIterator[str]:
     yield settings.groq_base_url
 
 
-async def _log_redis_state(settings: Settings, redis: Redis) -> None:
+async def _log_redis_state(settings: Settings, redis: Redis, batcher: CommandBatcher) -> None:
     address = settings.redis_address
     try:
         async with redis_errors(settings.redis_timeout_s):
@@ -195,8 +196,10 @@ async def _log_redis_state(settings: Settings, redis: Redis) -> None:
         log.warning(
             "[Redis Chat] WARNING: with REDIS_URL=memory:, messages are lost when this process ends"
         )
-    else:
+    elif (state := await WriteProbe(batcher).state()) == OK:
         log.info("[Redis Chat] Connected to Redis at %s", address)
+    else:
+        log.warning("[Redis Chat] WARNING: Redis at %s: %s", address, state)
 
 
 def _warn_of_missing_internals() -> None:

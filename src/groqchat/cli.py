@@ -14,7 +14,7 @@ from tqdm import tqdm
 from groqchat import __version__
 from groqchat.app import groq_base_url_of
 from groqchat.configuration import env_file, ineffective_variables, load_settings, sources
-from groqchat.errors import ConfigurationError, GroqChatError
+from groqchat.errors import ConfigurationError, GroqChatError, HistoryFailed
 from groqchat.offline.options import (
     MockGroqAddress,
     MockGroqOptions,
@@ -34,6 +34,7 @@ from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.connection import attach_redis
 from groqchat.storage.errors import redis_errors
 from groqchat.storage.reindex import SCAN_BATCH, reindex
+from groqchat.storage.write_probe import OK
 from groqchat.urls import masked_url
 
 SERVE_OPTIONS = {
@@ -156,6 +157,9 @@ async def _check_redis(settings: Settings) -> str:
                 redis, batcher, ttl_s=settings.chat_history_ttl, timeout_s=settings.redis_timeout_s
             )
             page = await history.get_sessions_page(limit=1)
+            state = await history.write_state()
+    if state != OK:
+        raise HistoryFailed(f"{settings.redis_address}: {state}")
     return f"ok at {settings.redis_address}, {page.total_sessions} session(s)"
 
 

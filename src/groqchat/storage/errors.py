@@ -28,6 +28,10 @@ TRANSIENT_REPLIES = frozenset(
 )
 # redis-py's classes for some of these codes; their text does not contain the code.
 TRANSIENT_CLASSES = frozenset({"ExecAbortError", "OutOfMemoryError", "ReadOnlyError"})
+# redis-py's class for a command or key that the Redis user may not use, and how the error of a
+# script begins then.
+NO_PERMISSION = "NoPermissionError"
+NO_PERMISSION_IN_SCRIPT = "ACL"
 RETRY_AFTER_S = 2.0
 
 
@@ -87,6 +91,9 @@ def storage_error(error: Exception, *, timeout_s: float | None = None) -> Storag
     code = reason.split(" ", 1)[0]
     if code.rstrip(":") in TRANSIENT_REPLIES or kind in TRANSIENT_CLASSES:
         return unavailable(f"{kind}: {code}")
+    if kind == NO_PERMISSION or code == NO_PERMISSION_IN_SCRIPT:
+        # The text names the command, and no key or value.
+        return HistoryFailed(f"{NO_PERMISSION}: {reason}")
     return HistoryFailed(f"{kind}: {code}")
 
 

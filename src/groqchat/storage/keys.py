@@ -39,6 +39,41 @@ MAX_STOP_REQUESTS = 100_000
 # A command may be on its way for as long as TCP sends it again, about a quarter of an hour. Until
 # then, the deletion of its session must be known.
 DELETION_TTL_S = 1000
+# Keys, and the starts of keys, that the Redis user must be permitted to use.
+PREFIXES = (
+    SESSION_PREFIX,
+    f"{{{SESSION_PREFIX}",
+    SESSIONS_INDEX,
+    TURN_PREFIX,
+    CLAIM_PREFIX,
+    IDEMPOTENCY_PREFIX,
+    REQUESTS_PREFIX,
+    ATTEMPTS_PREFIX,
+    WORKER_PREFIX,
+    STOP_REQUESTS,
+)
+# Executes every command of the service that its Redis user may not be permitted to use.
+# KEYS: a key that does not exist, and others that are only read.
+PERMISSION_SCRIPT = """
+for _, name in ipairs(KEYS) do redis.call('EXISTS', name) end
+local key = KEYS[1]
+for _, command in ipairs({'GET', 'TTL', 'PTTL', 'SCARD', 'SMEMBERS', 'ZCARD'}) do
+  redis.call(command, key)
+end
+redis.call('ZCOUNT', key, 0, 0)
+redis.call('ZRANGE', key, 0, 0)
+redis.call('ZREM', key, '')
+redis.call('ZREMRANGEBYSCORE', key, 0, 0)
+redis.call('ZSCORE', key, '')
+redis.call('XRANGE', key, '-', '+', 'COUNT', 1)
+redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)
+redis.call('INCR', key)
+redis.call('UNLINK', key)
+redis.call('SADD', key, '')
+redis.call('SREM', key, '')
+redis.call('XADD', key, '*', '', '')
+redis.call('UNLINK', key)
+"""
 # The readiness check writes this key again long before it expires, if it is used at all.
 WRITE_PROBE_TTL_S = 60
 # A session knows its keys for the time of the longest turn (the maximum of GROQ_TIMEOUT_S), and
@@ -60,13 +95,13 @@ NEVER_EXPIRES = float("inf")
 
 
 def write_probe() -> tuple[Command, ...]:
-    """Return the commands with which messages and claims are written; a server may reject them."""
+    """Return commands which Redis rejects if it accepts no writes, or not all of this service."""
     return (
         ("SET", WRITE_PROBE, "", "EX", WRITE_PROBE_TTL_S),
         ("UNLINK", WRITE_PROBE),
+        ("EVAL", PERMISSION_SCRIPT, 1 + len(PREFIXES), WRITE_PROBE, *PREFIXES),
         ("ZADD", WRITE_PROBE, 0, ""),
         ("EXPIRE", WRITE_PROBE, WRITE_PROBE_TTL_S),
-        ("EVAL", "return 1", 0),
     )
 
 

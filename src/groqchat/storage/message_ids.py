@@ -33,9 +33,13 @@ class _Clock:
 _clock = _Clock()
 
 
-def new_message_id() -> str:
-    """Return an id that sorts after every id that this process created before."""
-    return f"{_clock.micros():013x}{random.getrandbits(16):04x}"
+def new_message_id(*, after: str = "") -> str:
+    """Return an id that sorts after every id that this process created before.
+
+    It also sorts after the id `after` of another process, whose clock may be ahead.
+    """
+    message_id = f"{_clock.micros():013x}{random.getrandbits(16):04x}"
+    return message_id if message_id > after else earlier_id(after, -1)
 
 
 def earlier_id(message_id: str, micros: int) -> str:

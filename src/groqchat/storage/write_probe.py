@@ -1,6 +1,7 @@
 """The write probe: whether Redis accepts writes, not only reads."""
 
 import asyncio
+import logging
 import re
 import time
 
@@ -25,9 +26,14 @@ REJECTIONS = {
     "NoPermissionError": "NOPERM",
 }
 
+log = logging.getLogger(__name__)
+
 
 class WriteProbe:
-    """Writes one small key with a TTL; concurrent and frequent callers share one write."""
+    """Writes one small key with a TTL; concurrent and frequent callers share one write.
+
+    It logs once why Redis rejects writes.
+    """
 
     def __init__(self, batcher: CommandBatcher) -> None:
         self._batcher = batcher
@@ -52,5 +58,8 @@ class WriteProbe:
         except StorageError as error:
             words = re.findall(r"\w+", error.detail)
             codes = [REJECTIONS[word] for word in words if word in REJECTIONS]
-            return f"rejects writes: {codes[0]}" if codes else UNREACHABLE
+            state = f"rejects writes: {codes[0]}" if codes else UNREACHABLE
+            if codes and state != self._state:
+                log.warning("Redis %s (%s)", state, error.detail)
+            return state
         return OK

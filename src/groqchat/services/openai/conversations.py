@@ -183,6 +183,8 @@ class Conversations:
         claim = conversation.claim
         if claim is not None:
             answer = replace(answer, turn_id=claim.message_id)
+        if answer.id < conversation.last_message.id:
+            answer = replace(answer, id=new_message_id(after=conversation.last_message.id))
         return await self._history.try_save(
             conversation.session_id,
             answer,

@@ -108,28 +108,35 @@ def match_session(
 ) -> Match:
     """Return the part of a request that its session contains, and the messages to take over.
 
-    These are the messages at the end of the session without a complete answer, and user messages
-    that others than an answer follow: their requests may still run, unless they are from before the
-    id `since`. Unanswered messages at the end count only if the request contains all of them, and
-    if they are from before the id `before`.
+    These are messages without a complete answer at the end of the session, and user messages that
+    others than an answer follow: their requests may still run, unless they are from before the id
+    `since`. If an unanswered message is not from before the id `before`, none of them counts.
     """
     stored = [to_openai(message) for message in earlier]
     overlap = find_overlap(stored, sent)
     unanswered = [*takewhile(_is_no_answer, reversed(earlier[overlap.begin :]))][::-1]
     known = [_canonical(message) for message in sent[: overlap.known]]
-    end = [_canonical(to_openai(message)) for message in unanswered]
-    is_late = before is not None and unanswered and unanswered[-1].id >= before
-    if end and (is_late or known[-len(end) :] != end):
-        overlap = find_overlap(stored[: -len(end)], sent)
-        unanswered = []
+    taken = _matching_end(unanswered, known)
+    if taken and before is not None and taken[-1].id >= before:
+        overlap = find_overlap(stored[: -len(unanswered)], sent)
+        taken = []
     overtaken = [
         message
         for message, following in pairwise(earlier[overlap.begin : len(earlier) - len(unanswered)])
         if message.role == "user" and following.role != "assistant" and message.id > since
     ]
-    taken = [each for each in overtaken if _canonical(to_openai(each)) in known] + unanswered
+    taken = [each for each in overtaken if _canonical(to_openai(each)) in known] + taken
     # Only messages of this service have an owner.
     return Match(overlap, [each for each in taken if len(each.id) == ID_DIGITS])
+
+
+def _matching_end(stored: Sequence[Message], known: Sequence[object]) -> list[Message]:
+    """Return the stored messages that are the last known ones, in order and with gaps."""
+    end: list[Message] = []
+    for message in reversed(stored):
+        if len(end) < len(known) and _canonical(to_openai(message)) == known[-1 - len(end)]:
+            end.append(message)
+    return end[::-1]
 
 
 def last_answer(messages: Sequence[Message]) -> Message | None:

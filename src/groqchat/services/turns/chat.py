@@ -194,7 +194,7 @@ class ChatService:
             with suppress(SessionCleared):
                 await self._store_answer(state)
             raise
-        answer = _answer_message(completion, user_message.id if state.claim else None)
+        answer = _answer_message(completion, state)
         try:
             is_saved = await self._store_answer(state, answer)
         except SessionCleared:
@@ -320,16 +320,16 @@ def _finish_reason(turn: Turn, parser: StreamParser) -> str:
     return STOPPED if turn.stop_reason else parser.finish_reason or "stop"
 
 
-def _answer_message(completion: Completion, turn_id: str | None) -> Message:
+def _answer_message(completion: Completion, state: _TurnState) -> Message:
     return Message(
-        id=new_message_id(),
+        id=new_message_id(after=state.user_message.id),
         role="assistant",
         content=completion.text,
         model=completion.model,
         tokens=completion.tokens,
         finish_reason=completion.finish_reason,
         status=None if completion.is_complete else INCOMPLETE,
-        turn_id=turn_id,
+        turn_id=state.user_message.id if state.claim else None,
     )
 
 
