@@ -1,12 +1,14 @@
 """Transcripts whose last messages were edited after a failure, and are repeated."""
 
+import asyncio
+
 import pytest
 from aiohttp import ClientSession
 
 from tests.support.groq import MockGroq
-from tests.support.streams import history
+from tests.support.streams import history, wait_until
 from tests.test_openai_idempotency import send, succeeds
-from tests.test_openai_rejections import api, contents, users
+from tests.test_openai_rejections import CHAT, api, contents, until_asked, users
 
 __all__ = ["api"]
 
@@ -53,3 +55,82 @@ async def test_a_rejected_edit_retains_an_equal_message_of_another_request(
     groq.options.fail = "400"
     await send(api, session=True, messages=[*exchange, *users("edited")], headers={})
     assert await contents(api) == ["P", "answer", "P"]
+
+
+@pytest.mark.parametrize("path", ["openai", "chat"])
+async def test_a_rejected_repetition_removes_its_message_before_the_answer_of_another_request(
+    api: ClientSession, groq: MockGroq, path: str
+) -> None:
+    release = groq.hold()
+    sending = send(api, session=True, messages=users("other"), headers={})
+    running = asyncio.create_task(sending)
+    await until_asked(groq, 1)
+    groq.before_response, groq.options.fail = None, "503"
+
+    async def repeat() -> int:
+        if path == "openai":
+            return (await send(api, session=True, messages=users("Q")))[0]
+        body = {"message": "Q", "session_id": "s"}
+        async with api.post(CHAT, json=body, headers={"Idempotency-Key": "key"}) as response:
+            return response.status
+
+    assert await repeat() == 503
+    groq.options.fail = None
+    release.set()
+    assert (await running)[0] == 200
+    assert await contents(api) == ["other", "Q", "answer"]
+    groq.options.fail = "400"
+
+    async def is_rejected() -> bool:
+        return await repeat() == 400
+
+    await wait_until(is_rejected)
+    assert await contents(api) == ["other", "answer"]
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_a_transcript_retains_recent_messages_near_an_answer_of_another_request(
+    api: ClientSession, groq: MockGroq, exchange: list[dict[str, str]], *, later: bool
+) -> None:
+    releases = [groq.hold()]
+    texts = ["other", "Q"] if later else ["Q", "other"]
+    running = []
+    for count, text in enumerate(texts, 2):
+        messages = [*exchange, *users("Q")] if text == "Q" else users("other")
+        request = send(api, session=True, messages=messages, headers={})
+        running.append(asyncio.create_task(request))
+        await until_asked(groq, count)
+        if text == texts[0]:
+            releases.append(groq.hold())
+    own, others = (1, 0) if later else (0, 1)
+    groq.before_response, groq.rejected = None, {2 + own}
+    releases[others].set()
+    assert (await running[others])[0] == 200
+    transcript = [*exchange, *users("Q", "S")]
+    assert await succeeds(api, session=True, messages=transcript, headers={})
+    releases[own].set()
+    assert (await running[own])[0] == 400
+    assert await contents(api) == ["P", "answer", *texts, "answer", "S", "answer"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_regenerated_answer_does_not_depend_on_the_messages_of_another_request(
+    api: ClientSession, groq: MockGroq, *, stream: bool
+) -> None:
+    assert await succeeds(api, session=True, messages=users("P"), headers={})
+    answer = {"role": "assistant", "content": (await history(api))[1]["content"]}
+    transcript = [*users("P"), answer, *users("Q")]
+    assert await succeeds(api, session=True, messages=transcript, headers={})
+    releases = [groq.hold()]
+    other = asyncio.create_task(send(api, session=True, messages=users("X"), headers={}))
+    await until_asked(groq, 3)
+    releases.append(groq.hold())
+    sending = succeeds(api, session=True, stream=stream, messages=transcript, headers={})
+    regenerating = asyncio.create_task(sending)
+    await until_asked(groq, 4)
+    groq.rejected = {3}
+    releases[0].set()
+    assert (await other)[0] == 400
+    releases[1].set()
+    assert await regenerating
+    assert await contents(api) == ["P", "answer", "Q", "answer", "answer"]

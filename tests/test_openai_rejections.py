@@ -326,7 +326,7 @@ async def test_an_answer_restores_one_of_several_messages(
     store = new_store(redis)
     taken = (await store.get_history_page("s")).messages[:1]
     assert await store.take_over("s", taken, "other", None)
-    await store.try_remove("s", *taken, mode="unanswered", request_id="other")
+    await store.try_remove("s", *taken, mode="owned", request_id="other")
     assert await contents(api) == ["R"]
     release.set()
     assert (await running)[0] == 200

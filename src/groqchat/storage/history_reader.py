@@ -229,10 +229,10 @@ class StoredTurn(NamedTuple):
 async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> StoredTurn:
     """Return the stored messages with these ids, and the answers of the turn of the last id.
 
-    The ids are close together, in time order; the turn owns their messages from now on. An answer
-    names its turn, whose id is that of the user message that precedes it. Other turns may have
-    stored MAX_MEMBERS messages since. An incomplete answer that another request has taken over
-    belongs to that one.
+    The ids are close together, in time order. If other requests have taken the messages over, the
+    turn owns them again. An answer names its turn, whose id is that of the user message that
+    precedes it. Other turns may have stored MAX_MEMBERS messages since. An incomplete answer that
+    another request has taken over belongs to that one.
     """
     key = keys.session_key(session_id)
     first, last = score_text(ids[0]), score_text(ids[-1])
@@ -242,8 +242,7 @@ async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> 
         [
             ("ZRANGE", key, first, last, *scores),
             ("ZRANGE", key, f"({last}", "+inf", *scores),
-            # Other requests may have taken the messages over.
-            *keys.own_messages(session_id, ids, ids[-1], now_s=time.time()),
+            *(keys.own_again(session_id, each, ids[-1]) for each in ids),
         ]
     )
     later = scored_members(members)

@@ -102,6 +102,7 @@ def write_probe() -> tuple[Command, ...]:
         ("EVAL", PERMISSION_SCRIPT, 1 + len(PREFIXES), WRITE_PROBE, *PREFIXES),
         ("ZADD", WRITE_PROBE, 0, ""),
         ("EXPIRE", WRITE_PROBE, WRITE_PROBE_TTL_S),
+        ("UNLINK", WRITE_PROBE),
     )
 
 
@@ -188,6 +189,12 @@ def own_messages(
     names = [owner_key(session_id, message_id) for message_id in message_ids]
     owners: list[Command] = [("SET", name, request_id, "EX", SESSION_KEYS_TTL_S) for name in names]
     return [*owners, *link_to_session(session_id, *names, now_s=now_s)]
+
+
+def own_again(session_id: str, message_id: str, request_id: str) -> Command:
+    """Return the command that makes the first owner of a message its owner, if it has another."""
+    name = owner_key(session_id, message_id)
+    return ("SET", name, request_id, "XX", "EX", SESSION_KEYS_TTL_S)
 
 
 def link_to_session(session_id: str, *names: str, now_s: float) -> tuple[Command, Command, Command]:

@@ -23,10 +23,9 @@ from groqchat.storage.keys import Command
 from groqchat.storage.messages import Message, encode_member, member_id
 from groqchat.storage.session_index import SessionIndex
 
-# `all`: removes every message. `owned`: removes those that no other request owns. `unanswered`:
-# removes those that no other request owns and that no answer follows. A request uses it for
-# messages that it has taken over, because their first owner may have been answered.
-Mode: TypeAlias = Literal["all", "owned", "unanswered"]
+# `all`: removes every message. `owned`: removes those that no other request owns. A message that
+# was taken over stays if an answer follows it, because its first owner may have received it.
+Mode: TypeAlias = Literal["all", "owned"]
 
 # Messages at the end of a session, among which the script searches for the last answer.
 MAX_UNANSWERED = 1000
@@ -40,25 +39,27 @@ QUESTION = '^{"id":"%x+","role":"[^a]'
 # members in the order of the owners.
 REMOVAL_SCRIPT = f"""
 local before, mode, request = tonumber(ARGV[3]), ARGV[4], ARGV[5]
-local session, last_answer = KEYS[before], -1
-if mode == 'unanswered' then
-  local place, is_question = -1, true
-  while is_question do
-    place = place + 1
+local session, last_answer = KEYS[before], nil
+local function is_unanswered(score)
+  local place = 0
+  while not last_answer do
     local last = redis.call('ZRANGE', session, place, place, 'REV', 'WITHSCORES')
-    last_answer = tonumber(last[2] or -1)
-    is_question = last[1] and string.find(last[1], '{QUESTION}') and place < {MAX_UNANSWERED}
+    place = place + 1
+    if not last[1] then last_answer = -1 end
+    if last[1] and not string.find(last[1], '{QUESTION}') or place > {MAX_UNANSWERED} then
+      last_answer = tonumber(last[2])
+    end
   end
+  return tonumber(score) > last_answer
 end
 for at = 6, #ARGV do
-  local owner = redis.call('GET', KEYS[before + at - 5])
-  local score = redis.call('ZSCORE', session, ARGV[at])
-  local is_owner = not owner or owner == request or owner == '{keys.REJECTED}'
-  if score and (mode == 'all' or is_owner) and tonumber(score) > last_answer then
+  local name = KEYS[before + at - 5]
+  local owner, score = redis.call('GET', name), redis.call('ZSCORE', session, ARGV[at])
+  if not score or mode == 'all' or not owner then
     redis.call('ZREM', session, ARGV[at])
-    if mode == 'unanswered' then
-      redis.call('SET', KEYS[before + at - 5], '{keys.REJECTED}', 'EX', {keys.SESSION_KEYS_TTL_S})
-    end
+  elseif (owner == request or owner == '{keys.REJECTED}') and is_unanswered(score) then
+    redis.call('ZREM', session, ARGV[at])
+    redis.call('SET', name, '{keys.REJECTED}', 'EX', {keys.SESSION_KEYS_TTL_S})
   end
 end
 return {{1, redis.call('EXISTS', session)}}

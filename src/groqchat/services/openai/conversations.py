@@ -13,8 +13,8 @@ from groqchat.retry import WaitBudget
 from groqchat.services.history_store import HistoryStore
 from groqchat.services.openai.messages import (
     INSTRUCTION_ROLES,
+    Match,
     OpenAIMessage,
-    Overlap,
     drop_unpaired_tool_calls,
     find_overlap,
     is_repeated,
@@ -30,7 +30,6 @@ from groqchat.storage import keys
 from groqchat.storage.claims import Claim
 from groqchat.storage.history_reader import StoredTurn
 from groqchat.storage.message_ids import MICROS_PER_S, earlier_id, new_message_id
-from groqchat.storage.message_owners import Mode
 from groqchat.storage.messages import INCOMPLETE, ROLES, Message, remove_members
 
 # How far back the tool calls that a request answers, and their user message, may be.
@@ -68,12 +67,11 @@ class Conversation:
 
 
 class _Session(NamedTuple):
-    """A session, what it has in common with a request, and the messages that were taken over."""
+    """A session, what earlier attempts have stored, and what the request has in common with it."""
 
     earlier: list[Message]
     turn: StoredTurn
-    overlap: Overlap
-    taken: list[Message]
+    match: Match
 
 
 class Conversations:
@@ -106,7 +104,7 @@ class Conversations:
                 raise
             log.warning("answering without history: %s", error)
             return Conversation(session_id=session_id, messages=request, budget=budget)
-        earlier, turn, (known, begin), taken = session
+        earlier, turn, ((known, begin), taken, last) = session
         context = drop_unpaired_tool_calls(self._trim(earlier[:begin], sent), sent)
         new = _new_messages(sent, ids, model, known=known, stored=turn.messages)
         anchor = last_answer(earlier[begin:]) if known else None
@@ -119,7 +117,7 @@ class Conversations:
             new=new,
             taken=[*taken, *turn.messages],
             request_id=request_id,
-            last_message=[*earlier, *own][-1] if sent and is_stored else None,
+            last_message=[last, *own][-1] if is_stored else None,
             claim=claim,
             stored_answer=next((each for each in turn.answers if not each.status), None),
             incomplete_answers=[each for each in turn.answers if each.status],
@@ -138,13 +136,13 @@ class Conversations:
         since, before = earlier_id(request_id, longest), ids[0] if ids else None
         for _ in range(MAX_READS):
             earlier, turn = await self._read(session_id, sent, ids, claim)
-            overlap, taken = match_session(earlier, sent, since=since, before=before)
-            take_over = partial(self._history.take_over, session_id, taken, request_id, claim)
-            if not taken or await take_over():
-                return _Session(earlier, turn, overlap, taken)
-        # Other requests removed messages each time. Without `before`, none of them is known.
-        overlap, _ = match_session(earlier, sent, since=since, before="")
-        return _Session(earlier, turn, overlap, [])
+            match = match_session(earlier, sent, since=since, before=before)
+            take_over = partial(self._history.take_over, session_id, match.taken, request_id, claim)
+            if not match.taken or await take_over():
+                return _Session(earlier, turn, match)
+        # Other requests removed messages each time. With this `before`, none of them is known.
+        match = match_session(earlier, sent, since=since, before="")
+        return _Session(earlier, turn, match._replace(taken=[]))
 
     async def _store(
         self,
@@ -199,22 +197,16 @@ class Conversations:
 
     async def rollback(self, conversation: Conversation) -> None:
         """Remove the messages that a rejected request owns."""
-        removed = [*conversation.incomplete_answers, *conversation.new]
-        await self._remove(conversation, removed, "owned")
         taken = [each for each in conversation.taken if each.role != "assistant"]
-        await self._remove(conversation, taken, "unanswered")
-
-    async def _remove(
-        self, conversation: Conversation, messages: Sequence[Message], mode: Mode
-    ) -> None:
-        if messages:
+        removed = [*conversation.incomplete_answers, *conversation.new, *taken]
+        if removed:
             await self._history.try_remove(
                 conversation.session_id,
-                *messages,
+                *removed,
                 claim=conversation.claim,
                 max_wait_s=conversation.budget.left_s,
                 is_stored=conversation.last_message is not None,
-                mode=mode,
+                mode="owned",
                 request_id=conversation.request_id,
             )
 

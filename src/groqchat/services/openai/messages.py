@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from typing import Any, NamedTuple, TypeAlias
 
 from groqchat.services.turns.context import BYTES_PER_TOKEN, TOKENS_PER_MESSAGE
@@ -32,10 +32,14 @@ class Overlap(NamedTuple):
 
 
 class Match(NamedTuple):
-    """The overlap of a request and its session, and the messages that the request takes over."""
+    """The overlap of a request and its session, and the messages that the request takes over.
+
+    `last` is the session's message that is the last one of the overlap.
+    """
 
     overlap: Overlap
     taken: list[Message]
+    last: Message | None
 
 
 def to_message(message: OpenAIMessage, model: str | None, *, message_id: str) -> Message:
@@ -92,7 +96,10 @@ def find_overlap(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]
     transcript may be longer than the stored messages. It may diverge from them if an answer was
     stopped or regenerated, or if the client omits tool calls.
     """
-    known, symbols = _as_symbols(earlier, sent)
+    return _overlap(*_as_symbols(earlier, sent), sent)
+
+
+def _overlap(known: str, symbols: str, sent: Sequence[OpenAIMessage]) -> Overlap:
     at_end = _overlap_at_end(known, symbols)
     if not is_transcript(sent):
         return at_end
@@ -106,37 +113,45 @@ def find_overlap(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]
 def match_session(
     earlier: Sequence[Message], sent: Sequence[OpenAIMessage], *, since: str, before: str | None
 ) -> Match:
-    """Return the part of a request that its session contains, and the messages to take over.
+    """Return what a request and its session have in common, and the messages to take over.
 
-    These are messages without a complete answer at the end of the session, and user messages that
-    others than an answer follow: their requests may still run, unless they are from before the id
-    `since`. If an unanswered message is not from before the id `before`, none of them counts.
+    These are messages without a complete answer at the end of the session. Several messages in
+    succession may have several requests and only one answer yet, so those stored since the id
+    `since` are taken over, too. If an unanswered message at the end is not from before the id
+    `before`, none of them counts.
     """
-    stored = [to_openai(message) for message in earlier]
-    overlap = find_overlap(stored, sent)
-    unanswered = [*takewhile(_is_no_answer, reversed(earlier[overlap.begin :]))][::-1]
-    known = [_canonical(message) for message in sent[: overlap.known]]
-    taken = _matching_end(unanswered, known)
-    if taken and before is not None and taken[-1].id >= before:
-        overlap = find_overlap(stored[: -len(unanswered)], sent)
-        taken = []
-    overtaken = [
-        message
-        for message, following in pairwise(earlier[overlap.begin : len(earlier) - len(unanswered)])
-        if message.role == "user" and following.role != "assistant" and message.id > since
-    ]
-    taken = [each for each in overtaken if _canonical(to_openai(each)) in known] + taken
+    known, symbols = _as_symbols([to_openai(message) for message in earlier], sent)
+    overlap = _overlap(known, symbols, sent)
+    common = _common_messages(known, symbols, overlap)
+    end = len(earlier) - sum(1 for _ in takewhile(_is_no_answer, reversed(earlier)))
+    if before is not None and common and common[-1] >= end and earlier[common[-1]].id >= before:
+        overlap = _overlap(known[:end], symbols, sent)
+        common = _common_messages(known[:end], symbols, overlap)
     # Only messages of this service have an owner.
-    return Match(overlap, [each for each in taken if len(each.id) == ID_DIGITS])
+    taken = [
+        message
+        for index in common
+        if len((message := earlier[index]).id) == ID_DIGITS
+        and (index >= end or (message.id > since and _is_one_of_several(earlier, index)))
+    ]
+    return Match(overlap, taken, earlier[common[-1]] if common else None)
 
 
-def _matching_end(stored: Sequence[Message], known: Sequence[object]) -> list[Message]:
-    """Return the stored messages that are the last known ones, in order and with gaps."""
-    end: list[Message] = []
-    for message in reversed(stored):
-        if len(end) < len(known) and _canonical(to_openai(message)) == known[-1 - len(end)]:
-            end.append(message)
-    return end[::-1]
+def _common_messages(known: str, symbols: str, overlap: Overlap) -> list[int]:
+    """Return the indexes of the session's messages that the request contains, in order."""
+    indexes: list[int] = []
+    for index in range(len(known) - 1, overlap.begin - 1, -1):
+        left = overlap.known - len(indexes)
+        if left and known[index] == symbols[left - 1]:
+            indexes.append(index)
+    return indexes[::-1]
+
+
+def _is_one_of_several(messages: Sequence[Message], index: int) -> bool:
+    """Return whether a message is no answer, and follows or precedes another such message."""
+    near = messages[max(0, index - 1) : index + 2]
+    roles = [message.role for message in near if message.role != "assistant"]
+    return messages[index].role != "assistant" and len(roles) > 1
 
 
 def last_answer(messages: Sequence[Message]) -> Message | None:

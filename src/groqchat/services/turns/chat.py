@@ -186,7 +186,7 @@ class ChatService:
                 claim=state.claim,
                 max_wait_s=state.budget.left_s,
                 is_stored=state.is_stored,
-                mode="unanswered" if state.claim and state.claim.attempt else "owned",
+                mode="owned",
                 request_id=user_message.id,
             )
             raise
