@@ -20,6 +20,7 @@ from tests.support.raw_groq import (
     chunked,
     event,
 )
+from tests.support.streams import history
 from tests.test_openai_events import BODY, COMPLETIONS, SESSION, error_of
 
 INVALID_JSON = b"data: {]\n\n"
@@ -76,6 +77,17 @@ async def test_a_stream_that_is_not_valid_ends_with_an_error_instead_of_done(
         assert DONE not in received
         assert received.startswith(before + b"event: error\n")
         assert await stored_answers(api) == ([("Hi", "incomplete")] if before else [])
+
+
+@pytest.mark.parametrize(("status", "contents"), [(400, []), (503, ["Hello"])])
+async def test_only_a_stream_that_begins_with_a_rejection_removes_the_message(
+    serve: Serve, status: int, contents: list[str]
+) -> None:
+    error = b'data: {"error":{"message":"no","status_code":%d}}\n\n' % status
+    async with RawGroq(respond_with([b"event: error\n" + error], pause_s=0)).serve() as raw:
+        api = await serve(groq_base_url=raw.url)
+        assert error in await stream(api)
+        assert [each["content"] for each in await history(api)] == contents
 
 
 async def test_an_sdk_raises_an_exception_for_an_answer_that_is_stored_as_incomplete(

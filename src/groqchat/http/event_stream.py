@@ -190,8 +190,8 @@ async def _ping(stream: _OpenStream) -> None:
     try:
         async with asyncio.timeout(INSPECTION_INTERVAL_S):
             await stream.response.write(sse.PING)
-    except (ConnectionError, TimeoutError) as error:
-        # The next inspection ends the stream.
+    except (ConnectionError, TimeoutError, RuntimeError) as error:
+        # The next inspection ends the stream, unless it has ended just now (RuntimeError).
         strip_tracebacks(error)
     except Exception:
         log.exception("a ping failed")

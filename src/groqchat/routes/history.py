@@ -4,7 +4,7 @@ from contextlib import suppress
 
 from aiohttp import web
 
-from groqchat.errors import StorageError
+from groqchat.errors import Overloaded, StorageError
 from groqchat.http.endpoint import RouteDocs, endpoint
 from groqchat.http.state import Services
 from groqchat.models import (
@@ -19,7 +19,7 @@ from groqchat.storage.message_ids import new_message_id
 routes = web.RouteTableDef()
 
 PATH = "/api/groq-chat/history/{session_id}"
-DOCS = RouteDocs(errors=(StorageError,))
+DOCS = RouteDocs(errors=(Overloaded, StorageError))
 
 
 @endpoint(routes, "GET", PATH, docs=DOCS)

@@ -4,14 +4,14 @@ from dataclasses import asdict
 
 from aiohttp import web
 
-from groqchat.errors import SessionNotFound, StorageError
+from groqchat.errors import Overloaded, SessionNotFound, StorageError
 from groqchat.http.endpoint import RouteDocs, endpoint
 from groqchat.http.state import Services
 from groqchat.models import SessionPath, SessionResponse, SessionsQuery, SessionsResponse
 
 routes = web.RouteTableDef()
 
-DOCS = RouteDocs(errors=(SessionNotFound, StorageError))
+DOCS = RouteDocs(errors=(Overloaded, SessionNotFound, StorageError))
 
 
 @endpoint(routes, "GET", "/api/groq-chat/sessions", docs=DOCS)

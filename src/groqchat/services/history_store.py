@@ -39,6 +39,7 @@ from groqchat.storage.messages import (
     encode_member,
     first_read,
 )
+from groqchat.storage.page_reads import PageReads
 from groqchat.storage.session_deletion import delete_session, was_deleted
 from groqchat.storage.session_index import SessionIndex, SessionPage
 from groqchat.storage.session_info import SessionInfo, read_session_info
@@ -70,6 +71,7 @@ class HistoryStore:
         self._write_probe = WriteProbe(batcher)
         self._owners = MessageOwners(batcher.transact, self._index, timeout_s=timeout_s)
         self._late_writes = LateWrites(batcher, self._owners.remove)
+        self._page_reads = PageReads()
 
     async def save_messages(  # noqa: PLR0913 - all but the session are independent options
         self,
@@ -89,15 +91,15 @@ class HistoryStore:
 
         Returns role and content of up to `context` earlier messages, about `context_bytes`, those
         before FIRST_CONTEXT in further round trips. Waits at most `max_wait_s`; the write may
-        succeed later. Raises TurnLost, storing nothing, if another attempt owns the turn. Removes
-        the messages, late ones too, and raises SessionCleared if `user_message` was deleted, or the
-        session since `turn_id`, if it `is_repeat`. Restores `owned` if a rejected request did it.
+        succeed later. Raises TurnLost, storing nothing, if another attempt owns the turn. Stores
+        `owned` and `user_message` again if a rejected request removed them. If they were deleted,
+        or the session since `turn_id`, if it `is_repeat`, removes all and raises SessionCleared.
         """
         key = keys.checked_key(session_id)
-        answered = None if context else user_message
+        asked = [] if context or user_message is None else [*owned, user_message]
         members = [encode_member(message) for message in messages]
         is_retry = claim is not None and claim.attempt > 0
-        read = first_read(key, context, answered, before=messages[0] if is_retry else None)
+        read = first_read(key, context, asked, before=messages[0] if is_retry else None)
         touch = keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time())
         commands = [*read, *add_members(key, messages, members), *touch, *extra_commands]
         end = time.monotonic() + self._timeout_s
@@ -107,11 +109,11 @@ class HistoryStore:
             has_record = not is_repeat
             if claim:
                 replies, has_record = claim.check_reply(replies[0])
-            since = "" if answered and not replies[0] else claim.turn_id if claim else turn_id
+            since = "" if not all(replies[: len(asked)]) else claim.turn_id if claim else turn_id
             if not has_record or since == "":
-                await self._check_deletion(session_id, messages, owned, claim, since=since)
+                await self._check_deletion(session_id, messages, asked, claim, since=since)
         except (HistoryUnavailable, asyncio.CancelledError):
-            self._late_writes.add(session_id, messages, answered, claim)
+            self._late_writes.add(session_id, messages, user_message if asked else None, claim)
             raise
         if not context:
             return []
@@ -137,21 +139,21 @@ class HistoryStore:
         self,
         session_id: str,
         messages: Sequence[Message],
-        owned: Sequence[Message],
+        asked: Sequence[Message],
         claim: Claim | None,
         *,
         since: str | None,
     ) -> None:
         """Remove messages if their session was deleted since an id; "": a message is missing.
 
-        Then the `owned` ones are stored again if another request has removed them. The record of a
+        Then the `asked` ones are stored again if another request has removed them. The record of a
         claim is deleted with the session, but a full Redis may have evicted it.
         """
-        if since is None or (not since and await self._owners.restore(session_id, owned)):
+        if since is None or (not since and await self._owners.restore(session_id, asked)):
             return
         if not since or await was_deleted(self._batcher, session_id, since=since):
-            asked = [each for each in owned if claim and each.id == claim.message_id]
-            await self.remove_messages(session_id, [*asked, *messages])
+            own = [each for each in asked if claim and each.id == claim.message_id]
+            await self.remove_messages(session_id, [*own, *messages])
             raise SessionCleared(f"session {session_id} was deleted during the turn")
 
     def checking_late_writes(self) -> AbstractAsyncContextManager[None]:
@@ -189,8 +191,6 @@ class HistoryStore:
                     is_repeat=True,
                     extra_commands=extra_commands,
                 )
-                # Another request may have taken over and removed some of several messages.
-                return not owned[1:] or await self._owners.restore(session_id, owned)
             except StorageError as error:
                 log.warning("could not save messages of session %s: %s", session_id, error)
                 if isinstance(error, SessionCleared):
@@ -199,6 +199,8 @@ class HistoryStore:
                 is_final = not isinstance(error, HistoryUnavailable) or max_wait_s <= 0
                 if is_final or not await SAVE_RETRIES.wait(attempt):
                     return False
+            else:
+                return True
             attempt += 1
 
     async def remove_messages(
@@ -282,10 +284,11 @@ class HistoryStore:
         """
         check_page(limit=limit, after=after, before=before)
         keys.checked_key(session_id)
-        async with redis_errors(self._timeout_s):
+        async with redis_errors(self._timeout_s), self._page_reads.reading() as counted:
             return await read_page(
                 self._batcher.transact,
                 session_id,
+                counted,
                 limit=limit,
                 after=after,
                 before=before,

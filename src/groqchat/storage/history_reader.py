@@ -29,6 +29,7 @@ from groqchat.storage.messages import (
     size_of,
     warn_about_corrupt_members,
 )
+from groqchat.storage.page_reads import PageRead
 from groqchat.storage.pagination import (
     LIMIT_RULE,
     count_before,
@@ -89,10 +90,13 @@ class HistoryReader:
     first of them, unless the read has ended at `enough_bytes`.
     """
 
-    def __init__(self, transact: Transact, key: str, *, forward: bool) -> None:
+    def __init__(
+        self, transact: Transact, key: str, *, forward: bool, counted: PageRead | None = None
+    ) -> None:
         self._transact = transact
         self._key = key
         self._forward = forward
+        self._counted = counted
         self.entries: list[Entry] = []
         self.count = 0
         self.last: Sequence[ScoredMember] = ()
@@ -128,6 +132,8 @@ class HistoryReader:
                 entries.append((member, message))
             if len(members) < want or (enough_bytes and size >= enough_bytes):
                 return entries
+            if self._counted is not None:
+                await self._counted.grow(size)
             position = members[-1]
             chunk = max(1, min(MAX_CHUNK, CHUNK_BYTES * len(entries) // max(size, 1)))
 
@@ -273,6 +279,7 @@ def _answers(members: Sequence[ScoredMember], turn_id: str) -> list[Message]:
 async def read_page(  # noqa: PLR0913 - the cursors are independent options
     transact: Transact,
     session_id: str,
+    counted: PageRead,
     *,
     limit: int,
     after: str | None,
@@ -281,7 +288,8 @@ async def read_page(  # noqa: PLR0913 - the cursors are independent options
 ) -> HistoryPage:
     """Read a page as `HistoryStore.get_history_page`."""
     forward = after is not None or (oldest_first and before is None)
-    reader = HistoryReader(transact, keys.session_key(session_id), forward=forward)
+    key = keys.session_key(session_id)
+    reader = HistoryReader(transact, key, forward=forward, counted=counted)
     entries = await reader.read(after or before, limit=limit)
     if not forward:
         entries.reverse()

@@ -255,9 +255,9 @@ def member_micros(scored: ScoredMember) -> int:
 
 
 def first_read(
-    key: str, context: int, user_message: Message | None = None, *, before: Message | None
+    key: str, context: int, asked: Sequence[Message] = (), *, before: Message | None
 ) -> list[Command]:
-    """Return the command whose reply is the context, or how often a user message exists.
+    """Return the command whose reply is the context, or those that count each user message.
 
     With `before`, the context precedes this message, the latest message first: an earlier attempt
     at a turn may have stored it, and others may have followed.
@@ -268,9 +268,7 @@ def first_read(
         return [("ZRANGE", key, start, "-inf", "BYSCORE", "REV", *limits)]
     if context:
         return [("ZRANGE", key, -count, -1)]
-    if user_message is None:
-        return []
-    return [("ZCOUNT", key, user_message.score_text, user_message.score_text)]
+    return [("ZCOUNT", key, each.score_text, each.score_text) for each in asked]
 
 
 def add_members(key: str, messages: Sequence[Message], members: Sequence[bytes]) -> list[Command]:

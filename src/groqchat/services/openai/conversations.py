@@ -28,6 +28,7 @@ from groqchat.services.openai.messages import (
 from groqchat.settings import Settings
 from groqchat.storage import keys
 from groqchat.storage.claims import Claim
+from groqchat.storage.errors import redis_errors
 from groqchat.storage.history_reader import StoredTurn
 from groqchat.storage.message_ids import MICROS_PER_S, earlier_id, new_message_id
 from groqchat.storage.messages import INCOMPLETE, ROLES, Message, remove_members
@@ -98,7 +99,8 @@ class Conversations:
         request_id = claim.message_id if claim else new_message_id()
         try:
             with budget:
-                session = await self._match(session_id, sent, ids, claim, request_id)
+                async with redis_errors(self._settings.redis_timeout_s):
+                    session = await self._match(session_id, sent, ids, claim, request_id)
         except StorageError as error:
             if claim is not None and claim.attempt and isinstance(error, HistoryUnavailable):
                 raise
@@ -187,7 +189,12 @@ class Conversations:
             conversation.session_id,
             answer,
             user_message=conversation.last_message,
-            owned=[*conversation.taken, *conversation.new],
+            owned=[
+                each
+                for each in (*conversation.taken, *conversation.new)
+                # A complete answer may have replaced an incomplete one.
+                if each is not conversation.last_message and each.role != "assistant"
+            ],
             claim=claim,
             max_wait_s=conversation.budget.left_s,
             extra_commands=remove_members(

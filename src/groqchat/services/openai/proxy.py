@@ -12,8 +12,10 @@ from aiohttp import ClientResponse
 from groqchat import sse
 from groqchat.errors import (
     CompletionError,
+    CompletionRejected,
     CompletionUnavailable,
     GroqChatError,
+    PromptTooLarge,
     RateLimited,
     SessionCleared,
     ShuttingDown,
@@ -47,6 +49,8 @@ from groqchat.storage.claims import Claim
 from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import FAILED, INCOMPLETE, Message
 
+# The errors of a request that Groq would reject again.
+REJECTIONS = (CompletionRejected, PromptTooLarge)
 # The last event of a complete stream.
 DONE_MARK = sse.encode_event(DONE)
 
@@ -135,10 +139,9 @@ class OpenAIProxy:
         fault = self._groq.service_fault(response.status, content)
         if fault is not None:
             raise fault
-        error = forwarded_error(response, content)
         if conversation is not None and is_final(response.status):
             await self._conversations.rollback(conversation)
-        return error
+        return forwarded_error(response, content)
 
     async def _store(self, conversation: Conversation, answer: Message) -> bool:
         """Store an answer, and return whether its conversation is stored."""
@@ -226,7 +229,10 @@ class OpenAIProxy:
             stream.close()
             self._release(stream)
         try:
-            await self._store(conversation, _streamed_answer(turn, parser, texts))
+            if isinstance(turn.error, REJECTIONS) and not any(texts):
+                await self._conversations.rollback(conversation)
+            else:
+                await self._store(conversation, _streamed_answer(turn, parser, texts))
         except TurnLost as error:
             turn.error = strip_tracebacks(error)
         finally:

@@ -129,7 +129,8 @@ def rate_limited(error: RateLimited) -> ProxyResponse:
 
 def is_final(status: int) -> bool:
     """Return whether Groq would reject the same request again."""
-    return status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in RETRYABLE_STATUS
+    is_client_error = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
+    return is_client_error and status not in RETRYABLE_STATUS
 
 
 def forwarded_headers(response: ClientResponse) -> dict[str, str]:

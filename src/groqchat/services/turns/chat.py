@@ -260,7 +260,6 @@ class ChatService:
             state.session_id,
             *answers,
             user_message=state.user_message,
-            owned=[state.user_message],
             claim=state.claim,
             max_wait_s=state.budget.left_s,
         )

@@ -1,0 +1,98 @@
+"""Large pages of the history: how many are read at once, and how many wait for their clients."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+from redis.asyncio import Redis
+
+from groqchat.errors import HistoryUnavailable
+from groqchat.http import unsent_responses
+from groqchat.services.history_store import HistoryStore
+from groqchat.storage import page_reads
+from groqchat.storage.keys import Command
+from tests.conftest import Serve
+from tests.support.api import BASE, assert_error
+from tests.support.recording_batcher import RecordingBatcher
+from tests.support.store import TTL_S, new_message, new_store
+from tests.test_unread_responses import is_disconnected, unread
+
+LARGE = [new_message("x" * 20_000) for _ in range(60)]
+GET = f"GET {BASE}/history/large HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+
+
+class HeldBatcher(RecordingBatcher):
+    """Transactions wait after the first ones of each read, until `release` is set."""
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(redis)
+        self.release = asyncio.Event()
+        self.held = 0
+
+    async def _run(self, number: int, commands: Sequence[Command]) -> list[Any]:
+        is_second_chunk = any("BYSCORE" in command for command in commands)
+        if is_second_chunk:
+            self.held += 1
+            await self.release.wait()
+        return await super()._run(number, commands)
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_few_large_pages_are_read_at_once_and_small_ones_do_not_wait(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_reads, "MAX_WAITING", 3)
+    batcher = HeldBatcher(redis)
+    store = HistoryStore(redis, batcher, ttl_s=TTL_S, timeout_s=5)
+    await store.save_messages("large", *LARGE)
+    await store.save_messages("small", new_message("Hello"))
+    limit = page_reads.MAX_LARGE_READS
+    reads = [asyncio.create_task(store.get_history_page("large")) for _ in range(limit + 3)]
+    await until(lambda: batcher.held == limit)
+    with pytest.raises(HistoryUnavailable, match="too many large pages"):
+        await store.get_history_page("large")
+    assert [each.content for each in (await store.get_history_page("small")).messages] == ["Hello"]
+    assert batcher.held == limit
+    batcher.release.set()
+    pages = await asyncio.gather(*reads)
+    assert [len(page.messages) for page in pages] == [60] * (limit + 3)
+
+
+async def test_an_unread_page_gives_way_to_a_new_one(
+    serve: Serve, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = await serve()
+    await new_store(redis).save_messages("large", *LARGE)
+    page = await read_large(api)
+    monkeypatch.setattr(unsent_responses, "MAX_UNSENT_BYTES", int(2.5 * len(page)))
+    monkeypatch.setattr(unsent_responses, "MIN_AGE_S", 0.5)
+    port = (await api.get("/healthz")).url.port
+    assert port is not None
+    with unread(port, GET) as first, unread(port, GET) as second:
+        response = await api.get(f"{BASE}/history/large")
+        while response.status == 200:
+            # The requests of the two clients have not arrived yet.
+            response = await api.get(f"{BASE}/history/large")
+        await assert_error(response, 503, "overloaded")
+        assert response.headers["Retry-After"] == "1"
+        async with api.get(f"{BASE}/history/small") as small:
+            assert small.status == 200
+        async with asyncio.timeout(10):
+            while (await api.get(f"{BASE}/history/large")).status != 200:
+                await asyncio.sleep(0.05)
+            assert await is_disconnected(first) or await is_disconnected(second)
+
+
+async def read_large(api: ClientSession) -> bytes:
+    async with api.get(f"{BASE}/history/large") as response:
+        body = await response.read()
+    assert len(json.loads(body)["messages"]) == 60
+    return body
