@@ -10,7 +10,9 @@ with malformed chunks then ends only at the deadline of the whole, as a response
 
 import asyncio
 import inspect
+import time
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -30,6 +32,9 @@ MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 MAX_UNREAD_BYTES = 64 * 1024
 # Responses that another response follows. No response follows a change of protocols.
 INFORMATIONAL = frozenset(range(100, 200)) - {HTTPStatus.SWITCHING_PROTOCOLS}
+# The error of a connection that the server or a NAT has given up arrives after one round trip.
+# After a longer time, the server may have begun with the response.
+MAX_ROUND_TRIP_S = 1.0
 # Headers that depend on the body.
 BODY_HEADERS = frozenset({"content-length", "transfer-encoding"})
 
@@ -85,6 +90,38 @@ def _exists(module: str, name: str, parameters: Sequence[str]) -> bool:
     return callable(found) and set(parameters) <= set(inspect.signature(found).parameters)
 
 
+class Reuse:
+    """Whether a request may use a connection that was idle, and when it did."""
+
+    __slots__ = ("is_allowed", "used_s")
+
+    def __init__(self) -> None:
+        self.is_allowed = True
+        self.used_s: float | None = None
+
+    def end(self) -> bool:
+        """Return whether the connection that has just failed was stale; then none is reused.
+
+        A pool can have many stale connections, so retries would meet one after the other.
+        """
+        was_stale = (
+            self.is_allowed
+            and self.used_s is not None
+            and time.monotonic() - self.used_s < MAX_ROUND_TRIP_S
+        )
+        self.is_allowed = self.is_allowed and not was_stale
+        return was_stale
+
+
+# The reuse of the request that the current task sends.
+REUSE: ContextVar[Reuse | None] = ContextVar("REUSE", default=None)
+
+
+def allow_reuse() -> None:
+    """Let the next request of the current task, with its retries, use idle connections."""
+    REUSE.set(Reuse())
+
+
 class GroqConnector(aiohttp.TCPConnector):
     """A connector for responses that break the rules of HTTP.
 
@@ -98,11 +135,16 @@ class GroqConnector(aiohttp.TCPConnector):
         self._factory = partial(_strict_handler(), loop=self._loop)
 
     async def _get(self, *args: object) -> "Connection | None":
+        reuse = REUSE.get()
+        if reuse is not None and not reuse.is_allowed:
+            return None
         while True:
             connection: Connection | None = await super()._get(*args)  # type: ignore[arg-type] # passed on unchanged
             if connection is None or connection.protocol is None:
                 return connection
             if not connection.protocol.should_close:
+                if reuse is not None:
+                    reuse.used_s = time.monotonic()
                 return connection
             connection.close()
 

@@ -1,13 +1,6 @@
 """The Groq client: AsyncGroq with one deadline, one retry policy and cheaper requests."""
 
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Collection,
-    Iterator,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
 from typing import TypeVar
@@ -30,6 +23,7 @@ from groqchat.retry import Deadline, Deadlines
 from groqchat.services.groq.aiohttp_internals import (
     BufferedResponse,
     RequestTemplate,
+    allow_reuse,
     limit_pauses,
     missing_internals,
     read_available,
@@ -263,6 +257,7 @@ class GroqClient(AsyncGroq):
         self, send: Callable[[], Awaitable[T]], deadline: Deadline, model: str
     ) -> T:
         self._retries.budget.add_request()
+        allow_reuse()
         attempt = 0
         while True:
             try:

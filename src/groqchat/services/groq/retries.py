@@ -6,6 +6,7 @@ import groq
 
 from groqchat.errors import RateLimited
 from groqchat.retry import Backoff, Deadline, RetryBudget
+from groqchat.services.groq.aiohttp_internals import REUSE
 from groqchat.services.groq.errors import is_retryable, retry_after_s
 from groqchat.services.groq.rate_limits import RateLimits
 
@@ -36,6 +37,12 @@ class GroqRetries:
 
         The first attempt is 0.
         """
+        is_broken = isinstance(error, groq.APIConnectionError)
+        if is_broken and not isinstance(error, groq.APITimeoutError):
+            reuse = REUSE.get()
+            if reuse is not None and reuse.end():
+                # At once, and even without retries: Groq has not received the request.
+                return True
         requested_s = retry_after_s(error)
         is_limit = isinstance(error, groq.RateLimitError) and bool(requested_s)
         if is_limit:
