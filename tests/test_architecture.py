@@ -27,6 +27,7 @@ LAYERS = [
     {"runtime.protocol"},
     {
         "runtime.start_log",
+        "runtime.bodies",
         "runtime.connections",
         "runtime.parse_errors",
         "runtime.responses",
@@ -37,7 +38,7 @@ LAYERS = [
         "runtime.file_limit",
         "runtime.logs",
     },
-    {"runtime.phases", "runtime.rejections"},
+    {"runtime.freed_memory", "runtime.phases", "runtime.rejections"},
     {"app"},
     {"routes"},
     {"http"},

@@ -1,6 +1,7 @@
 """Bounds on open connections and on requests that arrive."""
 
 import asyncio
+import gzip
 import http.client
 import json
 import time
@@ -8,6 +9,7 @@ from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
 import requests
 from aiohttp import ClientSession
 
@@ -123,11 +125,14 @@ async def test_every_rejected_client_can_read_why(serve: Serve) -> None:
     assert outcomes == [(503, "overloaded")] * 40
 
 
-async def test_requests_beyond_the_buffer_limit_are_rejected(
-    serve: Serve,
-) -> None:
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+async def test_requests_beyond_the_buffer_limit_are_rejected(serve: Serve, encoding: str) -> None:
     api = await serve(max_request_buffer_bytes=MIB)
-    unfinished = post(CHAT, b" " * (MIB // 4))[:-1]
+    body = b" " * (MIB // 4)
+    if encoding == "gzip":
+        # The sizes after the decompression count.
+        body = gzip.compress(body)
+    unfinished = post(CHAT, body, f"Content-Encoding: {encoding}")[:-1]
     async with AsyncExitStack() as stack:
         opened = [await stack.enter_async_context(connect(api)) for _ in range(10)]
         for one in opened:

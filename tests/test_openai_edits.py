@@ -1,11 +1,15 @@
 """Transcripts whose last messages were edited after a failure, and are repeated."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from aiohttp import ClientSession
+from redis.asyncio import Redis
 
+from groqchat.storage.message_ids import earlier_id
 from tests.support.groq import MockGroq
+from tests.support.store import new_message, new_store
 from tests.support.streams import history, wait_until
 from tests.test_openai_idempotency import send, succeeds
 from tests.test_openai_rejections import CHAT, api, contents, until_asked, users
@@ -134,3 +138,70 @@ async def test_a_regenerated_answer_does_not_depend_on_the_messages_of_another_r
     releases[1].set()
     assert await regenerating
     assert await contents(api) == ["P", "answer", "Q", "answer", "answer"]
+
+
+async def test_a_message_that_all_requests_give_up_is_removed_despite_the_answer_of_another_one(
+    api: ClientSession, groq: MockGroq
+) -> None:
+    releases = [groq.hold()]
+    sending = [send(api, session=True, messages=users("other"), headers={})]
+    sending += [send(api, session=True, messages=users("Q"), headers={}) for _ in range(2)]
+    running = []
+    for count, request in enumerate(sending, 1):
+        running.append(asyncio.create_task(request))
+        await until_asked(groq, count)
+        if count == 1:
+            releases.append(groq.hold())
+    groq.rejected = {2, 3}
+    releases[0].set()
+    assert (await running[0])[0] == 200
+    assert await contents(api) == ["other", "Q", "answer"]
+    releases[1].set()
+    assert [(await each)[0] for each in running[1:]] == [400, 400]
+    assert await contents(api) == ["other", "answer"]
+
+
+async def test_a_repeated_request_with_many_messages_blocks_nobody_for_long(
+    api: ClientSession, groq: MockGroq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = users(*map(str, range(2000)))
+    groq.options.fail = "503"
+    assert not await succeeds(api, session=True, messages=messages)
+    groq.options.fail = None
+    compared = 0
+
+    class CountedId(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    monkeypatch.setattr(
+        "groqchat.services.openai.conversations.earlier_id",
+        lambda message_id, micros: CountedId(earlier_id(message_id, micros)),
+    )
+    await wait_until(lambda: succeeds(api, session=True, messages=messages))
+    # A search in a list for each message would compare millions.
+    assert compared < 20 * len(messages)
+
+
+async def test_tool_results_follow_their_call_although_another_turn_was_stored_since(
+    api: ClientSession, groq: MockGroq, redis: Redis
+) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    store = new_store(redis)
+    await store.save_messages(
+        "s",
+        new_message("P"),
+        replace(new_message("", "assistant"), extra={"tool_calls": [call]}),
+        new_message("O"),
+        new_message("a", "assistant"),
+    )
+    result = {"role": "tool", "tool_call_id": "1", "content": "r"}
+    assert await succeeds(api, session=True, messages=[result], headers={})
+    roles = [each["role"] for each in groq.requests[-1]["messages"]]
+    assert roles == ["user", "user", "assistant", "assistant", "tool"]
+    assert groq.requests[-1]["messages"][3]["tool_calls"] == [call]

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from groqchat.services.history_store import HistoryStore
 from groqchat.storage import keys
 from groqchat.storage.message_ids import earlier_id, new_message_id
+from groqchat.storage.message_owners import OwnedMessages
 from groqchat.storage.messages import Message
 from tests.conftest import Serve
 from tests.support.api import BASE
@@ -325,7 +326,7 @@ async def test_an_answer_restores_one_of_several_messages(
     await until_asked(groq, 2)
     store = new_store(redis)
     taken = (await store.get_history_page("s")).messages[:1]
-    assert await store.take_over("s", taken, "other", None)
+    assert await store.owners.take_over("s", OwnedMessages("other", taken), None)
     await store.try_remove("s", *taken, mode="owned", request_id="other")
     assert await contents(api) == ["R"]
     release.set()

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from groqchat.background import background_task
+from groqchat.runtime.freed_memory import return_free_memory
 
 # With Python's own thresholds (700, 10, 10), collections take a tenth of the CPU time. A turn
 # creates about a hundred tracked objects, frees most of them and hardly ever creates a cycle. With
@@ -37,6 +38,7 @@ async def tuned_gc(running_turns: Callable[[], int]) -> AsyncIterator[None]:
         postponed += 1
         if running_turns() <= LOW_LOAD_TURNS or postponed >= MAX_POSTPONED:
             gc.collect()
+            return_free_memory()
             postponed = 0
         return FULL_COLLECTION_INTERVAL_S
 

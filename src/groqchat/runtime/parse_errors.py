@@ -14,6 +14,12 @@ MAX_REQUEST_LINE_BYTES = 65_536
 
 URI_TOO_LONG = api_error_for_status(414)
 HEAD_TOO_LARGE = api_error_for_status(431)
+INCOMPLETE_BODY = ApiError(
+    status=400,
+    code="incomplete_body",
+    message="The connection ended before the end of the body.",
+    closes=True,
+)
 
 
 def parse_error(error: HttpProcessingError, status: int) -> ApiError:

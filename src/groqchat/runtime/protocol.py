@@ -12,8 +12,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from groqchat.http.errors import ApiError, RequestError, api_error_for_status, to_api_error
 from groqchat.http.request_id import NO_REQUEST_ID, REQUEST_ID_HEADER, new_request_id, request_id
+from groqchat.runtime.bodies import discard_unread
 from groqchat.runtime.connections import MAX_HEAD_BYTES, MAX_LINGERING, Connections
-from groqchat.runtime.parse_errors import HEAD_TOO_LARGE, parse_error
+from groqchat.runtime.parse_errors import HEAD_TOO_LARGE, INCOMPLETE_BODY, parse_error
 from groqchat.runtime.phases import Phase
 from groqchat.runtime.responses import LastResponse, raw_response
 from groqchat.runtime.socket_options import limit_kernel_buffer, send_with_end
@@ -22,13 +23,6 @@ from groqchat.runtime.socket_options import limit_kernel_buffer, send_with_end
 # closed at once, its kernel would discard the error.
 LINGER_S = 2.0
 END_OF_HEAD = b"\r\n\r\n"
-
-INCOMPLETE_BODY = ApiError(
-    status=400,
-    code="incomplete_body",
-    message="The connection ended before the end of the body.",
-    closes=True,
-)
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +116,8 @@ class HttpConnection(web.RequestHandler):
             return
         if phase is Phase.RUNNING or not data:
             super().data_received(data)
+            if self.phase is Phase.BODY:  # The next part has been decompressed.
+                self._count(0)
         elif phase is Phase.DISCARDING:
             super().data_received(data)
             if self._payload.is_eof():
@@ -133,6 +129,7 @@ class HttpConnection(web.RequestHandler):
                 self.since_s = self._clock()
                 self.received_bytes = 0
             super().data_received(data)
+            self.received_bytes += len(data)
             # Afterwards: a handler that waits for this request starts before the size is checked.
             self._count(len(data))
         if self.phase is Phase.BODY and self._payload.is_eof():
@@ -150,6 +147,7 @@ class HttpConnection(web.RequestHandler):
             self.phase = Phase.BODY
             self.since_s = self.on_pace_s = self._clock()
             self.on_pace_bytes = self.received_bytes
+            self._count(0)
 
     def log_access(
         self, request: web.BaseRequest, response: web.StreamResponse, time: float | None
@@ -161,6 +159,9 @@ class HttpConnection(web.RequestHandler):
             if self._all.is_draining and self._closes_after_response():
                 # The head of the response may be older than the drain, so the client does not know.
                 response.force_close()
+            # aiohttp refers to the response until the next request of the connection.
+            if isinstance(response, web.Response):
+                response.body = None
             self._response_ended()
 
     def response_ending(self) -> None:
@@ -176,9 +177,6 @@ class HttpConnection(web.RequestHandler):
 
     def _response_ended(self) -> None:
         if self.phase is Phase.CLOSING:
-            if self._failure is not None:
-                # Its frames contain the bytes of the body, in a reference cycle.
-                self._failure.with_traceback(None)
             return
         is_complete = self.phase is not Phase.BODY or self._payload.is_eof()
         self._set_phase(Phase.IDLE if is_complete else Phase.DISCARDING)
@@ -285,6 +283,8 @@ class HttpConnection(web.RequestHandler):
     async def linger(self) -> None:
         """Discard what the client still sends, until it has read the response."""
         self._set_phase(Phase.CLOSING)
+        if self._failure is not None:  # Its frames contain the bytes of the body.
+            self._failure.with_traceback(None)
         transport = self.transport
         if transport is None or transport.is_closing() or self.has_ended_sending:
             return
@@ -304,7 +304,9 @@ class HttpConnection(web.RequestHandler):
             self._payload = None
 
     def _count(self, count: int) -> None:
-        self.received_bytes += count
+        """Count received bytes, or as many as they are when they are decompressed."""
+        if self._payload is not None:
+            count = max(count, self._payload.total_bytes - self._counted_bytes)
         self._counted_bytes += count
         self._all.buffered_bytes += count
         if (
@@ -327,6 +329,7 @@ class HttpConnection(web.RequestHandler):
         """Raise an error in the handler that reads the body."""
         payload = self._payload
         self._set_phase(Phase.CLOSING)
+        discard_unread(payload)
         self._failure = RequestError(error)
         payload.set_exception(self._failure)
         # aiohttp would wait for the rest of the body.

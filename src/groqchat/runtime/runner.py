@@ -145,6 +145,8 @@ def _track_requests(server: web.Server, connections: Connections, routes: Static
         except web.HTTPExpectationFailed:
             # aiohttp raises it for an unknown path, before the middlewares.
             response = expectation_failed(request)
+        # aiohttp refers to the request, with its body, until the next one of the connection.
+        request._read_bytes = None  # noqa: SLF001 - private in aiohttp
         _send_in_pieces(response)
         if connections.is_draining and not response.prepared:
             response.force_close()

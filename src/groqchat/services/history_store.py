@@ -29,7 +29,7 @@ from groqchat.storage.history_reader import (
 )
 from groqchat.storage.keys import Command
 from groqchat.storage.late_writes import LateWrites
-from groqchat.storage.message_owners import MessageOwners, Mode, Removal
+from groqchat.storage.message_owners import MessageOwners, Mode, OwnedMessages, Removal
 from groqchat.storage.messages import (
     FIRST_CONTEXT,
     Message,
@@ -69,8 +69,8 @@ class HistoryStore:
         self._timeout_s = timeout_s
         self._index = SessionIndex(redis)
         self._write_probe = WriteProbe(batcher)
-        self._owners = MessageOwners(batcher.transact, self._index, timeout_s=timeout_s)
-        self._late_writes = LateWrites(batcher, self._owners.remove)
+        self.owners = MessageOwners(batcher.transact, self._index, timeout_s=timeout_s)
+        self._late_writes = LateWrites(batcher, self.owners.remove)
         self._page_reads = PageReads()
 
     async def save_messages(  # noqa: PLR0913 - all but the session are independent options
@@ -89,17 +89,17 @@ class HistoryStore:
     ) -> list[PromptMessage]:
         """Store messages and renew the session's TTL in one transaction with `extra_commands`.
 
-        Returns role and content of up to `context` earlier messages, about `context_bytes`, those
-        before FIRST_CONTEXT in further round trips. Waits at most `max_wait_s`; the write may
-        succeed later. Raises TurnLost, storing nothing, if another attempt owns the turn. Stores
-        `owned` and `user_message` again if a rejected request removed them. If they were deleted,
-        or the session since `turn_id`, if it `is_repeat`, removes all and raises SessionCleared.
+        Returns role and content of up to `context` earlier messages, about `context_bytes`. Waits
+        at most `max_wait_s`; the write may succeed later. Raises TurnLost, storing nothing, if
+        another attempt owns the turn. Restores `owned` and `user_message` if a rejected request
+        removed them. Removes all and raises SessionCleared if they, or the session since `turn_id`
+        (checked if it `is_repeat`), were deleted.
         """
         key = keys.checked_key(session_id)
         asked = [] if context or user_message is None else [*owned, user_message]
         members = [encode_member(message) for message in messages]
         is_retry = claim is not None and claim.attempt > 0
-        read = first_read(key, context, asked, before=messages[0] if is_retry else None)
+        read = first_read(session_id, context, asked, before=messages[0] if is_retry else None)
         touch = keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time())
         commands = [*read, *add_members(key, messages, members), *touch, *extra_commands]
         end = time.monotonic() + self._timeout_s
@@ -149,7 +149,7 @@ class HistoryStore:
         Then the `asked` ones are stored again if another request has removed them. The record of a
         claim is deleted with the session, but a full Redis may have evicted it.
         """
-        if since is None or (not since and await self._owners.restore(session_id, asked)):
+        if since is None or (not since and await self.owners.restore(session_id, asked)):
             return
         if not since or await was_deleted(self._batcher, session_id, since=since):
             own = [each for each in asked if claim and each.id == claim.message_id]
@@ -209,7 +209,7 @@ class HistoryStore:
         """Remove messages; a session without messages is removed from the index."""
         keys.checked_key(session_id)
         members = tuple(encode_member(message) for message in messages)
-        await self._owners.remove(Removal(session_id=session_id, members=members, mode=mode))
+        await self.owners.remove(Removal(session_id=session_id, members=members, mode=mode))
 
     async def try_remove(  # noqa: PLR0913 - all but the session are independent options
         self,
@@ -236,36 +236,31 @@ class HistoryStore:
         )
         try:
             async with redis_errors(self._timeout_s if max_wait_s is None else max_wait_s):
-                await self._owners.remove(removal)
+                await self.owners.remove(removal)
         except StorageError as error:
             log.warning("messages of session %s are removed later: %s", session_id, error)
             is_stored = False
         if not is_stored:
             self._late_writes.remove(removal)
 
-    async def take_over(
-        self, session_id: str, messages: Sequence[Message], request_id: str, claim: Claim | None
-    ) -> bool:
-        """Make a request the owner of stored messages; return whether all of them exist.
-
-        If Groq rejects the request that has stored them, they stay then.
-        """
-        keys.checked_key(session_id)
-        async with redis_errors(self._timeout_s):
-            return await self._owners.take_over(session_id, messages, request_id, claim)
-
     async def find_turn(self, session_id: str, ids: Sequence[str], claim: Claim) -> StoredTurn:
         """Return what earlier attempts have stored; `ids` are those of the request's messages.
+
+        The turn owns these messages again, if other requests have taken them over.
 
         Raises TurnLost if another attempt owns the turn.
         """
         keys.checked_key(session_id)
         transact = partial(claim.execute, self._batcher.transact)
+        # Another program may have written to the key of the session.
+        turn = StoredTurn(messages=[], answers=[])
         async with redis_errors(self._timeout_s):
             with suppress(HistoryFailed):
-                return await read_turn(ids, transact, session_id)
-        # Another program has written to the key of the session.
-        return StoredTurn(messages=[], answers=[])
+                turn = await read_turn(ids, transact, session_id)
+            if turn.messages:
+                owned = OwnedMessages(ids[-1], turn.messages)
+                await self.owners.take_over(session_id, owned, claim)
+        return turn
 
     async def get_history_page(
         self,

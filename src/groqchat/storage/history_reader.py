@@ -215,7 +215,7 @@ async def read_context(
     """Return up to `limit` messages, about `max_bytes`; read those before FIRST_CONTEXT."""
     key, members = keys.session_key(first.session_id), first.members
     if first.again is not None:
-        (found,) = await transact(first_read(key, limit, before=first.again))
+        (found,) = await transact(first_read(first.session_id, limit, before=first.again))
         members = found[::-1]
     latest = decode_context(members, session_id=first.session_id)
     if not len(members) == FIRST_CONTEXT < limit:
@@ -235,20 +235,18 @@ class StoredTurn(NamedTuple):
 async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> StoredTurn:
     """Return the stored messages with these ids, and the answers of the turn of the last id.
 
-    The ids are close together, in time order. If other requests have taken the messages over, the
-    turn owns them again. An answer names its turn, whose id is that of the user message that
-    precedes it. Other turns may have stored MAX_MEMBERS messages since. An incomplete answer that
-    another request has taken over belongs to that one.
+    The ids are close together, in time order. An answer names its turn, whose id is that of the
+    user message that precedes it. Other turns may have stored MAX_MEMBERS messages since. An
+    incomplete answer that another request has taken over belongs to that one.
     """
     key = keys.session_key(session_id)
     first, last = score_text(ids[0]), score_text(ids[-1])
     limits = ("LIMIT", 0, len(ids) + LATER_MESSAGES)
     scores = ("BYSCORE", *limits, "WITHSCORES")
-    own, members, *_ = await transact(
+    close, members = await transact(
         [
             ("ZRANGE", key, first, last, *scores),
             ("ZRANGE", key, f"({last}", "+inf", *scores),
-            *(keys.own_again(session_id, each, ids[-1]) for each in ids),
         ]
     )
     later = scored_members(members)
@@ -260,14 +258,15 @@ async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> 
         later = scored_members(members)
         answers = _answers(later, ids[-1])
         read += len(later)
-    found = [message for each in scored_members(own) if (message := decode_member(*each))]
+    found = [message for each in scored_members(close) if (message := decode_member(*each))]
     incomplete = [each for each in answers if each.status]
     if incomplete:
         names = [keys.owner_key(session_id, each.id) for each in incomplete]
         owners = await transact([("EXISTS", name) for name in names])
         taken = [each for each, is_taken in zip(incomplete, owners, strict=True) if is_taken]
         answers = [each for each in answers if each not in taken]
-    return StoredTurn(messages=[each for each in found if each.id in ids], answers=answers)
+    own = frozenset(ids)
+    return StoredTurn(messages=[each for each in found if each.id in own], answers=answers)
 
 
 def _answers(members: Sequence[ScoredMember], turn_id: str) -> list[Message]:

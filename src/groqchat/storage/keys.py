@@ -87,8 +87,10 @@ MAX_WORDS = 4000
 # can no longer write.
 RELEASED = "released"
 
-# The owner of a message that another request had taken over, and then removed.
+# Instead of the owner of a message that was taken over: the owner has removed it, or one of the
+# requests that contain it has an answer, so none of them may remove it.
 REJECTED = "rejected"
+ANSWERED = "answered"
 
 # The score of a session whose key has no TTL because another program wrote it.
 NEVER_EXPIRES = float("inf")
@@ -182,19 +184,12 @@ def owner_key(session_id: str, message_id: str) -> str:
     return f"{{{session_key(session_id)}}}:owner:{message_id}"
 
 
-def own_messages(
-    session_id: str, message_ids: Sequence[str], request_id: str, *, now_s: float
-) -> list[Command]:
-    """Return the commands that make a request the owner of messages that are stored already."""
-    names = [owner_key(session_id, message_id) for message_id in message_ids]
-    owners: list[Command] = [("SET", name, request_id, "EX", SESSION_KEYS_TTL_S) for name in names]
-    return [*owners, *link_to_session(session_id, *names, now_s=now_s)]
+def note_answer(owner: str) -> Command:
+    """Return the command that notes the answer to a message, if it was taken over.
 
-
-def own_again(session_id: str, message_id: str, request_id: str) -> Command:
-    """Return the command that makes the first owner of a message its owner, if it has another."""
-    name = owner_key(session_id, message_id)
-    return ("SET", name, request_id, "XX", "EX", SESSION_KEYS_TTL_S)
+    `owner` is the key of its owner.
+    """
+    return ("SET", owner, ANSWERED, "XX", "EX", SESSION_KEYS_TTL_S)
 
 
 def link_to_session(session_id: str, *names: str, now_s: float) -> tuple[Command, Command, Command]:

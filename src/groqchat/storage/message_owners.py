@@ -7,8 +7,7 @@ an answer, takes them over. So each message has one owner, the latest request th
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from groqchat.storage import keys
 from groqchat.storage.claims import (
@@ -17,21 +16,15 @@ from groqchat.storage.claims import (
     READ_CLAIM,
     Claim,
     Transact,
+    superseded,
 )
 from groqchat.storage.errors import redis_errors
 from groqchat.storage.keys import Command
 from groqchat.storage.messages import Message, encode_member, member_id
 from groqchat.storage.session_index import SessionIndex
 
-# `all`: removes every message. `owned`: removes those that no other request owns. A message that
-# was taken over stays if an answer follows it, because its first owner may have received it.
+# `all`: removes every message. `owned`: removes those that no other request owns.
 Mode: TypeAlias = Literal["all", "owned"]
-
-# Messages at the end of a session, among which the script searches for the last answer.
-MAX_UNANSWERED = 1000
-# The start of a member that is no answer, as a Lua pattern: its role does not start with an `a`.
-# The members of other programs do not match.
-QUESTION = '^{"id":"%x+","role":"[^a]'
 
 # Removes messages. Returns 1 and whether the session still exists.
 # KEYS: those of CHECK_CLAIM, if there is a claim; the session; the owner of each message.
@@ -39,42 +32,53 @@ QUESTION = '^{"id":"%x+","role":"[^a]'
 # members in the order of the owners.
 REMOVAL_SCRIPT = f"""
 local before, mode, request = tonumber(ARGV[3]), ARGV[4], ARGV[5]
-local session, last_answer = KEYS[before], nil
-local function is_unanswered(score)
-  local place = 0
-  while not last_answer do
-    local last = redis.call('ZRANGE', session, place, place, 'REV', 'WITHSCORES')
-    place = place + 1
-    if not last[1] then last_answer = -1 end
-    if last[1] and not string.find(last[1], '{QUESTION}') or place > {MAX_UNANSWERED} then
-      last_answer = tonumber(last[2])
-    end
-  end
-  return tonumber(score) > last_answer
-end
+local session = KEYS[before]
 for at = 6, #ARGV do
   local name = KEYS[before + at - 5]
-  local owner, score = redis.call('GET', name), redis.call('ZSCORE', session, ARGV[at])
-  if not score or mode == 'all' or not owner then
-    redis.call('ZREM', session, ARGV[at])
-  elseif (owner == request or owner == '{keys.REJECTED}') and is_unanswered(score) then
-    redis.call('ZREM', session, ARGV[at])
-    redis.call('SET', name, '{keys.REJECTED}', 'EX', {keys.SESSION_KEYS_TTL_S})
+  local owner = redis.call('GET', name)
+  local is_owner = not owner or owner == request or owner == '{keys.REJECTED}'
+  if mode == 'all' or is_owner then
+    local removed = redis.call('ZREM', session, ARGV[at])
+    if owner and removed == 1 then
+      redis.call('SET', name, '{keys.REJECTED}', 'EX', {keys.SESSION_KEYS_TTL_S})
+    end
   end
 end
 return {{1, redis.call('EXISTS', session)}}
 """
 CLAIMED_REMOVAL_SCRIPT = READ_CLAIM + ALLOW_RELEASED_CLAIM + CHECK_CLAIM + REMOVAL_SCRIPT
 
+# Makes a request the owner of messages, unless they have an answer. Returns 1 and 1, or 1 and 0 if
+# one of them is missing, or if the size of the session has changed.
+# KEYS: those of CHECK_CLAIM, if there is a claim; the session; the owner of each message.
+# ARGV: those of CHECK_CLAIM; the number of KEYS before the owners, the size of the session or an
+# empty text, the request, the scores in the order of the owners.
+TAKE_OVER_SCRIPT = f"""
+local before, size = tonumber(ARGV[3]), ARGV[4]
+local session = KEYS[before]
+if size ~= '' and redis.call('ZCARD', session) ~= tonumber(size) then return {{1, 0}} end
+for at = 6, #ARGV do
+  if redis.call('ZCOUNT', session, ARGV[at], ARGV[at]) == 0 then return {{1, 0}} end
+end
+for at = 1, #KEYS - before do
+  local name = KEYS[before + at]
+  if redis.call('GET', name) ~= '{keys.ANSWERED}' then
+    redis.call('SET', name, ARGV[5], 'EX', {keys.SESSION_KEYS_TTL_S})
+  end
+end
+return {{1, 1}}
+"""
+CLAIMED_TAKE_OVER_SCRIPT = READ_CLAIM + ALLOW_RELEASED_CLAIM + CHECK_CLAIM + TAKE_OVER_SCRIPT
+
 # Stores messages again that another request has taken over and removed. Returns 0, and stores
-# nothing, if one of them is missing for another reason.
+# nothing, if one of them is missing for another reason: a deletion also deletes the owners.
 # KEYS: the session, the owner of each message. ARGV: the score and the member of each message.
-RESTORE_SCRIPT = f"""
-local missing = {{}}
+RESTORE_SCRIPT = """
+local missing = {}
 for at = 1, #KEYS - 1 do
   local score = ARGV[2 * at - 1]
   if redis.call('ZCOUNT', KEYS[1], score, score) == 0 then
-    if redis.call('GET', KEYS[at + 1]) ~= '{keys.REJECTED}' then return 0 end
+    if redis.call('EXISTS', KEYS[at + 1]) == 0 then return 0 end
     missing[#missing + 1] = at
   end
 end
@@ -83,6 +87,13 @@ for _, at in ipairs(missing) do
 end
 return 1
 """
+
+
+class OwnedMessages(NamedTuple):
+    """Messages, and the request that owns them."""
+
+    request_id: str
+    messages: Sequence[Message]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,13 +114,25 @@ class Removal:
 
         Redis returns [0] if another attempt owns the turn, otherwise [1, exists].
         """
-        names = *(self.claim.names if self.claim else ()), keys.session_key(self.session_id)
-        attempt = self.claim.owner if self.claim else ("", "")
-        owners = [keys.owner_key(self.session_id, member_id((each, 0.0))) for each in self.members]
-        options = len(names), self.mode, self.request_id
         script = CLAIMED_REMOVAL_SCRIPT if self.claim else REMOVAL_SCRIPT
-        count = len(names) + len(owners)
-        return ("EVAL", script, count, *names, *owners, *attempt, *options, *self.members)
+        ids = [member_id((member, 0.0)) for member in self.members]
+        arguments: list[str | bytes] = [self.mode, self.request_id, *self.members]
+        return _evaluate(script, self.session_id, ids, self.claim, arguments)
+
+
+def _evaluate(
+    script: str,
+    session_id: str,
+    message_ids: Sequence[str],
+    claim: Claim | None,
+    arguments: Sequence[str | bytes],
+) -> Command:
+    """Return the command that runs a script for messages of a session and their owners."""
+    names = *(claim.names if claim else ()), keys.session_key(session_id)
+    attempt = claim.owner if claim else ("", "")
+    owners = [keys.owner_key(session_id, each) for each in message_ids]
+    count = len(names) + len(owners)
+    return ("EVAL", script, count, *names, *owners, *attempt, len(names), *arguments)
 
 
 class MessageOwners:
@@ -124,15 +147,32 @@ class MessageOwners:
         self._timeout_s = timeout_s
 
     async def take_over(
-        self, session_id: str, messages: Sequence[Message], request_id: str, claim: Claim | None
+        self,
+        session_id: str,
+        owned: OwnedMessages,
+        claim: Claim | None,
+        *,
+        session_size: int | None = None,
     ) -> bool:
-        """Make a request the owner of messages; return whether all of them still exist."""
-        key = keys.session_key(session_id)
-        count = [("ZCOUNT", key, each.score_text, each.score_text) for each in messages]
-        ids = [each.id for each in messages]
-        own = keys.own_messages(session_id, ids, request_id, now_s=time.time())
-        transact = partial(claim.execute, self._transact) if claim else self._transact
-        return all((await transact([*count, *own]))[: len(ids)])
+        """Make a request the owner of messages; return whether all of them still exist.
+
+        With `session_size`, also return False if messages were added or removed since then.
+        """
+        script = CLAIMED_TAKE_OVER_SCRIPT if claim else TAKE_OVER_SCRIPT
+        ids = [message.id for message in owned.messages]
+        size = "" if session_size is None else str(session_size)
+        scores = [message.score_text for message in owned.messages]
+        arguments = size, owned.request_id, *scores
+        names = [keys.owner_key(session_id, each) for each in ids]
+        reply, *_ = await self._transact(
+            [
+                _evaluate(script, session_id, ids, claim, arguments),
+                *keys.link_to_session(session_id, *names, now_s=time.time()),
+            ]
+        )
+        if claim is not None and reply == [0]:
+            raise superseded(claim.turn_id)
+        return bool(reply == [1, 1])
 
     async def restore(self, session_id: str, messages: Sequence[Message]) -> bool:
         """Store messages again if another request has removed them; return whether it has.

@@ -12,7 +12,7 @@ import msgspec
 import orjson
 
 from groqchat.lenient_json import loads, loads_exact
-from groqchat.storage.keys import Command, split_words
+from groqchat.storage.keys import Command, note_answer, owner_key, session_key, split_words
 from groqchat.storage.message_ids import (
     MAX_SCORE_S,
     MESSAGE_ID,
@@ -255,20 +255,25 @@ def member_micros(scored: ScoredMember) -> int:
 
 
 def first_read(
-    key: str, context: int, asked: Sequence[Message] = (), *, before: Message | None
+    session_id: str, context: int, asked: Sequence[Message] = (), *, before: Message | None
 ) -> list[Command]:
     """Return the command whose reply is the context, or those that count each user message.
+
+    The latter are followed by commands that note the answer to these messages.
 
     With `before`, the context precedes this message, the latest message first: an earlier attempt
     at a turn may have stored it, and others may have followed.
     """
+    key = session_key(session_id)
     count = min(context, FIRST_CONTEXT)
     if context and before:
         start, limits = f"({before.score_text}", ("LIMIT", 0, count)
         return [("ZRANGE", key, start, "-inf", "BYSCORE", "REV", *limits)]
     if context:
         return [("ZRANGE", key, -count, -1)]
-    return [("ZCOUNT", key, each.score_text, each.score_text) for each in asked]
+    owners = [owner_key(session_id, each.id) for each in asked]
+    counts: list[Command] = [("ZCOUNT", key, each.score_text, each.score_text) for each in asked]
+    return counts + [note_answer(owner) for owner in owners]
 
 
 def add_members(key: str, messages: Sequence[Message], members: Sequence[bytes]) -> list[Command]:

@@ -24,6 +24,7 @@ from groqchat.services.openai.messages import (
     to_message,
     to_openai,
     trim_to_budget,
+    with_calls_last,
 )
 from groqchat.settings import Settings
 from groqchat.storage import keys
@@ -31,6 +32,7 @@ from groqchat.storage.claims import Claim
 from groqchat.storage.errors import redis_errors
 from groqchat.storage.history_reader import StoredTurn
 from groqchat.storage.message_ids import MICROS_PER_S, earlier_id, new_message_id
+from groqchat.storage.message_owners import OwnedMessages
 from groqchat.storage.messages import INCOMPLETE, ROLES, Message, remove_members
 
 # How far back the tool calls that a request answers, and their user message, may be.
@@ -106,8 +108,8 @@ class Conversations:
                 raise
             log.warning("answering without history: %s", error)
             return Conversation(session_id=session_id, messages=request, budget=budget)
-        earlier, turn, ((known, begin), taken, last) = session
-        context = drop_unpaired_tool_calls(self._trim(earlier[:begin], sent), sent)
+        earlier, turn, ((known, begin), unanswered, _, last) = session
+        context = self._context(earlier[:begin], sent)
         new = _new_messages(sent, ids, model, known=known, stored=turn.messages)
         anchor = last_answer(earlier[begin:]) if known else None
         is_stored = not new or await self._store(session_id, new, anchor, claim, budget)
@@ -117,7 +119,7 @@ class Conversations:
             messages=[*instructions, *context, *sent],
             budget=budget,
             new=new,
-            taken=[*taken, *turn.messages],
+            taken=[*unanswered, *turn.messages],
             request_id=request_id,
             last_message=[last, *own][-1] if is_stored else None,
             claim=claim,
@@ -136,15 +138,18 @@ class Conversations:
         """Compare a request with its session, and take over messages of other requests."""
         longest = int(self._settings.groq_timeout_s * MICROS_PER_S)
         since, before = earlier_id(request_id, longest), ids[0] if ids else None
-        for _ in range(MAX_READS):
-            earlier, turn = await self._read(session_id, sent, ids, claim)
+        for reads in range(1, MAX_READS + 1):
+            (earlier, size), turn = await self._read(session_id, sent, ids, claim)
             match = match_session(earlier, sent, since=since, before=before)
-            take_over = partial(self._history.take_over, session_id, match.taken, request_id, claim)
-            if not match.taken or await take_over():
+            taken = OwnedMessages(request_id, [*match.crowded, *match.unanswered])
+            # In a busy session, the last read must do.
+            expected = size if reads < MAX_READS else None
+            take_over = partial(self._history.owners.take_over, session_id, taken, claim)
+            if not taken.messages or await take_over(session_size=expected):
                 return _Session(earlier, turn, match)
         # Other requests removed messages each time. With this `before`, none of them is known.
         match = match_session(earlier, sent, since=since, before="")
-        return _Session(earlier, turn, match._replace(taken=[]))
+        return _Session(earlier, turn, match._replace(unanswered=[]))
 
     async def _store(
         self,
@@ -223,7 +228,7 @@ class Conversations:
         sent: Sequence[OpenAIMessage],
         ids: Sequence[str],
         claim: Claim | None,
-    ) -> tuple[list[Message], StoredTurn]:
+    ) -> tuple[tuple[list[Message], int], StoredTurn]:
         """Return earlier messages, and what earlier attempts at the turn have stored."""
         if claim is None or not claim.attempt or not ids:
             return await self._load_history(session_id, sent, None), NOTHING_STORED
@@ -232,8 +237,8 @@ class Conversations:
 
     async def _load_history(
         self, session_id: str, sent: Sequence[OpenAIMessage], before: str | None
-    ) -> list[Message]:
-        """Return the latest messages, as many as the comparison with the request needs.
+    ) -> tuple[list[Message], int]:
+        """Return the latest messages, as many as the comparison needs, and the session's size.
 
         With `before`, only the messages before this id: earlier attempts at the turn, and other
         turns since then, may have stored messages from there on. If the request repeats the
@@ -255,18 +260,20 @@ class Conversations:
             known = _all_to_openai(earlier[:-1])
             if sent and is_repeated(known, sent):
                 await self._history.remove_messages(session_id, earlier[-1:], mode="owned")
-                return earlier[:-1]
-        return earlier
+                return earlier[:-1], page.message_count - 1
+        return earlier, page.message_count
 
-    def _trim(
+    def _context(
         self, earlier: Sequence[Message], sent: Sequence[OpenAIMessage]
     ) -> list[OpenAIMessage]:
-        return trim_to_budget(
-            _all_to_openai(earlier),
+        """Return the earlier messages that the model receives."""
+        trimmed = trim_to_budget(
+            with_calls_last(_all_to_openai(earlier), sent),
             messages=self._settings.chat_context_messages,
             tokens=self._settings.chat_context_tokens,
             needs_last_exchange=bool(sent) and sent[0]["role"] == "tool",
         )
+        return drop_unpaired_tool_calls(trimmed, sent)
 
 
 def _turn_ids(count: int, claim: Claim | None) -> list[str]:

@@ -32,13 +32,16 @@ class Overlap(NamedTuple):
 
 
 class Match(NamedTuple):
-    """The overlap of a request and its session, and the messages that the request takes over.
+    """The overlap of a request and its session.
 
-    `last` is the session's message that is the last one of the overlap.
+    `unanswered`: its messages at the end of the session without a complete answer. `crowded`: its
+    recent messages, among several in succession, of which one may have no answer yet. `last`: the
+    session's message that is the last one of the overlap.
     """
 
     overlap: Overlap
-    taken: list[Message]
+    unanswered: list[Message]
+    crowded: list[Message]
     last: Message | None
 
 
@@ -113,12 +116,10 @@ def _overlap(known: str, symbols: str, sent: Sequence[OpenAIMessage]) -> Overlap
 def match_session(
     earlier: Sequence[Message], sent: Sequence[OpenAIMessage], *, since: str, before: str | None
 ) -> Match:
-    """Return what a request and its session have in common, and the messages to take over.
+    """Return what a request and its session have in common.
 
-    These are messages without a complete answer at the end of the session. Several messages in
-    succession may have several requests and only one answer yet, so those stored since the id
-    `since` are taken over, too. If an unanswered message at the end is not from before the id
-    `before`, none of them counts.
+    The crowded messages are those that were stored since the id `since`. If an unanswered message
+    is not from before the id `before`, none of the unanswered ones counts.
     """
     known, symbols = _as_symbols([to_openai(message) for message in earlier], sent)
     overlap = _overlap(known, symbols, sent)
@@ -128,13 +129,14 @@ def match_session(
         overlap = _overlap(known[:end], symbols, sent)
         common = _common_messages(known[:end], symbols, overlap)
     # Only messages of this service have an owner.
-    taken = [
-        message
-        for index in common
-        if len((message := earlier[index]).id) == ID_DIGITS
-        and (index >= end or (message.id > since and _is_one_of_several(earlier, index)))
+    native = [index for index in common if len(earlier[index].id) == ID_DIGITS]
+    unanswered = [earlier[index] for index in native if index >= end]
+    crowded = [
+        earlier[index]
+        for index in native
+        if index < end and earlier[index].id > since and _is_one_of_several(earlier, index)
     ]
-    return Match(overlap, taken, earlier[common[-1]] if common else None)
+    return Match(overlap, unanswered, crowded, earlier[common[-1]] if common else None)
 
 
 def _common_messages(known: str, symbols: str, overlap: Overlap) -> list[int]:
@@ -225,6 +227,25 @@ def trim_to_budget(
         if earlier[index]["role"] == "user" or is_final_answer:
             begin = index
     return list(earlier[begin:])
+
+
+def with_calls_last(
+    earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]
+) -> list[OpenAIMessage]:
+    """Return earlier messages with the calls last whose results are the start of the request.
+
+    Another turn may have stored messages since. Models expect the results directly after the calls.
+    """
+    results = {str(each.get("tool_call_id")) for each in takewhile(_is_result, sent)}
+    if results:
+        for index in range(len(earlier) - 1, -1, -1):
+            if results & {str(call.get("id")) for call in tool_calls_of(earlier[index])}:
+                return [*earlier[:index], *earlier[index + 1 :], earlier[index]]
+    return list(earlier)
+
+
+def _is_result(message: OpenAIMessage) -> bool:
+    return bool(message["role"] == "tool")
 
 
 def drop_unpaired_tool_calls(
