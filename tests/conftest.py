@@ -24,8 +24,8 @@ from tests.support.turn_service import Service, open_service
 
 Serve = Callable[..., Awaitable[ClientSession]]
 
-# Tests wait about half of their time: for timeouts, for child processes, for Redis.
-WORKERS_PER_CPU = 2
+# Tests wait more than half of their time: for timeouts, for child processes, for Redis.
+WORKERS_PER_CPU = 3
 # Each worker needs several seconds to import and to collect the tests.
 MAX_WORKERS = 16
 

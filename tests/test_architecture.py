@@ -38,7 +38,12 @@ LAYERS = [
         "runtime.file_limit",
         "runtime.logs",
     },
-    {"runtime.freed_memory", "runtime.phases", "runtime.rejections"},
+    {
+        "runtime.freed_memory",
+        "runtime.phases",
+        "runtime.rejections",
+        "runtime.unsent_responses",
+    },
     {"app"},
     {"routes"},
     {"http"},

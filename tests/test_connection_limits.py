@@ -16,6 +16,7 @@ from aiohttp import ClientSession
 from groqchat.runtime.connections import SLOW_REQUEST_S
 from tests.conftest import Serve
 from tests.support.api import BASE
+from tests.support.groq import MockGroq
 from tests.support.raw_http import RawConnection, connect, post
 from tests.support.service import GROQCHAT, Service
 
@@ -143,6 +144,35 @@ async def test_requests_beyond_the_buffer_limit_are_rejected(serve: Serve, encod
             task.cancel()
         assert len(pending) in {3, 4}
         assert {task.result() for task in done} == {(503, "overloaded", "close")}
+    await _eventually_accepted(api)
+
+
+async def test_compressed_bodies_behind_a_running_request_count(
+    serve: Serve, groq: MockGroq
+) -> None:
+    api = await serve(max_request_buffer_bytes=MIB)
+    release = groq.hold()
+    body = gzip.compress(b" " * (4 * MIB))
+    pipelined = post(CHAT, body, "Content-Encoding: gzip")
+    async with AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(connect(api)) for _ in range(10)]
+        for one in opened:
+            one.writer.write(post(CHAT, HELLO))
+        async with asyncio.timeout(10):
+            while len(groq.requests) < len(opened):
+                await asyncio.sleep(0.01)
+        for one in opened:
+            one.writer.write(pipelined)
+        # Their first responses are on their way, so they can only be closed.
+        closed = [asyncio.create_task(one.read_to_end()) for one in opened]
+        done, pending = await asyncio.wait(closed, timeout=1)
+        release.set()
+        for task in pending:
+            task.cancel()
+        assert len(done) >= 5
+        for task in done:
+            with suppress(ConnectionError):
+                assert await task == b""
     await _eventually_accepted(api)
 
 

@@ -2,21 +2,26 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from aiohttp import ClientSession
 from redis.asyncio import Redis
 
 from groqchat.errors import HistoryUnavailable
-from groqchat.http import unsent_responses
+from groqchat.runtime import unsent_responses
 from groqchat.services.history_store import HistoryStore
 from groqchat.storage import page_reads
 from groqchat.storage.keys import Command
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.recording_batcher import RecordingBatcher
+from tests.support.service import Service
 from tests.support.store import TTL_S, new_message, new_store
 from tests.test_unread_responses import is_disconnected, unread
 
@@ -104,3 +109,26 @@ async def read_large(api: ClientSession) -> bytes:
         body = await response.read()
     assert len(json.loads(body)["messages"]) == 60
     return body
+
+
+def test_unread_responses_are_cut_off_with_every_event_loop(tmp_path: Path) -> None:
+    limits = "u.MAX_UNSENT_BYTES, u.MIN_AGE_S = 4_000_000, 0.0"
+    code = f"import groqchat.runtime.unsent_responses as u; {limits}; from groqchat import __main__"
+    program = (sys.executable, "-c", f"{code}; __main__.run()")
+    with (
+        Service(
+            tmp_path, program=program, REDIS_URL="memory:", GROQ_BASE_URL="offline:"
+        ) as service,
+        ExitStack() as stack,
+    ):
+        for number in range(20):
+            body = {"message": "x" * 100_000, "session_id": "large", "context": number % 1}
+            assert requests.post(f"{service.url}{BASE}/chat", json=body, timeout=20).ok
+        port = int(service.url.rpartition(":")[2])
+        clients = [stack.enter_context(unread(port, GET)) for _ in range(4)]
+        first = clients[0]
+        first.settimeout(20)
+        # The rest of its page never arrives.
+        with suppress(ConnectionError):
+            while first.recv(65_536):
+                pass

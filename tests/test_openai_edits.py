@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from aiohttp import ClientSession
@@ -205,3 +206,86 @@ async def test_tool_results_follow_their_call_although_another_turn_was_stored_s
     roles = [each["role"] for each in groq.requests[-1]["messages"]]
     assert roles == ["user", "user", "assistant", "assistant", "tool"]
     assert groq.requests[-1]["messages"][3]["tool_calls"] == [call]
+
+
+async def test_a_rejected_request_after_an_incomplete_answer_removes_only_its_own_message(
+    api: ClientSession, groq: MockGroq
+) -> None:
+    groq.options.fail, groq.options.fail_after_chunks = "drop", 3
+    assert not await succeeds(api, session=True, stream=True, messages=users("Q"), headers={})
+    groq.options.fail = groq.options.fail_after_chunks = None
+    answer = {"role": "assistant", "content": (await history(api))[1]["content"]}
+    groq.options.fail = "400"
+    transcript = [*users("Q"), answer, *users("N")]
+    assert (await send(api, session=True, messages=transcript, headers={}))[0] == 400
+    assert await contents(api) == ["Q", "answer"]
+
+
+async def test_a_rejected_retry_retains_the_answered_message_of_another_request(
+    api: ClientSession, groq: MockGroq
+) -> None:
+    releases = [groq.hold()]
+    first = asyncio.create_task(send(api, session=True, messages=users("Q"), headers={}))
+    await until_asked(groq, 1)
+    releases.append(groq.hold())
+    other = asyncio.create_task(send(api, session=True, messages=users("Z"), headers={}))
+    await until_asked(groq, 2)
+    groq.before_response, groq.options.fail = None, "503"
+    keyed: dict[str, Any] = {"session": True, "messages": users("Q", "R")}
+    assert (await send(api, **keyed))[0] == 503
+    groq.options.fail, groq.rejected = None, {2}
+    releases[1].set()
+    assert (await other)[0] == 400
+    releases[0].set()
+    assert (await first)[0] == 200
+    assert await contents(api) == ["Q", "Q", "R", "answer"]
+    groq.options.fail = "400"
+
+    async def is_rejected() -> bool:
+        return (await send(api, **keyed))[0] == 400
+
+    await wait_until(is_rejected)
+    assert await contents(api) == ["Q", "answer"]
+
+
+async def test_a_repeated_transcript_is_stored_although_its_first_request_is_rejected(
+    api: ClientSession, groq: MockGroq, exchange: list[dict[str, str]]
+) -> None:
+    requests = [users("X"), [*exchange, *users("M")], users("Y"), [*exchange, *users("M")]]
+    releases, running = [], []
+    for count, messages in enumerate(requests[:3], 2):
+        releases.append(groq.hold())
+        request = send(api, session=True, messages=messages, headers={})
+        running.append(asyncio.create_task(request))
+        await until_asked(groq, count)
+    releases[0].set()
+    assert (await running[0])[0] == 200
+    releases[2].set()
+    assert (await running[2])[0] == 200
+    releases.append(groq.hold())
+    sending = succeeds(api, session=True, messages=requests[3], headers={})
+    repeated = asyncio.create_task(sending)
+    await until_asked(groq, 5)
+    groq.rejected = {3}
+    releases[1].set()
+    assert (await running[1])[0] == 400
+    releases[3].set()
+    assert await repeated
+    stored = await contents(api)
+    assert stored == ["P", "answer", "X", "M", "Y", "answer", "answer", "answer"]
+
+
+async def test_a_rejected_retry_of_a_whole_conversation_removes_all_of_it(
+    api: ClientSession, groq: MockGroq
+) -> None:
+    answer = {"role": "assistant", "content": "A"}
+    keyed: dict[str, Any] = {"session": True, "messages": [*users("Q"), answer, *users("N")]}
+    groq.options.fail = "503"
+    assert (await send(api, **keyed))[0] == 503
+    groq.options.fail = "400"
+
+    async def is_rejected() -> bool:
+        return (await send(api, **keyed))[0] == 400
+
+    await wait_until(is_rejected)
+    assert await contents(api) == []

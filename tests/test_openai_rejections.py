@@ -326,7 +326,7 @@ async def test_an_answer_restores_one_of_several_messages(
     await until_asked(groq, 2)
     store = new_store(redis)
     taken = (await store.get_history_page("s")).messages[:1]
-    assert await store.owners.take_over("s", OwnedMessages("other", taken), None)
+    assert await store.owners.take_over("s", [OwnedMessages("other", taken)], None)
     await store.try_remove("s", *taken, mode="owned", request_id="other")
     assert await contents(api) == ["R"]
     release.set()

@@ -84,3 +84,26 @@ async def test_a_request_that_fails_on_a_new_connection_is_not_repeated(serve: S
             async with api.post(f"{BASE}/chat", json={"message": "Hello"}) as response:
                 assert response.status == 502
         assert len(raw.bodies) == 1
+
+
+async def test_a_response_that_has_begun_and_breaks_is_not_requested_again(serve: Serve) -> None:
+    whole_answers = 1
+
+    async def respond(writer: asyncio.StreamWriter) -> None:
+        nonlocal whole_answers
+        answer = whole(COMPLETION)
+        if whole_answers:
+            whole_answers -= 1
+            writer.write(answer)
+            return
+        writer.write(answer[:-10])
+        await writer.drain()
+        writer.transport.abort()
+
+    async with RawGroq(respond).serve() as raw:
+        api = await serve(groq_base_url=raw.url, groq_max_retries=0)
+        assert await send(api, "chat") == 200
+        raw.bodies.clear()
+        async with api.post(f"{BASE}/chat", json={"message": "Hello"}) as response:
+            assert response.status == 502
+        assert len(raw.bodies) == 1

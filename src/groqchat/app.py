@@ -17,7 +17,6 @@ from groqchat.http.hosts import AllowedHosts
 from groqchat.http.origins import AllowedOrigins
 from groqchat.http.proxies import PROXIES, Proxies
 from groqchat.http.state import SERVICES, SETTINGS, Services
-from groqchat.http.unsent_responses import UnsentResponses
 from groqchat.offline.options import parse_options
 from groqchat.offline.server import serve_mock_groq
 from groqchat.routes import docs, groq_chat, health, history, models, openai, sessions, turns
@@ -134,7 +133,6 @@ async def _open_services(app: web.Application) -> AsyncIterator[None]:
             ),
             limiter=limiter,
             event_streams=event_streams,
-            unsent_responses=UnsentResponses(),
         )
         yield
 

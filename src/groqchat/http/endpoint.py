@@ -112,11 +112,7 @@ class Endpoint:
         response = await self.handler(request, services, **arguments)
         if isinstance(response, web.StreamResponse):
             return response
-        sent = JsonResponse(response)
-        # The answer of a turn is small, and must not be lost.
-        if self.method == hdrs.METH_GET:
-            sent.on_sent = services.unsent_responses.add(request.transport, sent.size)
-        return sent
+        return JsonResponse(response)
 
 
 class JsonResponse(web.Response):
@@ -127,16 +123,9 @@ class JsonResponse(web.Response):
     """
 
     _writer: AbstractStreamWriter | None = None
-    # Called when the client has read the response, or disconnected.
-    on_sent: Callable[[], None] | None = None
 
     def __init__(self, model: BaseModel) -> None:
         super().__init__(body=model.model_dump_json().encode(), content_type=JSON)
-
-    @property
-    def size(self) -> int:
-        """The size of the body in bytes."""
-        return len(cast("bytes", self.body))
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Prepare the head of the response."""
@@ -152,14 +141,10 @@ class JsonResponse(web.Response):
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Send head and body with one write."""
-        try:
-            if self._writer is None:
-                await super().write_eof(data)
-            else:
-                await self._writer.write_eof(cast("bytes", self.body))
-        finally:
-            if self.on_sent is not None:
-                self.on_sent()
+        if self._writer is None:
+            await super().write_eof(data)
+        else:
+            await self._writer.write_eof(cast("bytes", self.body))
 
     def _is_usual(self, request: web.Request) -> bool:
         """Return whether a whole body follows on a connection that stays open."""

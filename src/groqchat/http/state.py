@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from groqchat.http.event_stream import EventStreams
-from groqchat.http.unsent_responses import UnsentResponses
 from groqchat.services.groq.model_catalog import ModelCatalog
 from groqchat.services.openai.keyed import KeyedCompletions
 from groqchat.services.openai.proxy import OpenAIProxy
@@ -31,7 +30,6 @@ class Services:
     keyed_completions: KeyedCompletions
     limiter: TurnLimiter
     event_streams: EventStreams
-    unsent_responses: UnsentResponses
 
 
 SETTINGS = web.AppKey("settings", Settings)

@@ -17,6 +17,7 @@ from groqchat.errors import ShuttingDown
 from groqchat.http.errors import ApiError, api_error_for_status, to_api_error
 from groqchat.runtime.phases import CLOSED_FOR_OTHERS, WITHOUT_ERROR, WITHOUT_REQUEST, Phase
 from groqchat.runtime.rejections import Rejections
+from groqchat.runtime.unsent_responses import UnsentResponses
 
 # A body of 4 MB passes over a link of 32 kbit/s: half of the speed to which mobile providers
 # throttle their customers.
@@ -133,6 +134,7 @@ class Connections:
         self.clock = clock
         # Bytes of requests that are not complete.
         self.buffered_bytes = 0
+        self.unsent = UnsentResponses(clock)
         self.is_draining = False
         self._drain_started_s = 0.0
         # Connections that were idle at the last check of the drain.
@@ -179,7 +181,11 @@ class Connections:
             largest = max(self._open, key=lambda each: each.buffered_bytes, default=None)
             if largest is None or not largest.buffered_bytes:
                 return
+            before = self.buffered_bytes
             self._reject(largest, TOO_MANY_BYTES, "MAX_REQUEST_BUFFER_BYTES")
+            if self.buffered_bytes >= before:
+                # It is closing; the next request that arrives causes another search.
+                return
 
     def _reject(self, connection: Connection, error: ApiError, setting: str) -> None:
         self._rejections.add(setting, connection.address)

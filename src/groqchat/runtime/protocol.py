@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
@@ -12,7 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from groqchat.http.errors import ApiError, RequestError, api_error_for_status, to_api_error
 from groqchat.http.request_id import NO_REQUEST_ID, REQUEST_ID_HEADER, new_request_id, request_id
-from groqchat.runtime.bodies import discard_unread
+from groqchat.runtime.bodies import discard_unread, waiting_bytes
 from groqchat.runtime.connections import MAX_HEAD_BYTES, MAX_LINGERING, Connections
 from groqchat.runtime.parse_errors import HEAD_TOO_LARGE, INCOMPLETE_BODY, parse_error
 from groqchat.runtime.phases import Phase
@@ -116,8 +117,9 @@ class HttpConnection(web.RequestHandler):
             return
         if phase is Phase.RUNNING or not data:
             super().data_received(data)
-            if self.phase is Phase.BODY:  # The next part has been decompressed.
-                self._count(0)
+            if self.phase is Phase.BODY or self.phase is Phase.RUNNING:
+                # aiohttp may have decompressed the next part.
+                self._count(len(data))
         elif phase is Phase.DISCARDING:
             super().data_received(data)
             if self._payload.is_eof():
@@ -197,12 +199,16 @@ class HttpConnection(web.RequestHandler):
         return True
 
     def reject(self, error: ApiError) -> None:
-        """Send an error and close the connection."""
+        """Send an error, unless a response is on its way, and close the connection."""
         if self.phase is Phase.BODY:
             self._fail_body(error)
             return
         transport = self.transport
         if transport is None or transport.is_closing():
+            return
+        if self.phase is Phase.RUNNING:
+            self._set_phase(Phase.CLOSING)
+            transport.abort()
             return
         transport.write(raw_response(error, self._all.error_headers))
         self._loop.call_later(LINGER_S, transport.abort)
@@ -220,12 +226,9 @@ class HttpConnection(web.RequestHandler):
         self.force_close()
 
     def has_partial_head(self) -> bool:
-        """Return whether an idle connection has a part of a request; it cannot go on then.
-
-        The parser ignores empty lines between two requests. They complete a part, or make it
-        invalid.
-        """
-        # Private in aiohttp. Without it, only KEEPALIVE_TIMEOUT_S ends such a connection.
+        """Return whether an idle connection has a part of a request; it cannot go on then."""
+        # Private in aiohttp. Without it, only KEEPALIVE_TIMEOUT_S ends such a connection. aiohttp
+        # ignores empty lines between requests. They complete a part, or make it invalid.
         parser = getattr(self, "_parser", None)
         if parser is None or self._has_pipelined_requests():
             return False
@@ -247,10 +250,7 @@ class HttpConnection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002 - aiohttp passes it; the text may quote the request
     ) -> web.StreamResponse:
-        """Return the response to a request that aiohttp cannot parse, or whose middleware failed.
-
-        The response closes the connection.
-        """
+        """Return the last response, for a request that is malformed or whose middleware failed."""
         if isinstance(exc, HttpProcessingError):
             new_request_id()
             error = parse_error(exc, status)
@@ -307,6 +307,8 @@ class HttpConnection(web.RequestHandler):
         """Count received bytes, or as many as they are when they are decompressed."""
         if self._payload is not None:
             count = max(count, self._payload.total_bytes - self._counted_bytes)
+        elif self.phase is Phase.RUNNING and self._has_pipelined_requests():
+            count = max(count, waiting_bytes(self._pipelined()) - self._counted_bytes)
         self._counted_bytes += count
         self._all.buffered_bytes += count
         if (
@@ -336,9 +338,12 @@ class HttpConnection(web.RequestHandler):
         payload.feed_eof()
 
     def _has_pipelined_requests(self) -> bool:
+        return len(self._pipelined()) > 0
+
+    def _pipelined(self) -> Sequence[tuple[Any, Any]]:
         # Private in aiohttp. Without it, only the first of several pipelined requests is answered
         # if the client has closed its half of the connection.
-        return bool(getattr(self, "_messages", ()))
+        return getattr(self, "_messages", ())
 
     def _end_lingering(self) -> None:
         if self._ended is not None and not self._ended.done():

@@ -18,14 +18,22 @@ from groqchat.services.groq.errors import strip_tracebacks
 PIECE_BYTES = 65_536
 
 
+def _ignore() -> None:
+    pass
+
+
 class LargeBody(Payload):
-    """A body in memory, which all connections that send it share."""
+    """A body in memory, which all connections that send it share.
+
+    `on_sent` is called when the client has read it, or is gone.
+    """
 
     _value: bytes
 
-    def __init__(self, value: bytes) -> None:
+    def __init__(self, value: bytes, on_sent: Callable[[], None] = _ignore) -> None:
         super().__init__(value)
         self._size = len(value)
+        self._on_sent = on_sent
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Return the body as text."""
@@ -44,6 +52,8 @@ class LargeBody(Payload):
             # A frame of aiohttp refers to the error that refers to it.
             strip_tracebacks(error)
             raise
+        finally:
+            self._on_sent()
 
 
 class LastResponse(web.Response):

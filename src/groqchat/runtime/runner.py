@@ -7,17 +7,21 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from groqchat.http.errors import CLIENT_CLOSED_REQUEST
+from groqchat.errors import Overloaded
+from groqchat.http.errors import CLIENT_CLOSED_REQUEST, to_api_error
 from groqchat.http.expectations import expectation_failed
+from groqchat.http.request_id import REQUEST_ID_HEADER
 from groqchat.runtime.connections import ConnectionLimits, Connections
 from groqchat.runtime.protocol import HttpConnection
 from groqchat.runtime.responses import PIECE_BYTES, LargeBody
 from groqchat.runtime.static_routes import StaticRoutes, static_routes
+from groqchat.runtime.unsent_responses import UnsentResponses
 from groqchat.services.groq.errors import strip_tracebacks
 
 # Requests that a client or a proxy sent before it saw the port close arrive within this time.
 IDLE_GRACE_S = 1.0
 DRAIN_CHECK_S = 0.05
+IDEMPOTENCY_KEY = "Idempotency-Key"
 # Turns are drained before; this is the time to send their last answers.
 SHUTDOWN_TIMEOUT_S = 3.0
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -147,7 +151,7 @@ def _track_requests(server: web.Server, connections: Connections, routes: Static
             response = expectation_failed(request)
         # aiohttp refers to the request, with its body, until the next one of the connection.
         request._read_bytes = None  # noqa: SLF001 - private in aiohttp
-        _send_in_pieces(response)
+        response = _send_in_pieces(request, response, connections.unsent)
         if connections.is_draining and not response.prepared:
             response.force_close()
         last: web.StreamResponse = connection.last_response(response)
@@ -157,9 +161,22 @@ def _track_requests(server: web.Server, connections: Connections, routes: Static
     server.request_handler = respond
 
 
-def _send_in_pieces(response: web.StreamResponse) -> None:
-    """Send a large body as fast as the client reads it."""
-    if isinstance(response, web.Response):
-        body = response.body
-        if isinstance(body, bytes) and len(body) > PIECE_BYTES:
-            response.body = LargeBody(body)
+def _send_in_pieces(
+    request: web.BaseRequest, response: web.StreamResponse, unsent: UnsentResponses
+) -> web.StreamResponse:
+    """Send a large body as fast as the client reads it; reject it if too many wait."""
+    if not isinstance(response, web.Response) or request.method == hdrs.METH_HEAD:
+        return response
+    body = response.body
+    if not isinstance(body, bytes) or len(body) <= PIECE_BYTES:
+        return response
+    try:
+        # An answer with a key is stored, and is sent again.
+        is_repeatable = request.method == hdrs.METH_GET or IDEMPOTENCY_KEY in request.headers
+        on_sent = unsent.add(request.transport, len(body), is_repeatable=is_repeatable)
+    except Overloaded as error:
+        rejection = to_api_error(error).response()
+        rejection.headers[REQUEST_ID_HEADER] = response.headers.get(REQUEST_ID_HEADER, "")
+        return rejection
+    response.body = LargeBody(body, on_sent)
+    return response

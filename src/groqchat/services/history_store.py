@@ -259,7 +259,7 @@ class HistoryStore:
                 turn = await read_turn(ids, transact, session_id)
             if turn.messages:
                 owned = OwnedMessages(ids[-1], turn.messages)
-                await self.owners.take_over(session_id, owned, claim)
+                await self.owners.take_over(session_id, [owned], claim)
         return turn
 
     async def get_history_page(

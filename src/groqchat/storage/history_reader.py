@@ -226,10 +226,14 @@ async def read_context(
 
 
 class StoredTurn(NamedTuple):
-    """The messages of a turn, and its answers, that earlier attempts have stored."""
+    """The messages of a turn, and its answers, that earlier attempts have stored.
+
+    `precedes_others`: answers to other messages were stored later.
+    """
 
     messages: list[Message]
     answers: list[Message]
+    precedes_others: bool = False
 
 
 async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> StoredTurn:
@@ -251,6 +255,7 @@ async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> 
     )
     later = scored_members(members)
     answers = _answers(later, ids[-1])
+    precedes_others = sum(map(is_answer, later)) > len(answers)
     read = len(later)
     while len(later) >= LATER_MESSAGES and read < MAX_MEMBERS and not answers:
         after = f"({later[-1][1]!r}"
@@ -266,7 +271,14 @@ async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> 
         taken = [each for each, is_taken in zip(incomplete, owners, strict=True) if is_taken]
         answers = [each for each in answers if each not in taken]
     own = frozenset(ids)
-    return StoredTurn(messages=[each for each in found if each.id in own], answers=answers)
+    messages = [each for each in found if each.id in own]
+    return StoredTurn(messages=messages, answers=answers, precedes_others=precedes_others)
+
+
+def is_answer(member: ScoredMember) -> bool:
+    """Return whether a member is a message of the model."""
+    message = decode_member(*member)
+    return message is not None and message.role == "assistant"
 
 
 def _answers(members: Sequence[ScoredMember], turn_id: str) -> list[Message]:

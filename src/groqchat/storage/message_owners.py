@@ -52,18 +52,18 @@ CLAIMED_REMOVAL_SCRIPT = READ_CLAIM + ALLOW_RELEASED_CLAIM + CHECK_CLAIM + REMOV
 # one of them is missing, or if the size of the session has changed.
 # KEYS: those of CHECK_CLAIM, if there is a claim; the session; the owner of each message.
 # ARGV: those of CHECK_CLAIM; the number of KEYS before the owners, the size of the session or an
-# empty text, the request, the scores in the order of the owners.
+# empty text, the score and the new owner of each message, in the order of the owners.
 TAKE_OVER_SCRIPT = f"""
 local before, size = tonumber(ARGV[3]), ARGV[4]
 local session = KEYS[before]
 if size ~= '' and redis.call('ZCARD', session) ~= tonumber(size) then return {{1, 0}} end
-for at = 6, #ARGV do
+for at = 5, #ARGV, 2 do
   if redis.call('ZCOUNT', session, ARGV[at], ARGV[at]) == 0 then return {{1, 0}} end
 end
 for at = 1, #KEYS - before do
   local name = KEYS[before + at]
   if redis.call('GET', name) ~= '{keys.ANSWERED}' then
-    redis.call('SET', name, ARGV[5], 'EX', {keys.SESSION_KEYS_TTL_S})
+    redis.call('SET', name, ARGV[4 + 2 * at], 'EX', {keys.SESSION_KEYS_TTL_S})
   end
 end
 return {{1, 1}}
@@ -90,9 +90,9 @@ return 1
 
 
 class OwnedMessages(NamedTuple):
-    """Messages, and the request that owns them."""
+    """Messages and their owner: the id of a request, or ANSWERED if none may remove them."""
 
-    request_id: str
+    owner: str
     messages: Sequence[Message]
 
 
@@ -149,20 +149,21 @@ class MessageOwners:
     async def take_over(
         self,
         session_id: str,
-        owned: OwnedMessages,
+        owned: Sequence[OwnedMessages],
         claim: Claim | None,
         *,
         session_size: int | None = None,
     ) -> bool:
-        """Make a request the owner of messages; return whether all of them still exist.
+        """Change the owners of messages; return whether all of them still exist.
 
         With `session_size`, also return False if messages were added or removed since then.
         """
         script = CLAIMED_TAKE_OVER_SCRIPT if claim else TAKE_OVER_SCRIPT
-        ids = [message.id for message in owned.messages]
+        pairs = [(message, each.owner) for each in owned for message in each.messages]
+        ids = [message.id for message, _ in pairs]
         size = "" if session_size is None else str(session_size)
-        scores = [message.score_text for message in owned.messages]
-        arguments = size, owned.request_id, *scores
+        words = [word for message, owner in pairs for word in (message.score_text, owner)]
+        arguments = size, *words
         names = [keys.owner_key(session_id, each) for each in ids]
         reply, *_ = await self._transact(
             [

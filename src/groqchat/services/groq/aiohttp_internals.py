@@ -32,9 +32,9 @@ MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 MAX_UNREAD_BYTES = 64 * 1024
 # Responses that another response follows. No response follows a change of protocols.
 INFORMATIONAL = frozenset(range(100, 200)) - {HTTPStatus.SWITCHING_PROTOCOLS}
-# The error of a connection that the server or a NAT has given up arrives after one round trip.
-# After a longer time, the server may have begun with the response.
-MAX_ROUND_TRIP_S = 1.0
+# The error of a stale connection arrives after one round trip; the server may begin with a response
+# after a longer time.
+MAX_ROUND_TRIP_S = 0.5
 # Headers that depend on the body.
 BODY_HEADERS = frozenset({"content-length", "transfer-encoding"})
 
@@ -93,8 +93,6 @@ def _exists(module: str, name: str, parameters: Sequence[str]) -> bool:
 class Reuse:
     """Whether a request may use a connection that was idle, and when it did."""
 
-    __slots__ = ("is_allowed", "used_s")
-
     def __init__(self) -> None:
         self.is_allowed = True
         self.used_s: float | None = None
@@ -104,11 +102,8 @@ class Reuse:
 
         A pool can have many stale connections, so retries would meet one after the other.
         """
-        was_stale = (
-            self.is_allowed
-            and self.used_s is not None
-            and time.monotonic() - self.used_s < MAX_ROUND_TRIP_S
-        )
+        is_recent = self.used_s is not None and time.monotonic() - self.used_s < MAX_ROUND_TRIP_S
+        was_stale = self.is_allowed and is_recent
         self.is_allowed = self.is_allowed and not was_stale
         return was_stale
 
@@ -120,6 +115,12 @@ REUSE: ContextVar[Reuse | None] = ContextVar("REUSE", default=None)
 def allow_reuse() -> None:
     """Let the next request of the current task, with its retries, use idle connections."""
     REUSE.set(Reuse())
+
+
+def note_response() -> None:
+    """Note that a response has begun, so the connection of the current task is not stale."""
+    if reuse := REUSE.get():
+        reuse.used_s = None
 
 
 class GroqConnector(aiohttp.TCPConnector):
@@ -143,7 +144,7 @@ class GroqConnector(aiohttp.TCPConnector):
             if connection is None or connection.protocol is None:
                 return connection
             if not connection.protocol.should_close:
-                if reuse is not None:
+                if reuse:
                     reuse.used_s = time.monotonic()
                 return connection
             connection.close()
@@ -229,6 +230,7 @@ class RequestTemplate:
         end = b"\r\n" if body is None else b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
         protocol.transport.write(self._head + end)
         message, payload = await protocol.read()
+        note_response()
         while message.code in INFORMATIONAL:
             # The final response follows, for example after 103 Early Hints.
             message, payload = await protocol.read()

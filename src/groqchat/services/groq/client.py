@@ -26,6 +26,7 @@ from groqchat.services.groq.aiohttp_internals import (
     allow_reuse,
     limit_pauses,
     missing_internals,
+    note_response,
     read_available,
     read_limited,
 )
@@ -314,6 +315,7 @@ class GroqClient(AsyncGroq):
             )
         except (aiohttp.ClientError, OSError) as error:
             raise connection_error("POST", str(url), error) from strip_tracebacks(error)
+        note_response()
         limit_pauses(response, self._read_timeout_s)
         return response
 

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import aiohttp
 import groq
 
 from groqchat.errors import RateLimited
@@ -12,6 +13,8 @@ from groqchat.services.groq.rate_limits import RateLimits
 
 # If a request would wait longer than this for a rate limit, its caller receives the 429 at once.
 MAX_RETRY_AFTER_S = 5.0
+# The errors of a connection that breaks before the first byte of a response.
+BROKEN = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
 BACKOFF = Backoff(base_s=0.25, cap_s=4.0, jitter=1.0)
 # An outage of Groq multiplies the requests by 1.2, not by 1 + GROQ_MAX_RETRIES. The minimum lets a
 # service with little traffic retry each failure. The capacity covers a short burst of failures.
@@ -37,12 +40,10 @@ class GroqRetries:
 
         The first attempt is 0.
         """
-        is_broken = isinstance(error, groq.APIConnectionError)
-        if is_broken and not isinstance(error, groq.APITimeoutError):
-            reuse = REUSE.get()
-            if reuse is not None and reuse.end():
-                # At once, and even without retries: Groq has not received the request.
-                return True
+        reuse = REUSE.get()
+        if reuse is not None and isinstance(error.__cause__, BROKEN) and reuse.end():
+            # At once, and even without retries: Groq has not received the request.
+            return True
         requested_s = retry_after_s(error)
         is_limit = isinstance(error, groq.RateLimitError) and bool(requested_s)
         if is_limit:

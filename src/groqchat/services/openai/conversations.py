@@ -141,11 +141,19 @@ class Conversations:
         for reads in range(1, MAX_READS + 1):
             (earlier, size), turn = await self._read(session_id, sent, ids, claim)
             match = match_session(earlier, sent, since=since, before=before)
-            taken = OwnedMessages(request_id, [*match.crowded, *match.unanswered])
-            # In a busy session, the last read must do.
-            expected = size if reads < MAX_READS else None
-            take_over = partial(self._history.owners.take_over, session_id, taken, claim)
-            if not taken.messages or await take_over(session_size=expected):
+            is_last_read = reads == MAX_READS
+            if turn.precedes_others or is_last_read:
+                # An answer that was stored since may belong to a message that seems to have none.
+                retained = [*match.retained, *match.unanswered]
+                match = match._replace(unanswered=[], retained=retained)
+            owned = [
+                OwnedMessages(request_id, match.unanswered),
+                OwnedMessages(keys.ANSWERED, match.retained),
+            ]
+            expected = None if is_last_read else size
+            take_over = partial(self._history.owners.take_over, session_id, owned, claim)
+            is_needed = match.unanswered or match.retained
+            if not is_needed or await take_over(session_size=expected):
                 return _Session(earlier, turn, match)
         # Other requests removed messages each time. With this `before`, none of them is known.
         match = match_session(earlier, sent, since=since, before="")
@@ -209,8 +217,7 @@ class Conversations:
 
     async def rollback(self, conversation: Conversation) -> None:
         """Remove the messages that a rejected request owns."""
-        taken = [each for each in conversation.taken if each.role != "assistant"]
-        removed = [*conversation.incomplete_answers, *conversation.new, *taken]
+        removed = [*conversation.incomplete_answers, *conversation.new, *conversation.taken]
         if removed:
             await self._history.try_remove(
                 conversation.session_id,

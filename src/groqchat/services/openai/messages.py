@@ -34,14 +34,14 @@ class Overlap(NamedTuple):
 class Match(NamedTuple):
     """The overlap of a request and its session.
 
-    `unanswered`: its messages at the end of the session without a complete answer. `crowded`: its
-    recent messages, among several in succession, of which one may have no answer yet. `last`: the
-    session's message that is the last one of the overlap.
+    `unanswered`: its messages at the end of the session without an answer. `retained`: those that
+    no rejected request may remove, because the request needs them. `last`: the session's message
+    that is the last one of the overlap.
     """
 
     overlap: Overlap
     unanswered: list[Message]
-    crowded: list[Message]
+    retained: list[Message]
     last: Message | None
 
 
@@ -118,25 +118,37 @@ def match_session(
 ) -> Match:
     """Return what a request and its session have in common.
 
-    The crowded messages are those that were stored since the id `since`. If an unanswered message
-    is not from before the id `before`, none of the unanswered ones counts.
+    Requests of messages that were stored since the id `since` may still run. If an unanswered
+    message is not from before the id `before`, none of them counts.
     """
     known, symbols = _as_symbols([to_openai(message) for message in earlier], sent)
     overlap = _overlap(known, symbols, sent)
     common = _common_messages(known, symbols, overlap)
-    end = len(earlier) - sum(1 for _ in takewhile(_is_no_answer, reversed(earlier)))
+    end = len(earlier) - sum(1 for _ in takewhile(_is_question, reversed(earlier)))
     if before is not None and common and common[-1] >= end and earlier[common[-1]].id >= before:
         overlap = _overlap(known[:end], symbols, sent)
         common = _common_messages(known[:end], symbols, overlap)
     # Only messages of this service have an owner.
     native = [index for index in common if len(earlier[index].id) == ID_DIGITS]
     unanswered = [earlier[index] for index in native if index >= end]
-    crowded = [
+    # An exchange with an incomplete answer, the message that is answered again, and recent messages
+    # that another one follows.
+    complete = len(earlier) - sum(1 for _ in takewhile(_is_no_answer, reversed(earlier)))
+    retained = [
         earlier[index]
         for index in native
-        if index < end and earlier[index].id > since and _is_one_of_several(earlier, index)
+        if index < end
+        and (
+            index >= complete
+            or (index == common[-1] and _is_question(earlier[index]))
+            or (earlier[index].id > since and all(map(_is_question, earlier[index : index + 2])))
+        )
     ]
-    return Match(overlap, unanswered, crowded, earlier[common[-1]] if common else None)
+    return Match(overlap, unanswered, retained, earlier[common[-1]] if common else None)
+
+
+def _is_question(message: Message) -> bool:
+    return message.role != "assistant"
 
 
 def _common_messages(known: str, symbols: str, overlap: Overlap) -> list[int]:
@@ -147,13 +159,6 @@ def _common_messages(known: str, symbols: str, overlap: Overlap) -> list[int]:
         if left and known[index] == symbols[left - 1]:
             indexes.append(index)
     return indexes[::-1]
-
-
-def _is_one_of_several(messages: Sequence[Message], index: int) -> bool:
-    """Return whether a message is no answer, and follows or precedes another such message."""
-    near = messages[max(0, index - 1) : index + 2]
-    roles = [message.role for message in near if message.role != "assistant"]
-    return messages[index].role != "assistant" and len(roles) > 1
 
 
 def last_answer(messages: Sequence[Message]) -> Message | None:

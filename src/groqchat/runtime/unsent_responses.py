@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from groqchat.errors import Overloaded
 
-# The operating system accepts a smaller response at once.
-LARGE_BYTES = 65_536
 # Sixteen pages of the maximum size. The limit of each worker should be far below the memory of a
 # small container.
 MAX_UNSENT_BYTES = 128 * 1024 * 1024
@@ -22,7 +20,7 @@ RETRY_AFTER_S = 1.0
 class _Unsent:
     """A response that is being sent."""
 
-    transport: asyncio.BaseTransport
+    transport: asyncio.Transport
     size: int
     since_s: float
 
@@ -36,18 +34,24 @@ class UnsentResponses:
         self._open: dict[_Unsent, None] = {}
         self._bytes = 0
 
-    def add(self, transport: asyncio.BaseTransport | None, size: int) -> Callable[[], None]:
-        """Count a response; call the result when it is sent. Raise Overloaded if too many wait."""
-        if transport is None or size <= LARGE_BYTES:
+    def add(
+        self, transport: asyncio.Transport | None, size: int, *, is_repeatable: bool
+    ) -> Callable[[], None]:
+        """Count a response; call the result when it is sent.
+
+        Raises Overloaded if too many wait, and the client can repeat the request at no cost.
+        """
+        if transport is None:
             return _ignore
         now_s = self._clock()
         while self._bytes + size > MAX_UNSENT_BYTES and self._open:
             oldest = next(iter(self._open))
             if now_s - oldest.since_s < MIN_AGE_S:
-                raise Overloaded(retry_after_s=RETRY_AFTER_S)
+                if is_repeatable:
+                    raise Overloaded(retry_after_s=RETRY_AFTER_S)
+                break
             self._remove(oldest)
-            if isinstance(oldest.transport, asyncio.Transport):
-                oldest.transport.abort()
+            oldest.transport.abort()
         unsent = _Unsent(transport, size, now_s)
         self._open[unsent] = None
         self._bytes += size
