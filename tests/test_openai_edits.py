@@ -8,7 +8,9 @@ import pytest
 from aiohttp import ClientSession
 from redis.asyncio import Redis
 
+from groqchat.errors import HistoryUnavailable
 from groqchat.storage.message_ids import earlier_id
+from groqchat.storage.message_owners import MessageOwners
 from tests.support.groq import MockGroq
 from tests.support.store import new_message, new_store
 from tests.support.streams import history, wait_until
@@ -288,4 +290,21 @@ async def test_a_rejected_retry_of_a_whole_conversation_removes_all_of_it(
         return (await send(api, **keyed))[0] == 400
 
     await wait_until(is_rejected)
+    assert await contents(api) == []
+
+
+async def test_a_message_whose_owner_changes_after_the_deadline_is_removed_too(
+    api: ClientSession, groq: MockGroq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groq.options.fail = "503"
+    assert (await send(api, session=True, messages=users("Q"), headers={}))[0] == 503
+    take_over = MessageOwners.take_over
+
+    async def confirm_late(*arguments: Any, **options: Any) -> bool:
+        await take_over(*arguments, **options)
+        raise HistoryUnavailable("no answer within 2 s")
+
+    monkeypatch.setattr(MessageOwners, "take_over", confirm_late)
+    groq.options.fail = "400"
+    assert (await send(api, session=True, messages=users("Q"), headers={}))[0] == 400
     assert await contents(api) == []

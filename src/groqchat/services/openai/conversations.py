@@ -7,7 +7,7 @@ from functools import partial
 from operator import attrgetter
 from typing import NamedTuple
 
-from groqchat.errors import HistoryUnavailable, InvalidField, StorageError
+from groqchat.errors import HistoryUnavailable, StorageError
 from groqchat.fields import MAX_PAGE
 from groqchat.retry import WaitBudget
 from groqchat.services.history_store import HistoryStore
@@ -26,6 +26,7 @@ from groqchat.services.openai.messages import (
     trim_to_budget,
     with_calls_last,
 )
+from groqchat.services.openai.request_body import validated_messages
 from groqchat.settings import Settings
 from groqchat.storage import keys
 from groqchat.storage.claims import Claim
@@ -33,7 +34,7 @@ from groqchat.storage.errors import redis_errors
 from groqchat.storage.history_reader import StoredTurn
 from groqchat.storage.message_ids import MICROS_PER_S, earlier_id, new_message_id
 from groqchat.storage.message_owners import OwnedMessages
-from groqchat.storage.messages import INCOMPLETE, ROLES, Message, remove_members
+from groqchat.storage.messages import INCOMPLETE, Message, remove_members
 
 # How far back the tool calls that a request answers, and their user message, may be.
 MAX_TOOL_CALL_DISTANCE = 100
@@ -93,36 +94,43 @@ class Conversations:
         be read, the conversation contains only the request's messages; a further attempt at a turn
         raises HistoryUnavailable, because an earlier one may have stored the answer.
         """
-        request = _validated(messages)
+        request = validated_messages(messages)
         instructions = [message for message in request if message["role"] in INSTRUCTION_ROLES]
         sent = [message for message in request if message["role"] not in INSTRUCTION_ROLES]
         budget = WaitBudget(self._settings.redis_timeout_s)
         ids = _turn_ids(len(sent), claim)
         request_id = claim.message_id if claim else new_message_id()
+        # What Redis may take over after the deadline.
+        pending: list[Message] = []
+        unread = Conversation(
+            session_id=session_id,
+            messages=request,
+            budget=budget,
+            taken=pending,
+            request_id=request_id,
+            claim=claim,
+        )
         try:
             with budget:
                 async with redis_errors(self._settings.redis_timeout_s):
-                    session = await self._match(session_id, sent, ids, claim, request_id)
+                    session = await self._match(session_id, sent, claim, request_id, pending)
         except StorageError as error:
             if claim is not None and claim.attempt and isinstance(error, HistoryUnavailable):
                 raise
             log.warning("answering without history: %s", error)
-            return Conversation(session_id=session_id, messages=request, budget=budget)
+            return unread
         earlier, turn, ((known, begin), unanswered, _, last) = session
         context = self._context(earlier[:begin], sent)
         new = _new_messages(sent, ids, model, known=known, stored=turn.messages)
         anchor = last_answer(earlier[begin:]) if known else None
         is_stored = not new or await self._store(session_id, new, anchor, claim, budget)
         own = sorted([*turn.messages, *new], key=attrgetter("id"))
-        return Conversation(
-            session_id=session_id,
+        return replace(
+            unread,
             messages=[*instructions, *context, *sent],
-            budget=budget,
             new=new,
             taken=[*unanswered, *turn.messages],
-            request_id=request_id,
             last_message=[last, *own][-1] if is_stored else None,
-            claim=claim,
             stored_answer=next((each for each in turn.answers if not each.status), None),
             incomplete_answers=[each for each in turn.answers if each.status],
         )
@@ -131,11 +139,12 @@ class Conversations:
         self,
         session_id: str,
         sent: Sequence[OpenAIMessage],
-        ids: Sequence[str],
         claim: Claim | None,
         request_id: str,
+        pending: list[Message],
     ) -> _Session:
         """Compare a request with its session, and take over messages of other requests."""
+        ids = _turn_ids(len(sent), claim)
         longest = int(self._settings.groq_timeout_s * MICROS_PER_S)
         since, before = earlier_id(request_id, longest), ids[0] if ids else None
         for reads in range(1, MAX_READS + 1):
@@ -152,6 +161,7 @@ class Conversations:
             ]
             expected = None if is_last_read else size
             take_over = partial(self._history.owners.take_over, session_id, owned, claim)
+            pending[:] = match.unanswered
             is_needed = match.unanswered or match.retained
             if not is_needed or await take_over(session_size=expected):
                 return _Session(earlier, turn, match)
@@ -318,29 +328,3 @@ def _new_messages(
 
 def _all_to_openai(messages: Sequence[Message]) -> list[OpenAIMessage]:
     return [to_openai(message) for message in messages]
-
-
-def _validated(messages: object) -> list[OpenAIMessage]:
-    if not isinstance(messages, list) or not messages:
-        raise InvalidField(message="messages: must be a non-empty list", param="messages")
-    for index, message in enumerate(messages):
-        role = message.get("role") if isinstance(message, dict) else None
-        if not isinstance(role, str) or role not in ROLES.keys() | INSTRUCTION_ROLES:
-            param = f"messages.{index}.role"
-            raise InvalidField(message=f"{param}: must be a role that can be stored", param=param)
-        for name, is_valid in (("tool_calls", _are_calls), ("tool_call_id", _is_id)):
-            if not is_valid(message.get(name)):
-                param = f"messages.{index}.{name}"
-                raise InvalidField(message=f"{param}: has an invalid value", param=param)
-    return messages
-
-
-def _are_calls(value: object) -> bool:
-    return value is None or (
-        isinstance(value, list)
-        and all(isinstance(call, dict) and _is_id(call.get("id")) for call in value)
-    )
-
-
-def _is_id(value: object) -> bool:
-    return value is None or isinstance(value, str)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from groqchat.errors import InvalidField
-from groqchat.services.openai.messages import OpenAIMessage
+from groqchat.services.openai.messages import INSTRUCTION_ROLES, OpenAIMessage
+from groqchat.storage.messages import ROLES
 
 WHITESPACE = re.compile(r"[ \t\n\r]*")
 MESSAGES = "messages"
@@ -82,3 +83,30 @@ class RequestBody:
     def _next(self, index: int) -> int:
         found = WHITESPACE.match(self._text, index)
         return found.end() if found else index
+
+
+def validated_messages(messages: object) -> list[OpenAIMessage]:
+    """Return the messages of a request; raise InvalidField if they cannot be stored."""
+    if not isinstance(messages, list) or not messages:
+        raise InvalidField(message="messages: must be a non-empty list", param="messages")
+    for index, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(role, str) or role not in ROLES.keys() | INSTRUCTION_ROLES:
+            param = f"messages.{index}.role"
+            raise InvalidField(message=f"{param}: must be a role that can be stored", param=param)
+        for name, is_valid in (("tool_calls", _are_calls), ("tool_call_id", _is_id)):
+            if not is_valid(message.get(name)):
+                param = f"messages.{index}.{name}"
+                raise InvalidField(message=f"{param}: has an invalid value", param=param)
+    return messages
+
+
+def _are_calls(value: object) -> bool:
+    return value is None or (
+        isinstance(value, list)
+        and all(isinstance(call, dict) and _is_id(call.get("id")) for call in value)
+    )
+
+
+def _is_id(value: object) -> bool:
+    return value is None or isinstance(value, str)
