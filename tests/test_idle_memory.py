@@ -1,4 +1,4 @@
-"""What a connection that waits for its next request refers to."""
+"""An idle connection does not keep the bodies of its last request and response in memory."""
 
 import asyncio
 import gc

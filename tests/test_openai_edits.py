@@ -15,7 +15,7 @@ from tests.support.groq import MockGroq
 from tests.support.store import new_message, new_store
 from tests.support.streams import history, wait_until
 from tests.test_openai_idempotency import send, succeeds
-from tests.test_openai_rejections import CHAT, api, contents, until_asked, users
+from tests.test_openai_rejections import api, contents, send_keyed, until_asked, users
 
 __all__ = ["api"]
 
@@ -74,14 +74,7 @@ async def test_a_rejected_repetition_removes_its_message_before_the_answer_of_an
     await until_asked(groq, 1)
     groq.before_response, groq.options.fail = None, "503"
 
-    async def repeat() -> int:
-        if path == "openai":
-            return (await send(api, session=True, messages=users("Q")))[0]
-        body = {"message": "Q", "session_id": "s"}
-        async with api.post(CHAT, json=body, headers={"Idempotency-Key": "key"}) as response:
-            return response.status
-
-    assert await repeat() == 503
+    assert await send_keyed(api, path) == 503
     groq.options.fail = None
     release.set()
     assert (await running)[0] == 200
@@ -89,7 +82,7 @@ async def test_a_rejected_repetition_removes_its_message_before_the_answer_of_an
     groq.options.fail = "400"
 
     async def is_rejected() -> bool:
-        return await repeat() == 400
+        return await send_keyed(api, path) == 400
 
     await wait_until(is_rejected)
     assert await contents(api) == ["other", "answer"]

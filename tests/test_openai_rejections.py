@@ -33,6 +33,21 @@ async def contents(api: ClientSession) -> list[str]:
     return [each["content"] if each["role"] == "user" else "answer" for each in stored]
 
 
+async def send_keyed(api: ClientSession, path: str) -> int:
+    """Send the message `Q` with an Idempotency-Key to an endpoint; return the status."""
+    if path == "openai":
+        return (await send(api, session=True, messages=users("Q")))[0]
+    body = {"message": "Q", "session_id": "s"}
+    async with api.post(CHAT, json=body, headers={"Idempotency-Key": "key"}) as response:
+        return response.status
+
+
+async def store_tomorrow(redis: Redis) -> None:
+    """Store the message `Q` as a worker does whose clock is a day ahead."""
+    later = Message(id=earlier_id(new_message_id(), -DAY_MICROS), role="user", content="Q")
+    await new_store(redis).save_messages("s", later)
+
+
 @pytest.fixture
 async def api(serve: Serve) -> ClientSession:
     return await serve(groq_max_retries=0)
@@ -165,15 +180,8 @@ async def test_a_transcript_whose_session_is_deleted_before_its_save_is_not_stor
 async def test_a_rejected_request_that_is_repeated_owns_its_message_again(
     api: ClientSession, groq: MockGroq, path: str
 ) -> None:
-    async def send_first() -> int:
-        if path == "openai":
-            return (await send(api, session=True, messages=users("Q")))[0]
-        body = {"message": "Q", "session_id": "s"}
-        async with api.post(CHAT, json=body, headers={"Idempotency-Key": "key"}) as response:
-            return response.status
-
     releases = [groq.hold()]
-    first = asyncio.create_task(send_first())
+    first = asyncio.create_task(send_keyed(api, path))
     await until_asked(groq, 1)
     releases.append(groq.hold())
     other = asyncio.create_task(send(api, session=True, messages=users("Q"), headers={}))
@@ -184,7 +192,7 @@ async def test_a_rejected_request_that_is_repeated_owns_its_message_again(
     assert await first == 400
 
     async def is_answered() -> bool:
-        return await send_first() == 200
+        return await send_keyed(api, path) == 200
 
     await wait_until(is_answered)
     releases[1].set()
@@ -291,8 +299,7 @@ async def test_a_further_attempt_stores_a_message_that_another_request_has_remov
 async def test_a_message_that_is_stored_after_the_start_of_a_keyed_request_is_not_a_part_of_it(
     api: ClientSession, redis: Redis
 ) -> None:
-    later = Message(id=earlier_id(new_message_id(), -DAY_MICROS), role="user", content="Q")
-    await new_store(redis).save_messages("s", later)
+    await store_tomorrow(redis)
     assert await succeeds(api, session=True, messages=users("Q", "R"))
     assert await contents(api) == ["Q", "R", "answer", "Q"]
 
@@ -337,7 +344,6 @@ async def test_an_answer_restores_one_of_several_messages(
 async def test_an_answer_follows_a_message_of_a_worker_whose_clock_is_ahead(
     api: ClientSession, redis: Redis
 ) -> None:
-    later = Message(id=earlier_id(new_message_id(), -DAY_MICROS), role="user", content="Q")
-    await new_store(redis).save_messages("s", later)
+    await store_tomorrow(redis)
     assert await succeeds(api, session=True, messages=users("Q"), headers={})
     assert await contents(api) == ["Q", "answer"]

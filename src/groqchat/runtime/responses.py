@@ -18,10 +18,6 @@ from groqchat.services.groq.errors import strip_tracebacks
 PIECE_BYTES = 65_536
 
 
-def _ignore() -> None:
-    pass
-
-
 class LargeBody(Payload):
     """A body in memory, which all connections that send it share.
 
@@ -30,7 +26,7 @@ class LargeBody(Payload):
 
     _value: bytes
 
-    def __init__(self, value: bytes, on_sent: Callable[[], None] = _ignore) -> None:
+    def __init__(self, value: bytes, on_sent: Callable[[], None] | None = None) -> None:
         super().__init__(value)
         self._size = len(value)
         self._on_sent = on_sent
@@ -53,7 +49,8 @@ class LargeBody(Payload):
             strip_tracebacks(error)
             raise
         finally:
-            self._on_sent()
+            if self._on_sent is not None:
+                self._on_sent()
 
 
 class LastResponse(web.Response):

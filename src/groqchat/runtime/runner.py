@@ -167,13 +167,13 @@ def _send_in_pieces(
     """Send a large body as fast as the client reads it; reject it if too many wait."""
     if not isinstance(response, web.Response) or request.method == hdrs.METH_HEAD:
         return response
-    body = response.body
-    if not isinstance(body, bytes) or len(body) <= PIECE_BYTES:
+    body, transport = response.body, request.transport
+    if not isinstance(body, bytes) or len(body) <= PIECE_BYTES or transport is None:
         return response
     try:
-        # An answer with a key is stored, and is sent again.
+        # The client can repeat a request with a key: its answer is stored.
         is_repeatable = request.method == hdrs.METH_GET or IDEMPOTENCY_KEY in request.headers
-        on_sent = unsent.add(request.transport, len(body), is_repeatable=is_repeatable)
+        on_sent = unsent.add(transport, len(body), is_repeatable=is_repeatable)
     except Overloaded as error:
         rejection = to_api_error(error).response()
         rejection.headers[REQUEST_ID_HEADER] = response.headers.get(REQUEST_ID_HEADER, "")

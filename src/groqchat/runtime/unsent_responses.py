@@ -35,14 +35,12 @@ class UnsentResponses:
         self._bytes = 0
 
     def add(
-        self, transport: asyncio.Transport | None, size: int, *, is_repeatable: bool
+        self, transport: asyncio.Transport, size: int, *, is_repeatable: bool
     ) -> Callable[[], None]:
         """Count a response; call the result when it is sent.
 
         Raises Overloaded if too many wait, and the client can repeat the request at no cost.
         """
-        if transport is None:
-            return _ignore
         now_s = self._clock()
         while self._bytes + size > MAX_UNSENT_BYTES and self._open:
             oldest = next(iter(self._open))
@@ -61,7 +59,3 @@ class UnsentResponses:
         if unsent in self._open:
             del self._open[unsent]
             self._bytes -= unsent.size
-
-
-def _ignore() -> None:
-    pass

@@ -92,8 +92,8 @@ class HistoryStore:
         Returns role and content of up to `context` earlier messages, about `context_bytes`. Waits
         at most `max_wait_s`; the write may succeed later. Raises TurnLost, storing nothing, if
         another attempt owns the turn. Restores `owned` and `user_message` if a rejected request
-        removed them. Removes all and raises SessionCleared if they, or the session since `turn_id`
-        (checked if it `is_repeat`), were deleted.
+        removed them. If a client deleted them, or the session since `turn_id` (checked if it
+        `is_repeat`), removes the messages and raises SessionCleared.
         """
         key = keys.checked_key(session_id)
         asked = [] if context or user_message is None else [*owned, user_message]

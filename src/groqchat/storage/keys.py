@@ -180,7 +180,7 @@ def note_deletion(session_id: str, last_turn: str) -> Command:
 
 
 def owner_key(session_id: str, message_id: str) -> str:
-    """Return the key of the request that has taken a message over from the one that stored it."""
+    """Return the key that names the owner of a message which a later request has taken over."""
     return f"{{{session_key(session_id)}}}:owner:{message_id}"
 
 

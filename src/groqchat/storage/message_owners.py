@@ -39,7 +39,7 @@ for at = 6, #ARGV do
   local is_owner = not owner or owner == request or owner == '{keys.REJECTED}'
   if mode == 'all' or is_owner then
     local removed = redis.call('ZREM', session, ARGV[at])
-    if owner and removed == 1 then
+    if owner and removed == 1 and mode == 'owned' then
       redis.call('SET', name, '{keys.REJECTED}', 'EX', {keys.SESSION_KEYS_TTL_S})
     end
   end

@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 
 from groqchat.storage.errors import unavailable
 
-# Enough to keep Redis busy. The first chunks of so many large pages are about 60 MB.
+# With fewer reads, Redis would wait for the service. If all of them turn out to be large, they need
+# about 60 MB before MAX_LARGE_READS applies.
 MAX_READS = 32
 # A page above this size takes milliseconds to decode, and three times its size in memory.
 LARGE_BYTES = 256 * 1024

@@ -100,7 +100,7 @@ class Conversations:
         budget = WaitBudget(self._settings.redis_timeout_s)
         ids = _turn_ids(len(sent), claim)
         request_id = claim.message_id if claim else new_message_id()
-        # What Redis may take over after the deadline.
+        # If Redis replies too late, this request may own these messages nevertheless.
         pending: list[Message] = []
         unread = Conversation(
             session_id=session_id,

@@ -144,7 +144,7 @@ def _has_error(events: bytes) -> bool:
 
 
 def events_of_chunks(events: bytes) -> bytes:
-    """Return complete events; the first one that is no chunk of a completion ends them."""
+    """Return the complete events before the first one that is not a chunk of a completion."""
     parser = StreamParser("")
     end = 0
     for found in EVENT_END.finditer(events):
