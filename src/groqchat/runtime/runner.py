@@ -173,7 +173,7 @@ def _send_in_pieces(
     try:
         # The client can repeat a request with a key: its answer is stored.
         is_repeatable = request.method == hdrs.METH_GET or IDEMPOTENCY_KEY in request.headers
-        on_sent = unsent.add(transport, len(body), is_repeatable=is_repeatable)
+        on_sent = unsent.add(transport, body, is_repeatable=is_repeatable)
     except Overloaded as error:
         rejection = to_api_error(error).response()
         rejection.headers[REQUEST_ID_HEADER] = response.headers.get(REQUEST_ID_HEADER, "")

@@ -1,7 +1,9 @@
 """Large responses that their clients have not read yet, limited in bytes."""
 
 import asyncio
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,13 +17,15 @@ MAX_UNSENT_BYTES = 128 * 1024 * 1024
 MIN_AGE_S = 1.0
 RETRY_AFTER_S = 1.0
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(slots=True, eq=False)
 class _Unsent:
     """A response that is being sent."""
 
     transport: asyncio.Transport
-    size: int
+    body: bytes
     since_s: float
 
 
@@ -32,16 +36,19 @@ class UnsentResponses:
         self._clock = clock
         # The oldest one first.
         self._open: dict[_Unsent, None] = {}
+        # The bytes of all bodies, and the responses of each: a rendered page is one object.
         self._bytes = 0
+        self._shared: Counter[int] = Counter()
 
     def add(
-        self, transport: asyncio.Transport, size: int, *, is_repeatable: bool
+        self, transport: asyncio.Transport, body: bytes, *, is_repeatable: bool
     ) -> Callable[[], None]:
         """Count a response; call the result when it is sent.
 
         Raises Overloaded if too many wait, and the client can repeat the request at no cost.
         """
         now_s = self._clock()
+        size = 0 if self._shared[id(body)] else len(body)
         while self._bytes + size > MAX_UNSENT_BYTES and self._open:
             oldest = next(iter(self._open))
             if now_s - oldest.since_s < MIN_AGE_S:
@@ -50,12 +57,19 @@ class UnsentResponses:
                 break
             self._remove(oldest)
             oldest.transport.abort()
-        unsent = _Unsent(transport, size, now_s)
+            log.info(
+                "cut off a response of %d bytes that its client does not read", len(oldest.body)
+            )
+        unsent = _Unsent(transport, body, now_s)
         self._open[unsent] = None
-        self._bytes += size
+        self._bytes += 0 if self._shared[id(body)] else len(body)
+        self._shared[id(body)] += 1
         return lambda: self._remove(unsent)
 
     def _remove(self, unsent: _Unsent) -> None:
         if unsent in self._open:
             del self._open[unsent]
-            self._bytes -= unsent.size
+            self._shared[id(unsent.body)] -= 1
+            if not self._shared[id(unsent.body)]:
+                del self._shared[id(unsent.body)]
+                self._bytes -= len(unsent.body)

@@ -42,7 +42,7 @@ class GroqRetries:
         """
         reuse = REUSE.get()
         if reuse is not None and isinstance(error.__cause__, BROKEN) and reuse.end():
-            # At once, and even without retries: Groq has not received the request.
+            # At once, and even without retries: Groq has most probably not received the request.
             return True
         requested_s = retry_after_s(error)
         is_limit = isinstance(error, groq.RateLimitError) and bool(requested_s)
