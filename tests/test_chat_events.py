@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from groqchat.errors import CompletionUnavailable
-from groqchat.services.turns import chat as chat_module
+from groqchat.services.turns import turn_completion
 from groqchat.services.turns.turn import Turn
 from groqchat.storage.messages import Message
 from tests.support.turn_service import (
@@ -273,7 +273,7 @@ async def test_an_answer_beyond_the_limit_ends_with_an_error(
     *,
     is_too_long: bool,
 ) -> None:
-    monkeypatch.setattr(chat_module, "MAX_ANSWER_CHARS", 10)
+    monkeypatch.setattr(turn_completion, "MAX_ANSWER_CHARS", 10)
     service.groq.texts = ["x" * 6, "y" * (length - 6)]
     turn = await run_to_end(service, request(stream=True))
     assert events_of(turn)[-1][0] == ("error" if is_too_long else "done")

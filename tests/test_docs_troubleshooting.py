@@ -9,7 +9,7 @@ import pytest
 
 from groqchat.services.groq import completions
 from groqchat.services.openai import relay
-from groqchat.services.turns import chat
+from groqchat.services.turns import turn_completion
 from tests.conftest import Serve
 from tests.support.docs import read
 from tests.support.raw_groq import (
@@ -88,7 +88,7 @@ def close_after(data: bytes) -> Respond:
 async def test_each_reason_in_the_log_is_explained(
     serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
-    monkeypatch.setattr(chat, "MAX_ANSWER_CHARS", 600)
+    monkeypatch.setattr(turn_completion, "MAX_ANSWER_CHARS", 600)
     for module in (completions, relay):
         monkeypatch.setattr(module, "MAX_EVENT_BYTES", 1500)
     known = explained_reasons()

@@ -15,10 +15,10 @@ from tests.support.groq import MockGroq
 from tests.support.redis_servers import RedisServer
 from tests.support.streams import history
 
-TIMEOUT_S = 1.0
+TIMEOUT_S = 2.0
 # A turn waits for REDIS_TIMEOUT_S once, and a little longer to save its answer. Two deadlines one
 # after the other would exceed this.
-LIMIT_S = 1.9
+LIMIT_S = 3.9
 OPENAI_BODY = {
     "model": "openai/gpt-oss-20b",
     "messages": [{"role": "user", "content": "Hello"}],

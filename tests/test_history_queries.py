@@ -113,7 +113,7 @@ async def test_the_newest_attempt_at_a_turn_finds_what_earlier_ones_have_stored(
         await history.find_turn("s", ids, claim)
     await fake_redis.delete(keys.claim_key(user_message.id))
     found = await history.find_turn("s", ids, claim)
-    expected = StoredTurn([user_message], [of_turn, complete], precedes_others=True)
+    expected = StoredTurn([user_message], [of_turn, complete])
     assert found == expected
     assert await history.get_session_size("s") == 6
 

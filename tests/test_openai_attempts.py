@@ -198,16 +198,16 @@ async def test_an_attempt_whose_pause_was_longer_than_its_deadline_returns_the_n
     serve: Serve, groq: MockGroq, redis: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workers = [await serve(), await serve()]
-    load = Conversations._load_history
+    load = Conversations._read_page
     paused, goes_on = asyncio.Event(), asyncio.Event()
 
     async def load_later(*arguments: Any) -> Any:
-        monkeypatch.setattr(Conversations, "_load_history", load)
+        monkeypatch.setattr(Conversations, "_read_page", load)
         paused.set()
         await goes_on.wait()
         raise HistoryUnavailable("too late")
 
-    monkeypatch.setattr(Conversations, "_load_history", load_later)
+    monkeypatch.setattr(Conversations, "_read_page", load_later)
     first = asyncio.create_task(send(workers[0], session=True))
     await paused.wait()
     await redis.delete(*await redis.keys("chat:claim:*"))

@@ -8,9 +8,7 @@ import pytest
 from aiohttp import ClientSession
 from redis.asyncio import Redis
 
-from groqchat.errors import HistoryUnavailable
 from groqchat.storage.message_ids import earlier_id
-from groqchat.storage.message_owners import MessageOwners
 from tests.support.groq import MockGroq
 from tests.support.store import new_message, new_store
 from tests.support.streams import history, wait_until
@@ -136,27 +134,6 @@ async def test_a_regenerated_answer_does_not_depend_on_the_messages_of_another_r
     assert await contents(api) == ["P", "answer", "Q", "answer", "answer"]
 
 
-async def test_a_message_that_all_requests_give_up_is_removed_despite_the_answer_of_another_one(
-    api: ClientSession, groq: MockGroq
-) -> None:
-    releases = [groq.hold()]
-    sending = [send(api, session=True, messages=users("other"), headers={})]
-    sending += [send(api, session=True, messages=users("Q"), headers={}) for _ in range(2)]
-    running = []
-    for count, request in enumerate(sending, 1):
-        running.append(asyncio.create_task(request))
-        await until_asked(groq, count)
-        if count == 1:
-            releases.append(groq.hold())
-    groq.rejected = {2, 3}
-    releases[0].set()
-    assert (await running[0])[0] == 200
-    assert await contents(api) == ["other", "Q", "answer"]
-    releases[1].set()
-    assert [(await each)[0] for each in running[1:]] == [400, 400]
-    assert await contents(api) == ["other", "answer"]
-
-
 async def test_a_repeated_request_with_many_messages_blocks_nobody_for_long(
     api: ClientSession, groq: MockGroq, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,7 +205,7 @@ async def test_a_rejected_retry_retains_the_answered_message_of_another_request(
     groq.before_response, groq.options.fail = None, "503"
     keyed: dict[str, Any] = {"session": True, "messages": users("Q", "R")}
     assert (await send(api, **keyed))[0] == 503
-    groq.options.fail, groq.rejected = None, {2}
+    groq.options.fail, groq.rejected_texts = None, {"Z"}
     releases[1].set()
     assert (await other)[0] == 400
     releases[0].set()
@@ -283,21 +260,4 @@ async def test_a_rejected_retry_of_a_whole_conversation_removes_all_of_it(
         return (await send(api, **keyed))[0] == 400
 
     await wait_until(is_rejected)
-    assert await contents(api) == []
-
-
-async def test_a_message_whose_owner_changes_after_the_deadline_is_removed_too(
-    api: ClientSession, groq: MockGroq, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    groq.options.fail = "503"
-    assert (await send(api, session=True, messages=users("Q"), headers={}))[0] == 503
-    take_over = MessageOwners.take_over
-
-    async def confirm_late(*arguments: Any, **options: Any) -> bool:
-        await take_over(*arguments, **options)
-        raise HistoryUnavailable("no answer within 2 s")
-
-    monkeypatch.setattr(MessageOwners, "take_over", confirm_late)
-    groq.options.fail = "400"
-    assert (await send(api, session=True, messages=users("Q"), headers={}))[0] == 400
     assert await contents(api) == []

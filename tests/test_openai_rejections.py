@@ -8,9 +8,7 @@ from aiohttp import ClientSession
 from redis.asyncio import Redis
 
 from groqchat.services.history_store import HistoryStore
-from groqchat.storage import keys
 from groqchat.storage.message_ids import earlier_id, new_message_id
-from groqchat.storage.message_owners import OwnedMessages
 from groqchat.storage.messages import Message
 from tests.conftest import Serve
 from tests.support.api import BASE
@@ -106,8 +104,8 @@ async def test_a_request_that_is_rejected_later_leaves_a_message_that_another_on
     assert await contents(api) == ["Q", "R", "answer"]
 
 
-async def test_a_message_that_all_requests_give_up_is_removed(
-    api: ClientSession, groq: MockGroq, redis: Redis
+async def test_a_message_of_several_rejected_requests_stays(
+    api: ClientSession, groq: MockGroq
 ) -> None:
     release = groq.hold()
     sending = []
@@ -118,8 +116,7 @@ async def test_a_message_that_all_requests_give_up_is_removed(
     groq.rejected = {1, 2}
     release.set()
     assert [(await each)[0] for each in sending] == [400, 400]
-    assert await contents(api) == []
-    assert await redis.keys("chat:session*") == []
+    assert await contents(api) == ["Q"]
 
 
 async def test_a_rejected_message_does_not_stay_because_of_the_answer_to_another_one(
@@ -131,7 +128,7 @@ async def test_a_rejected_message_does_not_stay_because_of_the_answer_to_another
     body: dict[str, Any] = {"message": "Q", "session_id": "s"}
     second = asyncio.ensure_future(api.post(CHAT, json=body))
     await until_asked(groq, 2)
-    groq.rejected = {2}
+    groq.rejected_texts = {"Q"}
     release.set()
     assert (await first)[0] == 200
     assert (await second).status == 400
@@ -177,7 +174,7 @@ async def test_a_transcript_whose_session_is_deleted_before_its_save_is_not_stor
 
 
 @pytest.mark.parametrize("path", ["openai", "chat"])
-async def test_a_rejected_request_that_is_repeated_owns_its_message_again(
+async def test_a_rejected_request_whose_message_stays_can_be_repeated(
     api: ClientSession, groq: MockGroq, path: str
 ) -> None:
     releases = [groq.hold()]
@@ -201,7 +198,7 @@ async def test_a_rejected_request_that_is_repeated_owns_its_message_again(
 
 
 @pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "other"}])
-async def test_a_request_that_fails_retains_the_messages_that_it_has_taken_over(
+async def test_a_request_that_fails_retains_the_messages_of_another_one(
     api: ClientSession, groq: MockGroq, headers: dict[str, str]
 ) -> None:
     releases = [groq.hold()]
@@ -223,19 +220,25 @@ async def test_a_request_that_fails_retains_the_messages_that_it_has_taken_over(
     assert await contents(api) == ["Q", "R", "answer"]
 
 
-async def test_a_failed_message_is_removed_when_groq_rejects_its_repetition(
-    api: ClientSession, groq: MockGroq
+@pytest.mark.parametrize(("headers", "expected"), [({}, ["Q"]), ({"Idempotency-Key": "key"}, [])])
+async def test_a_rejected_repetition_removes_what_its_own_attempts_have_stored(
+    api: ClientSession, groq: MockGroq, headers: dict[str, str], expected: list[str]
 ) -> None:
     groq.options.fail = "503"
-    assert (await send(api, session=True, messages=users("Q"), headers={}))[0] == 503
+    assert (await send(api, session=True, messages=users("Q"), headers=headers))[0] == 503
     groq.options.fail = "400"
-    assert (await send(api, session=True, messages=users("Q"), headers={}))[0] == 400
-    assert await contents(api) == []
+
+    async def is_rejected() -> bool:
+        return (await send(api, session=True, messages=users("Q"), headers=headers))[0] == 400
+
+    await wait_until(is_rejected)
+    assert await contents(api) == expected
 
 
 @pytest.mark.parametrize("path", ["openai", "chat"])
-async def test_an_answer_restores_the_messages_that_a_rejected_request_has_taken_over(
-    api: ClientSession, groq: MockGroq, path: str
+@pytest.mark.parametrize("failure", [None, "503"])
+async def test_a_rejected_request_leaves_the_messages_of_a_running_one(
+    api: ClientSession, groq: MockGroq, path: str, failure: Any
 ) -> None:
     release = groq.hold()
     first: asyncio.Future[Any]
@@ -249,13 +252,13 @@ async def test_an_answer_restores_the_messages_that_a_rejected_request_has_taken
     groq.before_response, groq.rejected = None, {2}
     messages = users(*asked)
     assert (await send(api, session=True, messages=messages, headers={}))[0] == 400
-    assert await contents(api) == []
+    groq.options.fail = failure
     release.set()
     await first
-    assert await contents(api) == [*asked, "answer"]
+    assert await contents(api) == [*asked, *([] if failure else ["answer"])]
 
 
-async def test_an_answer_does_not_restore_messages_whose_session_was_deleted(
+async def test_messages_that_a_request_retains_are_deleted_with_their_session(
     api: ClientSession, groq: MockGroq, redis: Redis
 ) -> None:
     release = groq.hold()
@@ -267,33 +270,7 @@ async def test_an_answer_does_not_restore_messages_whose_session_was_deleted(
     release.set()
     assert (await first)[0] == 200
     assert await contents(api) == []
-    assert await redis.keys("*owner*") == []
-
-
-async def test_a_repetition_on_another_worker_owns_the_messages_of_a_dead_one(
-    api: ClientSession, groq: MockGroq, redis: Redis
-) -> None:
-    groq.options.fail = "503"
-    assert not await succeeds(api, session=True, messages=users("Q"), headers={})
-    (message,) = await history(api)
-    await redis.set(keys.owner_key("s", message["id"]), "dead")
-    groq.options.fail = "400"
-    assert (await send(api, session=True, messages=users("Q"), headers={}))[0] == 400
-    assert await contents(api) == []
-
-
-async def test_a_further_attempt_stores_a_message_that_another_request_has_removed(
-    api: ClientSession, groq: MockGroq
-) -> None:
-    keyed: dict[str, Any] = {"session": True, "messages": users("P", "Q")}
-    groq.options.fail = "503"
-    assert not await succeeds(api, **keyed)
-    groq.options.fail = "400"
-    assert (await send(api, session=True, messages=users("Q"), headers={}))[0] == 400
-    assert await contents(api) == ["P"]
-    groq.options.fail = None
-    assert await succeeds(api, **keyed)
-    assert await contents(api) == ["P", "Q", "answer"]
+    assert await redis.keys("*retained*") == []
 
 
 async def test_a_message_that_is_stored_after_the_start_of_a_keyed_request_is_not_a_part_of_it(
@@ -319,26 +296,6 @@ async def test_a_transcript_retains_a_message_whose_request_is_rejected_after_a_
     release.set()
     assert (await first)[0] == 400
     assert await contents(api) == ["Q", "Y", "answer", "R", "answer"]
-
-
-async def test_an_answer_restores_one_of_several_messages(
-    api: ClientSession, groq: MockGroq, redis: Redis
-) -> None:
-    groq.options.fail = "503"
-    assert not await succeeds(api, session=True, messages=users("Q"), headers={})
-    groq.options.fail = None
-    release = groq.hold()
-    sending = send(api, session=True, messages=users("Q", "R"), headers={})
-    running = asyncio.create_task(sending)
-    await until_asked(groq, 2)
-    store = new_store(redis)
-    taken = (await store.get_history_page("s")).messages[:1]
-    assert await store.owners.take_over("s", [OwnedMessages("other", taken)], None)
-    await store.try_remove("s", *taken, mode="owned", request_id="other")
-    assert await contents(api) == ["R"]
-    release.set()
-    assert (await running)[0] == 200
-    assert await contents(api) == ["Q", "R", "answer"]
 
 
 async def test_an_answer_follows_a_message_of_a_worker_whose_clock_is_ahead(

@@ -193,3 +193,7 @@ class CompletionUnavailable(CompletionError):
 class CompletionTimeout(CompletionError):
     code = "completion_timeout"
     default_message = "The model took too long to answer."
+
+
+# The errors of a prompt that Groq would reject again.
+REJECTIONS = (CompletionRejected, PromptTooLarge)

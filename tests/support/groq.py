@@ -21,7 +21,7 @@ class MockGroq:
     `options` set delays and failures. `requests` contains the body of each completion request,
     `headers` its headers. Every response has `response_headers` in addition to its own headers.
     `before_response` runs after a completion request is received. The requests with the numbers
-    in `rejected`, from 1, receive 400.
+    in `rejected`, from 1, receive 400, and so do those with a message in `rejected_texts`.
     """
 
     options: MockGroqOptions = field(default_factory=MockGroqOptions)
@@ -33,6 +33,7 @@ class MockGroq:
     models_released: asyncio.Event | None = None
     rejected_key: str | None = None
     rejected: set[int] = field(default_factory=set)
+    rejected_texts: set[str] = field(default_factory=set)
 
     def hold_models(self) -> asyncio.Event:
         """Do not answer requests for the list of models until the returned event is set."""
@@ -85,10 +86,11 @@ class MockGroq:
         if request.method == "POST":
             self.requests.append(orjson.loads(await request.read()))
             self.headers.append(dict(request.headers))
-            number = len(self.requests)
+            number, messages = len(self.requests), self.requests[-1].get("messages", [])
             if self.before_response is not None:
                 await self.before_response()
-            if number in self.rejected:
+            texts = {str(message.get("content")) for message in messages}
+            if number in self.rejected or texts & self.rejected_texts:
                 return web.json_response(groq_format.error(400), status=400)
         if self.rejected_key and request.headers["Authorization"].endswith(self.rejected_key):
             return web.json_response(groq_format.error(401), status=401)

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import ClientResponse, ClientSession
 
 from groqchat.offline import answers
-from groqchat.services.turns import chat
+from groqchat.services.turns import turn_completion
 from tests.support.streams import history
 
 REQUEST = (
@@ -21,7 +21,7 @@ REQUEST = (
 @contextmanager
 def never_reading_client(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     """A client that starts a stream of 15 MB, more than all buffers contain, and reads nothing."""
-    monkeypatch.setattr(chat, "MAX_ANSWER_CHARS", 20_000_000)
+    monkeypatch.setattr(turn_completion, "MAX_ANSWER_CHARS", 20_000_000)
     monkeypatch.setattr(answers, "_sentence", lambda *_: " ".join(["x" * 9_999] * 1500))
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -29,7 +29,6 @@ from groqchat.storage.history_reader import (
 )
 from groqchat.storage.keys import Command
 from groqchat.storage.late_writes import LateWrites
-from groqchat.storage.message_owners import MessageOwners, Mode, OwnedMessages, Removal
 from groqchat.storage.messages import (
     FIRST_CONTEXT,
     Message,
@@ -40,6 +39,7 @@ from groqchat.storage.messages import (
     first_read,
 )
 from groqchat.storage.page_reads import PageReads
+from groqchat.storage.retained_messages import Removal, RetainedMessages
 from groqchat.storage.session_deletion import delete_session, was_deleted
 from groqchat.storage.session_index import SessionIndex, SessionPage
 from groqchat.storage.session_info import SessionInfo, read_session_info
@@ -69,8 +69,8 @@ class HistoryStore:
         self._timeout_s = timeout_s
         self._index = SessionIndex(redis)
         self._write_probe = WriteProbe(batcher)
-        self.owners = MessageOwners(batcher.transact, self._index, timeout_s=timeout_s)
-        self._late_writes = LateWrites(batcher, self.owners.remove)
+        self._retained = RetainedMessages(batcher.transact, self._index, timeout_s=timeout_s)
+        self._late_writes = LateWrites(batcher, self._retained.remove)
         self._page_reads = PageReads()
 
     async def save_messages(  # noqa: PLR0913 - all but the session are independent options
@@ -83,20 +83,18 @@ class HistoryStore:
         claim: Claim | None = None,
         max_wait_s: float | None = None,
         turn_id: str | None = None,
-        owned: Sequence[Message] = (),
-        is_repeat: bool = False,
         extra_commands: Sequence[Command] = (),
+        is_repeat: bool = False,
     ) -> list[PromptMessage]:
         """Store messages and renew the session's TTL in one transaction with `extra_commands`.
 
         Returns role and content of up to `context` earlier messages, about `context_bytes`. Waits
         at most `max_wait_s`; the write may succeed later. Raises TurnLost, storing nothing, if
-        another attempt owns the turn. Restores `owned` and `user_message` if a rejected request
-        removed them. If a client deleted them, or the session since `turn_id` (checked if it
-        `is_repeat`), removes the messages and raises SessionCleared.
+        another attempt owns the turn. If a client deleted `user_message`, or the session since
+        `turn_id` (checked if it `is_repeat`), removes the messages and raises SessionCleared.
         """
         key = keys.checked_key(session_id)
-        asked = [] if context or user_message is None else [*owned, user_message]
+        asked = None if context else user_message
         members = [encode_member(message) for message in messages]
         is_retry = claim is not None and claim.attempt > 0
         read = first_read(session_id, context, asked, before=messages[0] if is_retry else None)
@@ -109,11 +107,12 @@ class HistoryStore:
             has_record = not is_repeat
             if claim:
                 replies, has_record = claim.check_reply(replies[0])
-            since = "" if not all(replies[: len(asked)]) else claim.turn_id if claim else turn_id
+            is_missing = asked is not None and not replies[0]
+            since = "" if is_missing else claim.turn_id if claim else turn_id
             if not has_record or since == "":
                 await self._check_deletion(session_id, messages, asked, claim, since=since)
         except (HistoryUnavailable, asyncio.CancelledError):
-            self._late_writes.add(session_id, messages, user_message if asked else None, claim)
+            self._late_writes.add(session_id, messages, asked, claim)
             raise
         if not context:
             return []
@@ -139,20 +138,19 @@ class HistoryStore:
         self,
         session_id: str,
         messages: Sequence[Message],
-        asked: Sequence[Message],
+        asked: Message | None,
         claim: Claim | None,
         *,
         since: str | None,
     ) -> None:
-        """Remove messages if their session was deleted since an id; "": a message is missing.
+        """Remove messages if their session was deleted since an id; "": `asked` is missing.
 
-        Then the `asked` ones are stored again if another request has removed them. The record of a
-        claim is deleted with the session, but a full Redis may have evicted it.
+        The record of a claim is deleted with the session, but a full Redis may have evicted it.
         """
-        if since is None or (not since and await self.owners.restore(session_id, asked)):
+        if since is None:
             return
         if not since or await was_deleted(self._batcher, session_id, since=since):
-            own = [each for each in asked if claim and each.id == claim.message_id]
+            own = [asked] if asked and claim and asked.id == claim.message_id else []
             await self.remove_messages(session_id, [*own, *messages])
             raise SessionCleared(f"session {session_id} was deleted during the turn")
 
@@ -168,7 +166,6 @@ class HistoryStore:
         claim: Claim | None = None,
         max_wait_s: float | None = None,
         turn_id: str | None = None,
-        owned: Sequence[Message] = (),
         extra_commands: Sequence[Command] = (),
     ) -> bool:
         """Store messages, with a second attempt, and return whether Redis confirmed the write.
@@ -187,9 +184,8 @@ class HistoryStore:
                     claim=claim,
                     max_wait_s=max_wait_s,
                     turn_id=turn_id,
-                    owned=owned,
-                    is_repeat=True,
                     extra_commands=extra_commands,
+                    is_repeat=True,
                 )
             except StorageError as error:
                 log.warning("could not save messages of session %s: %s", session_id, error)
@@ -203,40 +199,45 @@ class HistoryStore:
                 return True
             attempt += 1
 
-    async def remove_messages(
-        self, session_id: str, messages: Sequence[Message], *, mode: Mode = "all"
-    ) -> None:
+    async def remove_messages(self, session_id: str, messages: Sequence[Message]) -> None:
         """Remove messages; a session without messages is removed from the index."""
         keys.checked_key(session_id)
         members = tuple(encode_member(message) for message in messages)
-        await self.owners.remove(Removal(session_id=session_id, members=members, mode=mode))
+        await self._retained.remove(Removal(session_id=session_id, members=members))
 
-    async def try_remove(  # noqa: PLR0913 - all but the session are independent options
+    async def retain_messages(
+        self, session_id: str, messages: Sequence[Message], claim: Claim | None
+    ) -> bool:
+        """Prevent `try_remove` from removing messages; return False if one does not exist.
+
+        Raises TurnLost if another attempt than that of `claim` owns the turn.
+        """
+        return await self._retained.retain(session_id, messages, claim)
+
+    async def try_remove(
         self,
         session_id: str,
         *messages: Message,
         claim: Claim | None = None,
         max_wait_s: float | None = None,
         is_stored: bool = True,
-        mode: Mode = "all",
-        request_id: str = "",
     ) -> None:
-        """Remove messages, and again later if Redis is not available, or if it may store them late.
+        """Remove messages that no other request retains.
 
-        Without `is_stored`, Redis has not confirmed that it stored them. They may stay because of
-        the `claim` or the `mode`: see `Removal`. Waits at most `max_wait_s`, by default the
-        deadline of one operation.
+        Removes them again later if Redis is not available, or without `is_stored`: Redis has not
+        confirmed that it stored them, and may do so late. They also stay if another attempt than
+        that of `claim` owns the turn. Waits at most `max_wait_s`, by default the deadline of one
+        operation.
         """
         removal = Removal(
             session_id=session_id,
             members=tuple(encode_member(message) for message in messages),
             claim=claim,
-            mode=mode,
-            request_id=request_id,
+            leaves_retained=True,
         )
         try:
             async with redis_errors(self._timeout_s if max_wait_s is None else max_wait_s):
-                await self.owners.remove(removal)
+                await self._retained.remove(removal)
         except StorageError as error:
             log.warning("messages of session %s are removed later: %s", session_id, error)
             is_stored = False
@@ -245,8 +246,6 @@ class HistoryStore:
 
     async def find_turn(self, session_id: str, ids: Sequence[str], claim: Claim) -> StoredTurn:
         """Return what earlier attempts have stored; `ids` are those of the request's messages.
-
-        The turn owns these messages again, if other requests have taken them over.
 
         Raises TurnLost if another attempt owns the turn.
         """
@@ -257,9 +256,6 @@ class HistoryStore:
         async with redis_errors(self._timeout_s):
             with suppress(HistoryFailed):
                 turn = await read_turn(ids, transact, session_id)
-            if turn.messages:
-                owned = OwnedMessages(ids[-1], turn.messages)
-                await self.owners.take_over(session_id, [owned], claim)
         return turn
 
     async def get_history_page(

@@ -226,14 +226,10 @@ async def read_context(
 
 
 class StoredTurn(NamedTuple):
-    """The messages of a turn, and its answers, that earlier attempts have stored.
-
-    `precedes_others`: answers to other messages were stored later.
-    """
+    """The messages of a turn, and its answers, that earlier attempts have stored."""
 
     messages: list[Message]
     answers: list[Message]
-    precedes_others: bool = False
 
 
 async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> StoredTurn:
@@ -241,7 +237,7 @@ async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> 
 
     The ids are close together, in time order. An answer names its turn, whose id is that of the
     user message that precedes it. Other turns may have stored MAX_MEMBERS messages since. An
-    incomplete answer that another request has taken over belongs to that one.
+    incomplete answer is not found if another request retains it.
     """
     key = keys.session_key(session_id)
     first, last = score_text(ids[0]), score_text(ids[-1])
@@ -255,7 +251,6 @@ async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> 
     )
     later = scored_members(members)
     answers = _answers(later, ids[-1])
-    precedes_others = sum(map(is_answer, later)) > len(answers)
     read = len(later)
     while len(later) >= LATER_MESSAGES and read < MAX_MEMBERS and not answers:
         after = f"({later[-1][1]!r}"
@@ -266,19 +261,13 @@ async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> 
     found = [message for each in scored_members(close) if (message := decode_member(*each))]
     incomplete = [each for each in answers if each.status]
     if incomplete:
-        names = [keys.owner_key(session_id, each.id) for each in incomplete]
-        owners = await transact([("EXISTS", name) for name in names])
-        taken = [each for each, is_taken in zip(incomplete, owners, strict=True) if is_taken]
-        answers = [each for each in answers if each not in taken]
+        names = [keys.retained_key(session_id, each.id) for each in incomplete]
+        retained = await transact([("EXISTS", name) for name in names])
+        kept = [each for each, is_kept in zip(incomplete, retained, strict=True) if is_kept]
+        answers = [each for each in answers if each not in kept]
     own = frozenset(ids)
     messages = [each for each in found if each.id in own]
-    return StoredTurn(messages=messages, answers=answers, precedes_others=precedes_others)
-
-
-def is_answer(member: ScoredMember) -> bool:
-    """Return whether a member is a message of the model."""
-    message = decode_member(*member)
-    return message is not None and message.role == "assistant"
+    return StoredTurn(messages=messages, answers=answers)
 
 
 def _answers(members: Sequence[ScoredMember], turn_id: str) -> list[Message]:

@@ -87,11 +87,6 @@ MAX_WORDS = 4000
 # can no longer write.
 RELEASED = "released"
 
-# Instead of the owner of a message that was taken over: the owner has removed it, or one of the
-# requests that contain it has an answer, so none of them may remove it.
-REJECTED = "rejected"
-ANSWERED = "answered"
-
 # The score of a session whose key has no TTL because another program wrote it.
 NEVER_EXPIRES = float("inf")
 
@@ -179,17 +174,9 @@ def note_deletion(session_id: str, last_turn: str) -> Command:
     return ("SET", deletion_key(session_id), last_turn, "EX", DELETION_TTL_S)
 
 
-def owner_key(session_id: str, message_id: str) -> str:
-    """Return the key that names the owner of a message which a later request has taken over."""
-    return f"{{{session_key(session_id)}}}:owner:{message_id}"
-
-
-def note_answer(owner: str) -> Command:
-    """Return the command that notes the answer to a message, if it was taken over.
-
-    `owner` is the key of its owner.
-    """
-    return ("SET", owner, ANSWERED, "XX", "EX", SESSION_KEYS_TTL_S)
+def retained_key(session_id: str, message_id: str) -> str:
+    """Return the key that exists if a request contains a message that another one has stored."""
+    return f"{{{session_key(session_id)}}}:retained:{message_id}"
 
 
 def link_to_session(session_id: str, *names: str, now_s: float) -> tuple[Command, Command, Command]:

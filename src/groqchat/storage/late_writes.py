@@ -13,8 +13,8 @@ from groqchat.storage import keys
 from groqchat.storage.claims import Claim
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.event_log import EventLog
-from groqchat.storage.message_owners import Removal
 from groqchat.storage.messages import Message, member_id
+from groqchat.storage.retained_messages import Removal
 from groqchat.storage.session_deletion import announce, was_deleted
 
 # A paused Redis executes what it has received when it runs again, before or after the commands of

@@ -1,6 +1,7 @@
 """Message ids: 13 hexadecimal digits of microseconds since the epoch, then 4 random digits.
 
-Ids sort by time, and an id contains the score of its message.
+Ids sort by time, and an id contains the score of its message. The messages of one request and their
+answer have the same random digits, see `exchanges.py`.
 """
 
 import random
@@ -25,21 +26,38 @@ class _Clock:
     def __init__(self) -> None:
         self._last = 0
 
-    def micros(self) -> int:
-        self._last = max(time.time_ns() // 1000, self._last + 1)
-        return self._last
+    def micros(self, count: int = 1) -> int:
+        """Return the first of `count` microseconds in a row."""
+        first = max(time.time_ns() // 1000, self._last + 1)
+        self._last = first + count - 1
+        return first
 
 
 _clock = _Clock()
 
 
-def new_message_id(*, after: str = "") -> str:
-    """Return an id that sorts after every id that this process created before.
+def new_message_id() -> str:
+    """Return an id that sorts after every id that this process created before."""
+    return f"{_clock.micros():013x}{random.getrandbits(16):04x}"
 
-    It also sorts after the id `after` of another process, whose clock may be ahead.
+
+def new_message_ids(count: int) -> list[str]:
+    """Return the ids of the messages of one request: one microsecond apart, in order."""
+    digits = f"{random.getrandbits(16):04x}"
+    first = _clock.micros(count)
+    return [f"{micros:013x}{digits}" for micros in range(first, first + count)]
+
+
+def answer_id(message_id: str) -> str:
+    """Return a new id for the answer to a message, whose random digits it repeats.
+
+    It sorts after that message, even if the clock of the worker that stored it is ahead.
     """
-    message_id = f"{_clock.micros():013x}{random.getrandbits(16):04x}"
-    return message_id if message_id > after else earlier_id(after, -1)
+    if len(message_id) != ID_DIGITS:
+        return new_message_id()
+    # A message that follows after one microsecond belongs to the same request.
+    micros = max(_clock.micros(), micros_of(message_id) + 2)
+    return f"{micros:013x}{message_id[MICROS_DIGITS:]}"
 
 
 def earlier_id(message_id: str, micros: int) -> str:

@@ -12,7 +12,7 @@ import msgspec
 import orjson
 
 from groqchat.lenient_json import loads, loads_exact
-from groqchat.storage.keys import Command, note_answer, owner_key, session_key, split_words
+from groqchat.storage.keys import Command, session_key, split_words
 from groqchat.storage.message_ids import (
     MAX_SCORE_S,
     MESSAGE_ID,
@@ -255,11 +255,13 @@ def member_micros(scored: ScoredMember) -> int:
 
 
 def first_read(
-    session_id: str, context: int, asked: Sequence[Message] = (), *, before: Message | None
+    session_id: str,
+    context: int,
+    user_message: Message | None = None,
+    *,
+    before: Message | None,
 ) -> list[Command]:
-    """Return the command whose reply is the context, or those that count each user message.
-
-    The latter are followed by commands that note the answer to these messages.
+    """Return the command whose reply is the context, or the one that counts a user message.
 
     With `before`, the context precedes this message, the latest message first: an earlier attempt
     at a turn may have stored it, and others may have followed.
@@ -271,9 +273,9 @@ def first_read(
         return [("ZRANGE", key, start, "-inf", "BYSCORE", "REV", *limits)]
     if context:
         return [("ZRANGE", key, -count, -1)]
-    owners = [owner_key(session_id, each.id) for each in asked]
-    counts: list[Command] = [("ZCOUNT", key, each.score_text, each.score_text) for each in asked]
-    return counts + [note_answer(owner) for owner in owners]
+    if user_message is None:
+        return []
+    return [("ZCOUNT", key, user_message.score_text, user_message.score_text)]
 
 
 def add_members(key: str, messages: Sequence[Message], members: Sequence[bytes]) -> list[Command]:
@@ -289,6 +291,11 @@ def add_members(key: str, messages: Sequence[Message], members: Sequence[bytes])
 def remove_members(session_key: str, messages: Sequence[Message]) -> list[Command]:
     """Return the commands that remove messages from a session."""
     return [("ZREM", session_key, encode_member(message)) for message in messages]
+
+
+def is_question(message: Message) -> bool:
+    """Return whether a message is not one of the model."""
+    return message.role != "assistant"
 
 
 def size_of(messages: Sequence[PromptMessage]) -> int:

@@ -1,7 +1,7 @@
 """Conversations of the OpenAI-compatible endpoint: requests matched with a session's messages."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
@@ -15,11 +15,11 @@ from groqchat.services.openai.messages import (
     INSTRUCTION_ROLES,
     Match,
     OpenAIMessage,
+    Overlap,
     drop_unpaired_tool_calls,
     find_overlap,
     is_repeated,
     is_transcript,
-    last_answer,
     match_session,
     to_message,
     to_openai,
@@ -31,9 +31,9 @@ from groqchat.settings import Settings
 from groqchat.storage import keys
 from groqchat.storage.claims import Claim
 from groqchat.storage.errors import redis_errors
-from groqchat.storage.history_reader import StoredTurn
-from groqchat.storage.message_ids import MICROS_PER_S, earlier_id, new_message_id
-from groqchat.storage.message_owners import OwnedMessages
+from groqchat.storage.exchanges import answered
+from groqchat.storage.history_reader import HistoryPage, StoredTurn
+from groqchat.storage.message_ids import answer_id, earlier_id, new_message_ids
 from groqchat.storage.messages import INCOMPLETE, Message, remove_members
 
 # How far back the tool calls that a request answers, and their user message, may be.
@@ -43,27 +43,28 @@ MAX_TOOL_CALL_DISTANCE = 100
 MAX_READS = 3
 
 NOTHING_STORED = StoredTurn(messages=[], answers=[])
+NO_MATCH = Match(Overlap(known=0, begin=0), removable=[], anchor=None)
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """The messages for the model, and which of them are new.
+    """A request, the earlier messages of its session, and which messages are stored.
 
-    `taken`: messages that another request or an earlier attempt has stored, and that this request
-    owns now, as `request_id`. `last_message` is the stored message that the answer follows, None if
-    it is not stored. `budget` limits the time that the request waits for Redis. `claim` belongs to
-    an Idempotency-Key. Earlier attempts may have stored a complete answer, `stored_answer`, or
-    incomplete ones, which the answer replaces.
+    `earlier` contains the session before the `request`; all of it if it `is_whole`. `own`: what
+    this request and earlier attempts at it have stored. `last_message` is the stored message that
+    the answer follows, None if it is not stored. `budget` limits the time that the request waits
+    for Redis. `claim` belongs to an Idempotency-Key. Earlier attempts may have stored a complete
+    answer, `stored_answer`. The answer replaces `incomplete_answers`.
     """
 
     session_id: str
-    messages: list[OpenAIMessage]
+    request: list[OpenAIMessage]
     budget: WaitBudget
-    new: Sequence[Message] = ()
-    taken: Sequence[Message] = ()
-    request_id: str = ""
+    earlier: Sequence[Message] = ()
+    is_whole: bool = False
+    own: Sequence[Message] = ()
     last_message: Message | None = None
     claim: Claim | None = None
     stored_answer: Message | None = None
@@ -71,9 +72,15 @@ class Conversation:
 
 
 class _Session(NamedTuple):
-    """A session, what earlier attempts have stored, and what the request has in common with it."""
+    """A session, as far as it was read, and what the request has in common with it.
+
+    `turn` was stored by earlier attempts. `replaced`: the incomplete answer that the new answer
+    replaces. `is_whole`: no messages precede `earlier`.
+    """
 
     earlier: list[Message]
+    is_whole: bool
+    replaced: list[Message]
     turn: StoredTurn
     match: Match
 
@@ -88,86 +95,86 @@ class Conversations:
     async def begin(
         self, session_id: str, messages: object, model: str | None, *, claim: Claim | None = None
     ) -> Conversation:
-        """Return the conversation for the model; raise InvalidField if `messages` is not valid.
+        """Return the conversation of a request; raise InvalidField if `messages` is not valid.
 
         Raises TurnLost if another attempt than that of `claim` owns the turn. If the history cannot
-        be read, the conversation contains only the request's messages; a further attempt at a turn
-        raises HistoryUnavailable, because an earlier one may have stored the answer.
+        be read, the conversation contains only the request; a further attempt at a turn raises
+        HistoryUnavailable, because an earlier one may have stored the answer.
         """
         request = validated_messages(messages)
-        instructions = [message for message in request if message["role"] in INSTRUCTION_ROLES]
-        sent = [message for message in request if message["role"] not in INSTRUCTION_ROLES]
+        _, sent = _split(request)
         budget = WaitBudget(self._settings.redis_timeout_s)
         ids = _turn_ids(len(sent), claim)
-        request_id = claim.message_id if claim else new_message_id()
-        # If Redis replies too late, this request may own these messages nevertheless.
-        pending: list[Message] = []
-        unread = Conversation(
-            session_id=session_id,
-            messages=request,
-            budget=budget,
-            taken=pending,
-            request_id=request_id,
-            claim=claim,
-        )
+        unread = Conversation(session_id=session_id, request=request, budget=budget, claim=claim)
         try:
             with budget:
                 async with redis_errors(self._settings.redis_timeout_s):
-                    session = await self._match(session_id, sent, claim, request_id, pending)
+                    session = await self._match(session_id, sent, ids, claim)
         except StorageError as error:
             if claim is not None and claim.attempt and isinstance(error, HistoryUnavailable):
                 raise
             log.warning("answering without history: %s", error)
             return unread
-        earlier, turn, ((known, begin), unanswered, _, last) = session
-        context = self._context(earlier[:begin], sent)
+        turn, ((known, begin), _, anchor) = session.turn, session.match
         new = _new_messages(sent, ids, model, known=known, stored=turn.messages)
-        anchor = last_answer(earlier[begin:]) if known else None
         is_stored = not new or await self._store(session_id, new, anchor, claim, budget)
-        own = sorted([*turn.messages, *new], key=attrgetter("id"))
+        stored = sorted([*turn.messages, *new], key=attrgetter("id"))
+        incomplete = [each for each in turn.answers if each.status]
         return replace(
             unread,
-            messages=[*instructions, *context, *sent],
-            new=new,
-            taken=[*unanswered, *turn.messages],
-            last_message=[last, *own][-1] if is_stored else None,
+            earlier=session.earlier[:begin],
+            is_whole=session.is_whole,
+            own=[*stored, *incomplete],
+            last_message=[anchor, *stored][-1] if is_stored else None,
             stored_answer=next((each for each in turn.answers if not each.status), None),
-            incomplete_answers=[each for each in turn.answers if each.status],
+            incomplete_answers=[*session.replaced, *incomplete],
         )
+
+    def prompts(self, conversation: Conversation) -> Iterator[list[OpenAIMessage]]:
+        """Yield the messages for the model, then those to send if Groq rejects these.
+
+        The second prompt lacks earlier messages that have no answer: one of them can be the reason.
+        """
+        request, earlier = conversation.request, conversation.earlier
+        prompt = self._prompt(request, earlier)
+        yield prompt
+        fallback = self._prompt(request, answered(earlier, is_whole=conversation.is_whole))
+        if fallback != prompt:
+            yield fallback
+
+    def _prompt(
+        self, request: Sequence[OpenAIMessage], earlier: Sequence[Message]
+    ) -> list[OpenAIMessage]:
+        """Return the system messages, the earlier messages that fit, and the other messages."""
+        instructions, sent = _split(request)
+        trimmed = trim_to_budget(
+            with_calls_last(_all_to_openai(earlier), sent),
+            messages=self._settings.chat_context_messages,
+            tokens=self._settings.chat_context_tokens,
+            needs_last_exchange=bool(sent) and sent[0]["role"] == "tool",
+        )
+        return [*instructions, *drop_unpaired_tool_calls(trimmed, sent), *sent]
 
     async def _match(
         self,
         session_id: str,
         sent: Sequence[OpenAIMessage],
+        ids: Sequence[str],
         claim: Claim | None,
-        request_id: str,
-        pending: list[Message],
     ) -> _Session:
-        """Compare a request with its session, and take over messages of other requests."""
-        ids = _turn_ids(len(sent), claim)
-        longest = int(self._settings.groq_timeout_s * MICROS_PER_S)
-        since, before = earlier_id(request_id, longest), ids[0] if ids else None
-        for reads in range(1, MAX_READS + 1):
-            (earlier, size), turn = await self._read(session_id, sent, ids, claim)
-            match = match_session(earlier, sent, since=since, before=before)
-            is_last_read = reads == MAX_READS
-            if turn.precedes_others or is_last_read:
-                # An answer that was stored since may belong to a message that seems to have none.
-                retained = [*match.retained, *match.unanswered]
-                match = match._replace(unanswered=[], retained=retained)
-            owned = [
-                OwnedMessages(request_id, match.unanswered),
-                OwnedMessages(keys.ANSWERED, match.retained),
-            ]
-            expected = None if is_last_read else size
-            take_over = partial(self._history.owners.take_over, session_id, owned, claim)
-            pending[:] = match.unanswered
-            is_needed = match.unanswered or match.retained
-            if not is_needed or await take_over(session_size=expected):
-                return _Session(earlier, turn, match)
-        # Other requests removed messages each time. With this `before`, none of them is known.
-        match = match_session(earlier, sent, since=since, before="")
-        return _Session(earlier, turn, match._replace(unanswered=[]))
+        """Compare a request with its session, and retain what it has in common with it."""
+        before = ids[0] if ids else None
+        for _ in range(MAX_READS):
+            session = await self._read(session_id, sent, ids, claim)
+            match = match_session(session.earlier, sent, before=before)
+            session = session._replace(match=match)
+            if not match.removable or await self._history.retain_messages(
+                session_id, match.removable, claim
+            ):
+                return session
+        # Other requests removed messages each time. With this `before`, none of the last ones is
+        # known.
+        return session._replace(match=match_session(session.earlier, sent, before=""))
 
     async def _store(
         self,
@@ -206,18 +213,10 @@ class Conversations:
         claim = conversation.claim
         if claim is not None:
             answer = replace(answer, turn_id=claim.message_id)
-        if answer.id < conversation.last_message.id:
-            answer = replace(answer, id=new_message_id(after=conversation.last_message.id))
         return await self._history.try_save(
             conversation.session_id,
-            answer,
+            replace(answer, id=answer_id(conversation.last_message.id)),
             user_message=conversation.last_message,
-            owned=[
-                each
-                for each in (*conversation.taken, *conversation.new)
-                # A complete answer may have replaced an incomplete one.
-                if each is not conversation.last_message and each.role != "assistant"
-            ],
             claim=claim,
             max_wait_s=conversation.budget.left_s,
             extra_commands=remove_members(
@@ -226,17 +225,14 @@ class Conversations:
         )
 
     async def rollback(self, conversation: Conversation) -> None:
-        """Remove the messages that a rejected request owns."""
-        removed = [*conversation.incomplete_answers, *conversation.new, *conversation.taken]
-        if removed:
+        """Remove what a rejected request and earlier attempts at it have stored."""
+        if conversation.own:
             await self._history.try_remove(
                 conversation.session_id,
-                *removed,
+                *conversation.own,
                 claim=conversation.claim,
                 max_wait_s=conversation.budget.left_s,
                 is_stored=conversation.last_message is not None,
-                mode="owned",
-                request_id=conversation.request_id,
             )
 
     async def _read(
@@ -245,21 +241,27 @@ class Conversations:
         sent: Sequence[OpenAIMessage],
         ids: Sequence[str],
         claim: Claim | None,
-    ) -> tuple[tuple[list[Message], int], StoredTurn]:
-        """Return earlier messages, and what earlier attempts at the turn have stored."""
-        if claim is None or not claim.attempt or not ids:
-            return await self._load_history(session_id, sent, None), NOTHING_STORED
-        turn = await self._history.find_turn(session_id, ids, claim)
-        return await self._load_history(session_id, sent, ids[0]), turn
+    ) -> _Session:
+        """Return a session and what earlier attempts at the turn have stored in it."""
+        turn, before = NOTHING_STORED, None
+        if claim is not None and claim.attempt and ids:
+            turn, before = await self._history.find_turn(session_id, ids, claim), ids[0]
+        page = await self._read_page(session_id, sent, before)
+        earlier = page.messages
+        # An incomplete answer is replaced if the request repeats the messages before it.
+        is_replaced = bool(sent and earlier and earlier[-1].status == INCOMPLETE) and is_repeated(
+            _all_to_openai(earlier[:-1]), sent
+        )
+        kept = earlier[:-1] if is_replaced else earlier
+        return _Session(kept, not page.has_more, earlier[len(kept) :], turn, NO_MATCH)
 
-    async def _load_history(
+    async def _read_page(
         self, session_id: str, sent: Sequence[OpenAIMessage], before: str | None
-    ) -> tuple[list[Message], int]:
-        """Return the latest messages, as many as the comparison needs, and the session's size.
+    ) -> HistoryPage:
+        """Return the latest messages, as many as the comparison needs.
 
         With `before`, only the messages before this id: earlier attempts at the turn, and other
-        turns since then, may have stored messages from there on. If the request repeats the
-        session's last messages, an incomplete answer to them is deleted.
+        turns since then, may have stored messages from there on.
         """
         # One more than the request has: the session may end with an incomplete answer.
         count = max(self._settings.chat_context_messages, len(sent) + 1)
@@ -272,25 +274,14 @@ class Conversations:
             if not overlap.known:
                 # The transcript may start earlier in the session and diverge from it.
                 page = await read(limit=MAX_PAGE)
-        earlier = page.messages
-        if earlier and earlier[-1].status == INCOMPLETE:
-            known = _all_to_openai(earlier[:-1])
-            if sent and is_repeated(known, sent):
-                await self._history.remove_messages(session_id, earlier[-1:], mode="owned")
-                return earlier[:-1], page.message_count - 1
-        return earlier, page.message_count
+        return page
 
-    def _context(
-        self, earlier: Sequence[Message], sent: Sequence[OpenAIMessage]
-    ) -> list[OpenAIMessage]:
-        """Return the earlier messages that the model receives."""
-        trimmed = trim_to_budget(
-            with_calls_last(_all_to_openai(earlier), sent),
-            messages=self._settings.chat_context_messages,
-            tokens=self._settings.chat_context_tokens,
-            needs_last_exchange=bool(sent) and sent[0]["role"] == "tool",
-        )
-        return drop_unpaired_tool_calls(trimmed, sent)
+
+def _split(request: Sequence[OpenAIMessage]) -> tuple[list[OpenAIMessage], list[OpenAIMessage]]:
+    """Return the system messages of a request and the others."""
+    instructions = [message for message in request if message["role"] in INSTRUCTION_ROLES]
+    others = [message for message in request if message["role"] not in INSTRUCTION_ROLES]
+    return instructions, others
 
 
 def _turn_ids(count: int, claim: Claim | None) -> list[str]:
@@ -316,7 +307,9 @@ def _new_messages(
     They get new ids if they have none.
     """
     if not ids:
-        return [to_message(each, model, message_id=new_message_id()) for each in sent[known:]]
+        ids, sent = new_message_ids(len(sent) - known), sent[known:]
+        pairs = zip(sent, ids, strict=True)
+        return [to_message(each, model, message_id=message_id) for each, message_id in pairs]
     stored_ids = {message.id for message in stored}
     first = next((at for at, each in enumerate(ids) if each in stored_ids), known)
     return [

@@ -7,8 +7,9 @@ from itertools import takewhile
 from typing import Any, NamedTuple, TypeAlias
 
 from groqchat.services.turns.context import BYTES_PER_TOKEN, TOKENS_PER_MESSAGE
+from groqchat.storage.exchanges import exchanges
 from groqchat.storage.message_ids import ID_DIGITS, new_message_id
-from groqchat.storage.messages import ROLES, Message
+from groqchat.storage.messages import ROLES, Message, is_question
 
 # Messages with these roles apply to one request, precede the conversation and are not stored.
 INSTRUCTION_ROLES = frozenset({"system", "developer"})
@@ -34,15 +35,13 @@ class Overlap(NamedTuple):
 class Match(NamedTuple):
     """The overlap of a request and its session.
 
-    `unanswered`: its messages at the end of the session without an answer. `retained`: those that
-    no rejected request may remove, because the request needs them. `last`: the session's message
-    that is the last one of the overlap.
+    `removable`: its messages that a rejected request may still remove, because their exchange has
+    no complete answer. `anchor`: the last one that no answer replaces.
     """
 
     overlap: Overlap
-    unanswered: list[Message]
-    retained: list[Message]
-    last: Message | None
+    removable: list[Message]
+    anchor: Message | None
 
 
 def to_message(message: OpenAIMessage, model: str | None, *, message_id: str) -> Message:
@@ -114,41 +113,32 @@ def _overlap(known: str, symbols: str, sent: Sequence[OpenAIMessage]) -> Overlap
 
 
 def match_session(
-    earlier: Sequence[Message], sent: Sequence[OpenAIMessage], *, since: str, before: str | None
+    earlier: Sequence[Message], sent: Sequence[OpenAIMessage], *, before: str | None
 ) -> Match:
     """Return what a request and its session have in common.
 
-    Requests of messages that were stored since the id `since` may still run. If an unanswered
-    message is not from before the id `before`, none of them counts.
+    If an unanswered message is not from before the id `before`, none of them counts.
     """
     known, symbols = _as_symbols([to_openai(message) for message in earlier], sent)
     overlap = _overlap(known, symbols, sent)
-    common = _common_messages(known, symbols, overlap)
-    end = len(earlier) - sum(1 for _ in takewhile(_is_question, reversed(earlier)))
-    if before is not None and common and common[-1] >= end and earlier[common[-1]].id >= before:
+    indexes = _common_messages(known, symbols, overlap)
+    end = len(earlier) - sum(1 for _ in takewhile(is_question, reversed(earlier)))
+    if before is not None and indexes and indexes[-1] >= end and earlier[indexes[-1]].id >= before:
         overlap = _overlap(known[:end], symbols, sent)
-        common = _common_messages(known[:end], symbols, overlap)
-    # Only messages of this service have an owner.
-    native = [index for index in common if len(earlier[index].id) == ID_DIGITS]
-    unanswered = [earlier[index] for index in native if index >= end]
-    # An exchange with an incomplete answer, the message that is answered again, and recent messages
-    # that another one follows.
-    complete = len(earlier) - sum(1 for _ in takewhile(_is_no_answer, reversed(earlier)))
-    retained = [
-        earlier[index]
-        for index in native
-        if index < end
-        and (
-            index >= complete
-            or (index == common[-1] and _is_question(earlier[index]))
-            or (earlier[index].id > since and all(map(_is_question, earlier[index : index + 2])))
-        )
-    ]
-    return Match(overlap, unanswered, retained, earlier[common[-1]] if common else None)
-
-
-def _is_question(message: Message) -> bool:
-    return message.role != "assistant"
+        indexes = _common_messages(known[:end], symbols, overlap)
+    common = [earlier[index] for index in indexes]
+    # Only messages of this service are removed.
+    open_ids = {
+        message.id
+        for exchange in (exchanges(earlier, is_whole=False) if common else ())
+        for message in exchange.messages
+        if not exchange.is_complete and len(message.id) == ID_DIGITS
+    }
+    return Match(
+        overlap,
+        removable=[each for each in common if each.status or each.id in open_ids],
+        anchor=next((each for each in reversed(common) if not each.status), None),
+    )
 
 
 def _common_messages(known: str, symbols: str, overlap: Overlap) -> list[int]:
@@ -159,15 +149,6 @@ def _common_messages(known: str, symbols: str, overlap: Overlap) -> list[int]:
         if left and known[index] == symbols[left - 1]:
             indexes.append(index)
     return indexes[::-1]
-
-
-def last_answer(messages: Sequence[Message]) -> Message | None:
-    """Return the last complete answer; only a deletion of the session removes it."""
-    return next((each for each in reversed(messages) if not _is_no_answer(each)), None)
-
-
-def _is_no_answer(message: Message) -> bool:
-    return message.role != "assistant" or message.status is not None
 
 
 def is_repeated(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]) -> bool:

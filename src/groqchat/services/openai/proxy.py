@@ -11,11 +11,10 @@ from aiohttp import ClientResponse
 
 from groqchat import sse
 from groqchat.errors import (
+    REJECTIONS,
     CompletionError,
-    CompletionRejected,
     CompletionUnavailable,
     GroqChatError,
-    PromptTooLarge,
     RateLimited,
     SessionCleared,
     ShuttingDown,
@@ -49,12 +48,19 @@ from groqchat.storage.claims import Claim
 from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import FAILED, INCOMPLETE, Message
 
-# The errors of a request that Groq would reject again.
-REJECTIONS = (CompletionRejected, PromptTooLarge)
 # The last event of a complete stream.
 DONE_MARK = sse.encode_event(DONE)
 
 log = logging.getLogger(__name__)
+
+
+class _Rejected(Exception):
+    """Groq's response to a request in a session that it would reject again."""
+
+    def __init__(self, response: ClientResponse, content: bytes) -> None:
+        super().__init__(response.status)
+        self.response = response
+        self.content = content
 
 
 class OpenAIProxy:
@@ -90,18 +96,21 @@ class OpenAIProxy:
         Idempotency-Key of the request.
         """
         self._groq.check_model(request.model or "")
-        conversation = None
-        if session_id is not None:
-            parsed = RequestBody(body)
-            conversation = await self._conversations.begin(
-                session_id, parsed.messages, request.model, claim=claim
-            )
-            if conversation.stored_answer is not None:
-                return stored_completion(
-                    conversation.stored_answer, is_streamed=bool(request.stream)
-                )
-            body = parsed.with_messages(conversation.messages)
-        return await self._forward(body, request, conversation)
+        if session_id is None:
+            return await self._forward(body, request, None)
+        parsed = RequestBody(body)
+        conversation = await self._conversations.begin(
+            session_id, parsed.messages, request.model, claim=claim
+        )
+        if conversation.stored_answer is not None:
+            return stored_completion(conversation.stored_answer, is_streamed=bool(request.stream))
+        for messages in self._conversations.prompts(conversation):
+            try:
+                return await self._forward(parsed.with_messages(messages), request, conversation)
+            except _Rejected as error:
+                response, content = error.response, error.content
+        await self._conversations.rollback(conversation)
+        return forwarded_error(response, content)
 
     def shut_down(self) -> None:
         """End the streams that have no turn with an error, because the service stops."""
@@ -128,7 +137,7 @@ class OpenAIProxy:
     async def _finish(
         self, response: ClientResponse, content: bytes, conversation: Conversation | None
     ) -> ProxyResponse:
-        """Store the answer in a response body, or roll back a request that Groq rejected."""
+        """Store the answer in a response body; raise _Rejected if Groq would reject it again."""
         if response.status == HTTPStatus.OK:
             reply = parse_reply(content)
             headers = forwarded_headers(response)
@@ -140,7 +149,7 @@ class OpenAIProxy:
         if fault is not None:
             raise fault
         if conversation is not None and is_final(response.status):
-            await self._conversations.rollback(conversation)
+            raise _Rejected(response, content)
         return forwarded_error(response, content)
 
     async def _store(self, conversation: Conversation, answer: Message) -> bool:

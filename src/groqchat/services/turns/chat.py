@@ -3,18 +3,16 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
 from groqchat.errors import (
+    REJECTIONS,
     CompletionError,
-    CompletionRejected,
-    CompletionUnavailable,
     GroqChatError,
-    PromptTooLarge,
     SessionCleared,
     ShuttingDown,
     StorageError,
@@ -23,28 +21,28 @@ from groqchat.errors import (
 from groqchat.models import ChatRequest, ChatResponse, StartEvent
 from groqchat.retry import WaitBudget
 from groqchat.services.groq.client import GroqClient
-from groqchat.services.groq.completions import Completion, Prompt, StreamParser
-from groqchat.services.groq.errors import strip_tracebacks
+from groqchat.services.groq.completions import Completion, Prompt
 from groqchat.services.history_store import HistoryStore
-from groqchat.services.turns.context import BYTES_PER_TOKEN, build_prompt, context_limit
+from groqchat.services.turns.context import (
+    BYTES_PER_TOKEN,
+    build_prompt,
+    context_limit,
+    read_answered,
+)
 from groqchat.services.turns.limiter import TurnLimiter
 from groqchat.services.turns.registry import TurnRegistry
 from groqchat.services.turns.turn import Turn
+from groqchat.services.turns.turn_completion import complete_turn, stream_turn
 from groqchat.settings import Settings
 from groqchat.storage.claims import Claim
-from groqchat.storage.message_ids import new_message_id
+from groqchat.storage.message_ids import answer_id, new_message_id
 from groqchat.storage.messages import (
-    FAILED,
     INCOMPLETE,
-    STOPPED,
     UNSTORED_FINISH_REASON,
     UNSTORED_MODEL,
     Message,
     PromptMessage,
 )
-
-# Longer than the longest answer of any model that Groq lists.
-MAX_ANSWER_CHARS = 2_000_000
 
 Complete: TypeAlias = Callable[[Prompt], Awaitable[Completion]]
 
@@ -145,8 +143,10 @@ class ChatService:
             turn.add("start", start.model_dump_json().encode())
             response = await self._repeated_answer(state, turn)
             if response is None:
-                complete = self._stream_completion if request.stream else self._complete
-                response = await self._run(request, state, partial(complete, turn))
+                complete = stream_turn if request.stream else complete_turn
+                timeout_s = self._settings.groq_timeout_s
+                ask = partial(complete, self._groq, turn, timeout_s=timeout_s)
+                response = await self._run(request, state, ask)
             turn.is_incomplete = response.status == INCOMPLETE
             if turn.error is None:
                 turn.add("done", response.model_dump_json().encode())
@@ -174,20 +174,16 @@ class ChatService:
         self, request: ChatRequest, state: _TurnState, complete: Complete
     ) -> ChatResponse:
         """Store the user message, complete the prompt, store the answer."""
-        user_message = state.user_message
         earlier = await self._store_user_message(request, state)
-        prompt = build_prompt(request, user_message, earlier, self._settings)
         try:
-            completion = await complete(prompt)
-        except (CompletionRejected, PromptTooLarge):
+            completion = await self._ask(request, state, earlier, complete)
+        except REJECTIONS:
             await self._history.try_remove(
                 state.session_id,
-                user_message,
+                state.user_message,
                 claim=state.claim,
                 max_wait_s=state.budget.left_s,
                 is_stored=state.is_stored,
-                mode="owned",
-                request_id=user_message.id,
             )
             raise
         except (CompletionError, ShuttingDown):
@@ -200,6 +196,30 @@ class ChatService:
         except SessionCleared:
             is_saved = False
         return _response(state, answer, is_saved=is_saved)
+
+    async def _ask(
+        self,
+        request: ChatRequest,
+        state: _TurnState,
+        earlier: Sequence[PromptMessage],
+        complete: Complete,
+    ) -> Completion:
+        """Complete the prompt; if Groq rejects it, again without messages that have no answer.
+
+        One of them can be the reason. Otherwise, Groq would reject every turn of the session.
+        """
+        user_message = state.user_message
+        try:
+            return await complete(build_prompt(request, user_message, earlier, self._settings))
+        except REJECTIONS:
+            limit = min(context_limit(request, self._settings), len(earlier))
+            with state.budget:
+                found = await read_answered(
+                    self._history, state.session_id, user_message, limit=limit
+                )
+            if found is None:
+                raise
+        return await complete(build_prompt(request, user_message, found, self._settings))
 
     async def _repeated_answer(self, state: _TurnState, turn: Turn) -> ChatResponse | None:
         """Return the answer that an earlier attempt at the turn has stored, None if it has none."""
@@ -264,64 +284,10 @@ class ChatService:
             max_wait_s=state.budget.left_s,
         )
 
-    async def _complete(self, turn: Turn, prompt: Prompt) -> Completion:
-        """Return the model's whole answer; an empty answer if the turn is stopped."""
-        async with turn.stoppable(self._settings.groq_timeout_s):
-            return await self._groq.complete(prompt)
-        # Reached if the turn is stopped, because `stoppable` suppresses the cancellation.
-        if error := turn.stop_error():
-            raise error
-        return Completion(
-            text="", model=prompt.model, tokens=None, finish_reason=STOPPED, is_complete=False
-        )
-
-    async def _stream_completion(self, turn: Turn, prompt: Prompt) -> Completion:
-        """Add the model's answer to the turn as it arrives, and return the completion.
-
-        After the first text, an error is not raised but set as the turn's `error`.
-        """
-        parser = StreamParser(prompt.model)
-        size = 0
-        try:
-            async with (
-                turn.stoppable(self._settings.groq_timeout_s),
-                aclosing(self._groq.stream(prompt, parser)) as stream,
-            ):
-                async for text in stream:
-                    size += len(text)
-                    if size > MAX_ANSWER_CHARS:
-                        raise CompletionUnavailable(f"more than {MAX_ANSWER_CHARS} characters")
-                    turn.add_text(text)
-        except CompletionError as error:
-            # The frames of its traceback refer to the turn, which would be a cycle.
-            turn.error = strip_tracebacks(error)
-        else:
-            turn.error = turn.stop_error()
-        # The partial answer of an attempt that was superseded is not stored.
-        if turn.error is not None and not (size and turn.stop_reason != "superseded"):
-            failure, turn.error = turn.error, None
-            try:
-                raise failure
-            finally:
-                del failure
-        return Completion(
-            text=turn.events.text,
-            model=parser.model,
-            tokens=parser.tokens,
-            finish_reason=_finish_reason(turn, parser),
-            is_complete=turn.error is None and turn.stop_reason is None,
-        )
-
-
-def _finish_reason(turn: Turn, parser: StreamParser) -> str:
-    if turn.error is not None:
-        return FAILED
-    return STOPPED if turn.stop_reason else parser.finish_reason or "stop"
-
 
 def _answer_message(completion: Completion, state: _TurnState) -> Message:
     return Message(
-        id=new_message_id(after=state.user_message.id),
+        id=answer_id(state.user_message.id),
         role="assistant",
         content=completion.text,
         model=completion.model,

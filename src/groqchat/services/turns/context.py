@@ -1,10 +1,14 @@
 """The context: which earlier messages the model receives with the user message."""
 
+import logging
 from collections.abc import Sequence
 
+from groqchat.errors import StorageError
 from groqchat.models import ChatRequest
 from groqchat.services.groq.completions import Prompt
+from groqchat.services.history_store import HistoryStore
 from groqchat.settings import Settings
+from groqchat.storage.exchanges import answered
 from groqchat.storage.messages import Message, PromptMessage
 
 # Groq's tokenizers produce about one token for four bytes of English text.
@@ -13,6 +17,8 @@ BYTES_PER_TOKEN = 4
 TOKENS_PER_MESSAGE = 4
 # Roles that need no further fields. A tool message is valid only after its tool call.
 CONTEXT_ROLES = frozenset({"system", "user", "assistant"})
+
+log = logging.getLogger(__name__)
 
 
 def context_limit(request: ChatRequest, settings: Settings) -> int:
@@ -47,6 +53,26 @@ def build_prompt(
         system_prompt=request.system_prompt,
         options={name: value for name, value in options.items() if value is not None},
     )
+
+
+async def read_answered(
+    history: HistoryStore, session_id: str, user_message: Message, *, limit: int
+) -> list[PromptMessage] | None:
+    """Return up to `limit` earlier messages without those that have no answer.
+
+    Returns None if each one has an answer, or if the history cannot be read.
+    """
+    if not limit:
+        return None
+    try:
+        page = await history.get_history_page(session_id, limit=limit, before=user_message.id)
+    except StorageError as error:
+        log.warning("could not read which messages have no answer: %s", error)
+        return None
+    found = answered(page.messages, is_whole=not page.has_more)
+    if len(found) == len(page.messages):
+        return None
+    return [{"role": each.role, "content": each.content} for each in found]
 
 
 def fit_to_budget(earlier: Sequence[PromptMessage], tokens: int) -> Sequence[PromptMessage]:

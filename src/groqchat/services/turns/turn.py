@@ -165,6 +165,7 @@ class Turn:
         If the turn is stopped, the block is cancelled and left without an exception. After
         `timeout_s`, or if the block itself raises TimeoutError, raises CompletionTimeout.
         """
+        self._is_complete = False
         try:
             async with asyncio.timeout(timeout_s) as self._limit:
                 if self.stop_reason is not None:
