@@ -59,7 +59,7 @@ def numbered(count: int) -> list[Message]:
 async def test_every_operation_ends_within_its_deadline_if_redis_does_not_reply(
     silent_redis: Redis,
 ) -> None:
-    async with CommandBatcher(silent_redis, timeout_s=1) as batcher:
+    async with CommandBatcher(silent_redis, timeout_s=5) as batcher:
         store = HistoryStore(silent_redis, batcher, ttl_s=TTL_S, timeout_s=0.05)
         started = time.monotonic()
         is_connected, *errors = await asyncio.gather(
@@ -72,7 +72,7 @@ async def test_every_operation_ends_within_its_deadline_if_redis_does_not_reply(
             store.get_sessions_page(),
             return_exceptions=True,
         )
-        assert time.monotonic() - started < 0.9
+        assert time.monotonic() - started < 4
     assert is_connected is False
     assert [type(error) for error in errors] == [HistoryUnavailable] * 6
 

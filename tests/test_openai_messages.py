@@ -16,6 +16,9 @@ from tests.support.openai_messages import answer, result, user
         ([user("a"), answer("b")], [user("a")], (0, 2)),
         ([user("a"), answer("b")], [user("a"), answer("b"), user("c")], (2, 0)),
         ([user("x"), answer("y"), user("a")], [user("a")], (1, 2)),
+        # The request repeats the session, and then itself.
+        ([user("a")], [user("a"), user("a")], (1, 0)),
+        ([user("a")], [user("a"), user("a"), user("b")], (1, 0)),
         # The transcript is longer than the stored messages: the session, or its page, starts later.
         (
             [user("c"), answer("d")],

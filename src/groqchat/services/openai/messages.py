@@ -170,7 +170,7 @@ def _as_symbols(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage])
 
 def _overlap_at_end(known: str, sent: str) -> Overlap:
     """Return the overlap of the session's end with the request."""
-    index = sent.rfind(known) if known else -1
+    index = sent.find(known) if known else -1
     if index >= 0:
         return Overlap(known=index + len(known), begin=0)
     for count in range(min(len(sent), len(known)), 0, -1):
@@ -181,15 +181,14 @@ def _overlap_at_end(known: str, sent: str) -> Overlap:
 
 def _diverging_overlap(known: str, sent: str) -> Overlap:
     """Return the longest start of a transcript that the session contains in order, with gaps."""
-    best = Overlap(known=0, begin=len(known))
-    for begin, first in enumerate(known):
-        if first == sent[0]:
-            count = 0
-            for symbol in known[begin:]:
-                count += count < len(sent) and symbol == sent[count]
-            if count > best.known:
-                best = Overlap(known=count, begin=begin)
-    return best
+    # A later start never contains more of it.
+    begin = known.find(sent[0])
+    if begin < 0:
+        return Overlap(known=0, begin=len(known))
+    count = 0
+    for symbol in known[begin:]:
+        count += count < len(sent) and symbol == sent[count]
+    return Overlap(known=count, begin=begin)
 
 
 def trim_to_budget(
