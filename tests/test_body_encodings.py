@@ -41,6 +41,17 @@ async def test_a_body_that_is_not_compressed_as_declared_is_rejected(api: Client
     await assert_error(await api.post(CHAT, data=BODY, headers=headers), 400, "malformed_body")
 
 
+@pytest.mark.parametrize("request_line", [b"POST /unknown", b"GET /healthz"])
+async def test_a_malformed_body_that_nobody_reads_is_not_logged_as_an_error(
+    api: ClientSession, caplog: pytest.LogCaptureFixture, request_line: bytes
+) -> None:
+    head = post(CHAT, b"malformed", "Content-Encoding: gzip")
+    async with connect(api) as one:
+        one.writer.write(head.replace(f"POST {CHAT}".encode(), request_line))
+        await one.read_to_end()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 @pytest.mark.usefixtures("no_turn")
 @pytest.mark.parametrize("encoding", ["snappy", "", "gzip, deflate", "br", "BR", "zstd"])
 async def test_an_unknown_content_encoding_is_a_415(api: ClientSession, encoding: str) -> None:

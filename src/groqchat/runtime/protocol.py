@@ -34,13 +34,13 @@ class HttpConnection(web.RequestHandler):
     __slots__ = (
         "_all",
         "_clock",
-        "_counted_bytes",
         "_ended",
         "_failure",
         "_is_lingering",
         "_payload",
         "_writer",
         "_written_bytes",
+        "buffered_bytes",
         "has_ended_sending",
         "last_sent_s",
         "on_pace_bytes",
@@ -56,7 +56,8 @@ class HttpConnection(web.RequestHandler):
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self._all = connections
         self._clock = connections.clock
-        self._counted_bytes = 0
+        # The bytes of a request that is not complete.
+        self.buffered_bytes = 0
         self._payload: Any = None
         self._is_lingering = False
         self._failure: RequestError | None = None
@@ -67,17 +68,10 @@ class HttpConnection(web.RequestHandler):
         self.has_ended_sending = False
         self.phase = Phase.SILENT
         self.received_bytes = 0
-        self.since_s = self._clock()
-        self.on_pace_s = self.since_s
+        self.since_s = self.on_pace_s = self.last_sent_s = self._clock()
         self.on_pace_bytes = 0
         self.searched_s = 0.0
         self.seen_sent_bytes = 0
-        self.last_sent_s = self.since_s
-
-    @property
-    def buffered_bytes(self) -> int:
-        """The bytes of a request that is not complete."""
-        return self._counted_bytes
 
     def unsent_bytes(self) -> int:
         """Return the number of bytes that wait because the client reads too slowly."""
@@ -269,6 +263,11 @@ class HttpConnection(web.RequestHandler):
             response.headers.update(self._all.error_headers)
         return response
 
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """Log an unexpected error; a malformed body that nobody reads is none."""
+        if not isinstance(options.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **options)
+
     def last_response(self, response: web.StreamResponse) -> web.StreamResponse:
         """Return a response that reaches a client whose request is not read to its end."""
         if self.phase is not Phase.CLOSING or not isinstance(response, web.Response):
@@ -296,8 +295,8 @@ class HttpConnection(web.RequestHandler):
 
     def _set_phase(self, phase: Phase) -> None:
         """Begin a phase in which no request arrives."""
-        self._all.buffered_bytes -= self._counted_bytes
-        self._counted_bytes = 0
+        self._all.buffered_bytes -= self.buffered_bytes
+        self.buffered_bytes = 0
         self.phase = phase
         self.since_s = self._clock()
         if phase is not Phase.DISCARDING:
@@ -306,10 +305,10 @@ class HttpConnection(web.RequestHandler):
     def _count(self, count: int) -> None:
         """Count received bytes, or as many as they are when they are decompressed."""
         if self._payload is not None:
-            count = max(count, self._payload.total_bytes - self._counted_bytes)
+            count = max(count, self._payload.total_bytes - self.buffered_bytes)
         elif self.phase is Phase.RUNNING and self._has_pipelined_requests():
-            count = max(count, waiting_bytes(self._pipelined()) - self._counted_bytes)
-        self._counted_bytes += count
+            count = max(count, waiting_bytes(self._pipelined()) - self.buffered_bytes)
+        self.buffered_bytes += count
         self._all.buffered_bytes += count
         if (
             self._all.buffered_bytes > self._all.limits.max_buffered_bytes
