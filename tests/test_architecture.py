@@ -24,6 +24,7 @@ LAYERS = [
     {"runtime.workers"},
     {"runtime.server"},
     {"runtime.runner"},
+    {"runtime.paced_connection"},
     {"runtime.protocol"},
     {
         "runtime.start_log",

@@ -103,7 +103,8 @@ async def _open_services(app: web.Application) -> AsyncIterator[None]:
             redis, batcher, ttl_s=settings.chat_history_ttl, timeout_s=settings.redis_timeout_s
         )
         await stack.enter_async_context(history_store.checking_late_writes())
-        limiter = TurnLimiter(settings.max_concurrent_turns)
+        max_turns, max_body_bytes = settings.max_concurrent_turns, settings.max_request_buffer_bytes
+        limiter = TurnLimiter(max_turns, max_body_bytes=max_body_bytes)
         chat = ChatService(
             history=history_store, groq=groq, turns=registry, limiter=limiter, settings=settings
         )

@@ -196,8 +196,8 @@ class Settings(BaseSettings):
         # 64 bodies of maximum size that arrive at the same time.
         268_435_456,
         ge=1_048_576,
-        description="Maximum size of all requests that have not arrived completely, in bytes. "
-        "Requests beyond it are rejected with 503.",
+        description="Maximum size of all requests that have not arrived completely, and of the "
+        "large bodies of running requests, in bytes. Requests beyond it are rejected with 503.",
     )
     stream_coalesce_ms: float = Field(
         200.0,

@@ -29,6 +29,7 @@ from groqchat.http.expectations import handle_expect, send_continue
 from groqchat.http.parameters import parse_headers, parse_query, parse_strings
 from groqchat.http.state import SERVICES
 from groqchat.models import NoQuery
+from groqchat.services.turns.running_bodies import SMALL_BODY_BYTES
 
 Handler = Callable[..., Awaitable[BaseModel | web.StreamResponse]]
 AnyHandler = TypeVar("AnyHandler", bound=Handler)
@@ -109,7 +110,12 @@ class Endpoint:
             arguments["headers"] = parse_headers(self.headers_model, request, limits)
         if self.body_model is not None:
             arguments["body"] = await _parse_body(self.body_model, request, limits)
-        response = await self.handler(request, services, **arguments)
+        size = request.content.total_bytes
+        if size > SMALL_BODY_BYTES:
+            with services.limiter.bodies.holding(size):
+                response = await self.handler(request, services, **arguments)
+        else:
+            response = await self.handler(request, services, **arguments)
         if isinstance(response, web.StreamResponse):
             return response
         return JsonResponse(response)

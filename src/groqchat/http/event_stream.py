@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import cast
 
 import orjson
@@ -40,6 +41,8 @@ NO_EXTRA_HEADERS: Mapping[str, str] = {}
 # Many load balancers close a connection after a minute without data, some sooner.
 PING_INTERVAL_S = 15
 INSPECTION_INTERVAL_S = 1.0
+# As for other responses (`runtime/unsent_responses.py`). An answer is one event of up to 2 MB.
+MAX_UNSENT_BYTES = 128 * 1024 * 1024
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +155,7 @@ class EventStreams:
         return stream
 
     async def _inspect_all(self) -> float:
+        self._limit_unsent_bytes()
         idle = [stream for stream in list(self._open) if self._inspect(stream)]
         # Together, because each may have to wait.
         await asyncio.gather(*map(_ping, idle))
@@ -177,6 +181,19 @@ class EventStreams:
             return False
         stream.idle_inspections = 0
         return True
+
+    def _limit_unsent_bytes(self) -> None:
+        """Disconnect those clients that have most to read, until the rest fits into the limit."""
+        total = sum(stream.unsent_bytes for stream in self._open)
+        if total <= MAX_UNSENT_BYTES:
+            return
+        streams = sorted(self._open, key=attrgetter("unsent_bytes"), reverse=True)
+        while total > MAX_UNSENT_BYTES:
+            stream = streams.pop(0)
+            total -= stream.unsent_bytes
+            log.info("cut off a stream with %d bytes that are not read", stream.unsent_bytes)
+            # The inspection that follows ends the stream.
+            stream.transport.abort()
 
     def _is_stalled(self, stream: _OpenStream) -> bool:
         """Return whether the client has read nothing for the write timeout."""

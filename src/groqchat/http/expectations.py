@@ -12,17 +12,14 @@ async def handle_expect(request: web.Request) -> web.Response | None:
     aiohttp calls this function before the middlewares.
     """
     if request.headers[hdrs.EXPECT].lower() != "100-continue":
-        return expectation_failed(request)
+        return early_error(request, 417)
     return None
 
 
-def expectation_failed(request: web.BaseRequest) -> web.Response:
-    """Return the response to a request with an unknown expectation.
-
-    It has the request's id, which no middleware adds.
-    """
+def early_error(request: web.BaseRequest, status: int) -> web.Response:
+    """Return an error for a request that reaches no middleware, which would add its id."""
     request_id = new_request_id(request.headers.get(REQUEST_ID_HEADER, ""))
-    response = api_error_for_status(417).response()
+    response = api_error_for_status(status).response()
     response.headers[REQUEST_ID_HEADER] = request_id
     return response
 

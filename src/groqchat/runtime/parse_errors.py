@@ -12,6 +12,10 @@ from groqchat.http.errors import UNSUPPORTED_ENCODING, ApiError, api_error_for_s
 # Many proxies accept 8 to 16 KiB. A longer message belongs into the body of `POST /chat`.
 MAX_REQUEST_LINE_BYTES = 65_536
 
+# The longest path of a route has a session id of 128 characters, which may be percent-encoded. The
+# time that aiohttp takes for an unknown path grows with the square of its length.
+MAX_PATH_CHARS = 2048
+
 URI_TOO_LONG = api_error_for_status(414)
 HEAD_TOO_LARGE = api_error_for_status(431)
 INCOMPLETE_BODY = ApiError(

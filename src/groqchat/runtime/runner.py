@@ -3,15 +3,18 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import hdrs, web
 
 from groqchat.errors import Overloaded
 from groqchat.http.errors import CLIENT_CLOSED_REQUEST, to_api_error
-from groqchat.http.expectations import expectation_failed
+from groqchat.http.expectations import early_error
 from groqchat.http.request_id import REQUEST_ID_HEADER
 from groqchat.runtime.connections import ConnectionLimits, Connections
+from groqchat.runtime.paced_connection import Pace, PacedConnection
+from groqchat.runtime.parse_errors import MAX_PATH_CHARS
 from groqchat.runtime.protocol import HttpConnection
 from groqchat.runtime.responses import PIECE_BYTES, LargeBody
 from groqchat.runtime.static_routes import StaticRoutes, static_routes
@@ -43,6 +46,7 @@ class Runner(web.AppRunner):
         )
         self.connections = Connections(limits, error_headers=error_headers)
         self._options = options
+        self._pace = Pace()
         self._stack = AsyncExitStack()
         self._is_drained = False
 
@@ -54,7 +58,7 @@ class Runner(web.AppRunner):
             return None
 
         def create() -> HttpConnection:
-            return HttpConnection(server, self.connections, **self._options)
+            return PacedConnection(server, self.connections, pace=self._pace, **self._options)
 
         return create  # type: ignore[return-value] # asyncio uses it only as a callable
 
@@ -139,8 +143,11 @@ def _track_requests(server: web.Server, connections: Connections, routes: Static
                 # Only for the access log: the client is gone.
                 return web.Response(status=CLIENT_CLOSED_REQUEST)
         found = routes.get((request.method, request.raw_path))
+        response: web.StreamResponse
         try:
-            if found is None or hdrs.EXPECT in request.headers:
+            if found is None and len(request.rel_url.raw_path) > MAX_PATH_CHARS:
+                response = early_error(request, HTTPStatus.REQUEST_URI_TOO_LONG)
+            elif found is None or hdrs.EXPECT in request.headers:
                 response = await handle(request)
             else:
                 # Private in aiohttp, whose handler begins with this assignment.
@@ -148,7 +155,7 @@ def _track_requests(server: web.Server, connections: Connections, routes: Static
                 response = await handler(request)
         except web.HTTPExpectationFailed:
             # aiohttp raises it for an unknown path, before the middlewares.
-            response = expectation_failed(request)
+            response = early_error(request, HTTPStatus.EXPECTATION_FAILED)
         # aiohttp refers to the request, with its body, until the next one of the connection.
         request._read_bytes = None  # noqa: SLF001 - private in aiohttp
         response = _send_in_pieces(request, response, connections.unsent)

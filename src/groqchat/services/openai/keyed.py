@@ -97,6 +97,9 @@ class KeyedCompletions:
         task = asyncio.create_task(self._run(turn, claim, body, request, session_id))
         # A done callback also runs if the task is cancelled before its first step.
         task.add_done_callback(lambda _: self._end(turn))
+        # The completion continues without the request.
+        release = self._limiter.bodies.add(len(body))
+        task.add_done_callback(lambda _: release())
         self._limiter.add(task)
         self._turns.add(turn)
 

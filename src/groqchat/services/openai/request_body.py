@@ -16,6 +16,10 @@ from groqchat.storage.messages import ROLES
 
 WHITESPACE = re.compile(r"[ \t\n\r]*")
 MESSAGES = "messages"
+# Groq's API has about 40 fields. Each one takes a microsecond.
+MAX_FIELDS = 1000
+# A session contains as many messages at most after some thousand turns; each one takes 5 us.
+MAX_MESSAGES = 10_000
 
 
 def _finite(number: str) -> float:
@@ -49,7 +53,11 @@ class RequestBody:
 
     def _find_messages(self) -> None:
         index = self._skip(0, after="{")
+        fields = 0
         while self._text[index] != "}":
+            fields += 1
+            if fields > MAX_FIELDS:
+                raise InvalidField(message=f"more than {MAX_FIELDS} fields", param=None)
             name, index = SKIPPING.raw_decode(self._text, index)
             index = self._skip(index, after=":")
             if name == MESSAGES:
@@ -89,6 +97,9 @@ def validated_messages(messages: object) -> list[OpenAIMessage]:
     """Return the messages of a request; raise InvalidField if they cannot be stored."""
     if not isinstance(messages, list) or not messages:
         raise InvalidField(message="messages: must be a non-empty list", param="messages")
+    if len(messages) > MAX_MESSAGES:
+        rule = f"must not contain more than {MAX_MESSAGES} messages"
+        raise InvalidField(message=f"messages: {rule}", param="messages")
     for index, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in ROLES.keys() | INSTRUCTION_ROLES:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -9,6 +10,7 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from groqchat.errors import Overloaded, ShuttingDown
+from groqchat.services.turns.running_bodies import RunningBodies
 
 # Rejected clients retry after this time; some of the running turns have ended by then.
 OVERLOADED_RETRY_AFTER_S = 1.0
@@ -33,8 +35,9 @@ class TurnLimiter:
     starts shares the slot, which is free when both have ended.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, max_body_bytes: float = math.inf) -> None:
         self._limit = limit
+        self.bodies = RunningBodies(max_body_bytes)
         # One task for each slot in use.
         self._slots: set[Task] = set()
         # The turns that share the slot of a request, by the task of the request.

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from weakref import WeakValueDictionary
 
 from groqchat import sse
 from groqchat.errors import HistoryUnavailable, ShuttingDown, TurnLost, TurnNotFound
@@ -23,7 +24,19 @@ OUTAGE_S = 15.0
 NEW_TURN_S = 2.0
 # A worker writes new events within 0.1 s, if Redis is available and its event loop is not busy.
 UNWRITTEN_S = 0.15
+# Followers share the events of a read above this size. Many clients can repeat one request with an
+# Idempotency-Key, and read its answer slowly.
+SHARED_BYTES = 64 * 1024
 NO_EVENTS = EventSlice(events=b"", exists=False, is_over=False)
+
+
+class _Writes:
+    """The events of one read, as they are written to clients."""
+
+    __slots__ = ("__weakref__", "parts")
+
+    def __init__(self, events: bytes) -> None:
+        self.parts = list(sse.split_writes(events))
 
 
 class RemoteTurns:
@@ -35,6 +48,8 @@ class RemoteTurns:
     def __init__(self, event_log: EventLog) -> None:
         self._log = event_log
         self.is_closing = False
+        # By turn and the numbers before the first event and of the last one.
+        self._shared: WeakValueDictionary[tuple[str, int, int], _Writes] = WeakValueDictionary()
 
     async def follow(
         self,
@@ -98,12 +113,17 @@ class RemoteTurns:
         patience_s = RESTORE_S
         polls = 0
         while True:
+            is_over = found.is_over
             if found.events:
-                for events in sse.split_writes(found.events):
+                last = sse.event_number(sse.last_event(found.events))
+                writes = self._writes(turn_id, after, last, found.events)
+                # The client may read slowly.
+                found = NO_EVENTS
+                for events in writes.parts:
                     yield events
-                after = sse.event_number(sse.last_event(found.events))
+                after = last
                 polls = 0
-            if found.is_over:
+            if is_over:
                 return
             await asyncio.sleep(FOLLOW_BACKOFF.delay_s(polls))
             if self.is_closing:
@@ -122,3 +142,13 @@ class RemoteTurns:
                 exists_at, patience_s = read_at, RESTORE_S
             elif read_at - exists_at > patience_s:
                 raise TurnLost(f"turn {turn_id}")
+
+    def _writes(self, turn_id: str, after: int, last: int, events: bytes) -> _Writes:
+        """Return the writes of the events of a turn between two numbers."""
+        if len(events) < SHARED_BYTES:
+            return _Writes(events)
+        position = turn_id, after, last
+        writes = self._shared.get(position)
+        if writes is None:
+            writes = self._shared[position] = _Writes(events)
+        return writes

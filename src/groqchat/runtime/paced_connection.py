@@ -1,0 +1,123 @@
+"""Connections that share the event loop's time for decompression.
+
+A body of a few kilobytes can be decompressed to megabytes. If many of them arrive at the same time,
+the event loop would do nothing else for seconds, and would count their bytes only afterwards.
+"""
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Any
+
+from aiohttp.abc import AbstractStreamWriter
+
+from groqchat.http.errors import RequestError
+from groqchat.runtime.bodies import TOO_COMPRESSED, discard_requests, is_too_compressed
+from groqchat.runtime.phases import WITHOUT_REQUEST, Phase
+from groqchat.runtime.protocol import HttpConnection
+
+# In one iteration of the event loop: about 20 MB of decompressed bodies.
+MAX_PARSING_S = 0.02
+# Shorter times are not worth a timer.
+MIN_PARSING_S = 0.001
+
+
+class Pace:
+    """The time that the connections have taken for parsing in this iteration of the event loop."""
+
+    def __init__(self) -> None:
+        self._spent_s = 0.0
+        self._has_timer = False
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether compressed data must wait for the next iteration."""
+        return self._spent_s > MAX_PARSING_S
+
+    def add(self, seconds: float) -> None:
+        """Count time for parsing."""
+        self._spent_s += seconds
+        if self._spent_s > MIN_PARSING_S and not self._has_timer:
+            self._has_timer = True
+            asyncio.get_running_loop().call_soon(self._reset)
+
+    def _reset(self) -> None:
+        self._spent_s = 0.0
+        self._has_timer = False
+
+
+class PacedConnection(HttpConnection):
+    """A connection whose compressed data waits while others are decompressed."""
+
+    __slots__ = ("_pace", "_waiting")
+
+    def __init__(self, *arguments: Any, pace: Pace, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._pace = pace
+        self._waiting: bytes | None = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Discard what waits, also the requests behind one that still runs."""
+        self._waiting = None
+        super().connection_lost(exc)
+        discard_requests(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse received bytes, in a later iteration if they are compressed and many others are."""
+        if self._waiting is not None:
+            self._waiting += data
+        elif self._pace.is_exhausted and self._may_decompress(data):
+            self._wait(data)
+        else:
+            payload = self._payload
+            began_s = time.perf_counter()
+            super().data_received(data)
+            self._pace.add(time.perf_counter() - began_s)
+            if payload is not None:
+                self._check_compression(payload)
+
+    def request_started(self, payload: Any, writer: AbstractStreamWriter) -> None:
+        """Begin the phase of a request, of whose body the first part may have arrived."""
+        super().request_started(payload, writer)
+        self._check_compression(payload)
+
+    def _check_compression(self, payload: Any) -> None:
+        # An empty body has no such attribute.
+        compressed = getattr(payload, "total_compressed_bytes", None)
+        if compressed is None or not is_too_compressed(payload, compressed):
+            return
+        if payload is self._payload:
+            self._fail_body(TOO_COMPRESSED)
+        elif payload.exception() is None:
+            # It has arrived completely.
+            payload.set_exception(RequestError(TOO_COMPRESSED))
+
+    def _may_decompress(self, data: bytes) -> bool:
+        """Return whether the bytes may be a part of a compressed body.
+
+        Without bytes, aiohttp continues with those that it has not decompressed yet.
+        """
+        if self.phase is Phase.BODY and data:
+            return self._payload.total_compressed_bytes is not None
+        if self.phase in WITHOUT_REQUEST:
+            return b"content-encoding" in data.lower()
+        return self.phase is not Phase.CLOSING
+
+    def _wait(self, data: bytes) -> None:
+        self._waiting = data
+        self._set_reading(is_reading=False)
+        self._loop.call_soon(self._continue)
+
+    def _continue(self) -> None:
+        data, self._waiting = self._waiting, None
+        if data is None or self.phase is Phase.CLOSING:
+            return
+        self._set_reading(is_reading=True)
+        self.data_received(data)
+
+    def _set_reading(self, *, is_reading: bool) -> None:
+        # If aiohttp has paused the transport, it continues itself.
+        if self.transport is None or getattr(self, "_reading_paused", False):
+            return
+        with suppress(RuntimeError):
+            (self.transport.resume_reading if is_reading else self.transport.pause_reading)()
