@@ -90,12 +90,18 @@ from tests.support.openai_messages import answer, result, user
 def test_the_overlap_contains_messages_with_the_same_meaning(
     earlier: list[dict[str, Any]], sent: list[dict[str, Any]], overlap: tuple[int, int]
 ) -> None:
-    assert find_overlap(earlier, sent) == overlap
+    assert find_overlap(earlier, sent, is_whole=True) == overlap
+
+
+def test_the_end_of_a_long_session_is_the_end_of_the_messages_that_repeat_it() -> None:
+    transcript = [user("ping"), answer("pong")] * 600
+    earlier = transcript[-1000:]
+    assert find_overlap(earlier, [*transcript, user("a")], is_whole=False) == (1200, 0)
 
 
 def test_many_equal_messages_are_compared_fast() -> None:
     earlier = [answer("first"), *[user("")] * 999]
-    assert find_overlap(earlier, [user("")] * 100_000) == (999, 1)
+    assert find_overlap(earlier, [user("")] * 100_000, is_whole=True) == (999, 1)
 
 
 def test_the_context_starts_with_a_user_message_and_fits_the_budget() -> None:

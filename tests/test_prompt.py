@@ -49,7 +49,7 @@ def test_the_number_of_earlier_messages_is_the_requests_or_the_settings(
 
 
 def test_a_plain_request_has_a_prompt_without_options(settings: Settings) -> None:
-    prompt = build_prompt(request(), user_message("a/model"), [], settings)
+    prompt = build_prompt(request(), user_message("a/model"), [], settings=settings)
     assert prompt == Prompt(
         model="a/model", messages=[prompt_message("Hello")], system_prompt=None, options={}
     )
@@ -63,7 +63,7 @@ def test_the_prompt_contains_the_context_and_all_options_of_the_request(
         request(system_prompt="Be brief.", temperature=0, top_p=0.5, max_completion_tokens=9),
         user_message(None),
         earlier,
-        settings,
+        settings=settings,
     )
     assert prompt == Prompt(
         model="default/model",
@@ -75,7 +75,7 @@ def test_the_prompt_contains_the_context_and_all_options_of_the_request(
 
 def test_the_prompt_contains_only_the_messages_within_the_budget(settings: Settings) -> None:
     earlier = [prompt_message("a" * 400), prompt_message("b" * 384)]
-    prompt = build_prompt(request(), user_message("a/model"), earlier, settings)
+    prompt = build_prompt(request(), user_message("a/model"), earlier, settings=settings)
     assert prompt.messages == [earlier[1], prompt_message("Hello")]
 
 

@@ -8,16 +8,18 @@ from aiohttp import ClientSession
 
 from groqchat.errors import HistoryUnavailable
 from groqchat.services.history_store import HistoryStore
+from groqchat.services.turns.turn import Turn
 from tests.conftest import Serve
-from tests.support.api import assert_error
+from tests.support.api import BASE, assert_error
 from tests.support.events import all_events
 from tests.support.groq import MockGroq
-from tests.support.streams import history
+from tests.support.streams import history, wait_until
 from tests.test_openai_idempotency import send
 from tests.test_openai_rejections import CHAT, api, contents, until_asked, users
 
 __all__ = ["api"]
 
+HISTORY = f"{BASE}/history/s"
 REJECTED = "a message that Groq rejects"
 # How a client sends the message `N`, without an Idempotency-Key.
 PATHS = pytest.mark.parametrize("path", ["chat", "chat stream", "openai", "openai stream"])
@@ -31,7 +33,8 @@ async def send_new(api: ClientSession, path: str, **fields: Any) -> int:
     body = {"message": "N", "session_id": "s", "stream": stream, **fields}
     async with api.post(CHAT, json=body) as response:
         if stream and response.status == 200:
-            assert (await all_events(response))[-1].name == "done"
+            last = (await all_events(response))[-1]
+            return 200 if last.name == "done" else int(last.data["status"])
         return response.status
 
 
@@ -220,7 +223,7 @@ async def test_new_messages_are_not_stored_without_those_that_a_deletion_has_rem
 
     async def save_later(*arguments: Any, **options: Any) -> Any:
         monkeypatch.setattr(HistoryStore, "save_messages", save)
-        assert (await api.delete(CHAT.replace("/chat", "/history/s"))).status == 200
+        assert (await api.delete(HISTORY)).status == 200
         return await save(*arguments, **options)
 
     monkeypatch.setattr(HistoryStore, "save_messages", save_later)
@@ -243,3 +246,100 @@ async def test_an_incomplete_answer_stays_if_the_repetition_fails(
     groq.options.fail = None
     assert (await send(api, session=True, messages=users("Q"), headers={}))[0] == 200
     assert [each.get("status") for each in await history(api)] == [None, None]
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+@PATHS
+async def test_a_message_is_answered_although_one_of_its_context_is_removed_meanwhile(
+    api: ClientSession, groq: MockGroq, path: str, *, deleted: bool
+) -> None:
+    release = groq.hold()
+    other = asyncio.create_task(send(api, session=True, messages=users(REJECTED), headers={}))
+    await until_asked(groq, 1)
+    new = asyncio.create_task(send_new(api, path))
+    await until_asked(groq, 2)
+    groq.rejected_texts = {REJECTED}
+    if deleted:
+        assert (await api.delete(HISTORY)).status == 200
+    release.set()
+    assert (await other)[0] == 400
+    assert await new == 200
+    assert await contents(api) == ([] if deleted else ["N", "answer"])
+
+
+@PATHS
+async def test_all_prompts_of_a_request_share_its_deadline(
+    serve: Serve, groq: MockGroq, path: str
+) -> None:
+    api = await serve(groq_max_retries=0, groq_timeout_s=1.0)
+    await fail(api, groq, REJECTED)
+    groq.rejected_texts = {REJECTED}
+
+    async def wait() -> None:
+        await asyncio.sleep(0.7)
+
+    groq.before_response = wait
+    assert await send_new(api, path) == 504
+    assert await contents(api) == [REJECTED, "N"]
+
+
+async def test_a_stop_between_two_prompts_of_a_turn_ends_it(
+    serve: Serve, groq: MockGroq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = await serve(groq_max_retries=0)
+    await fail(api, groq, REJECTED)
+    groq.rejected_texts = {REJECTED}
+    read, stop = HistoryStore.get_history_page, Turn.stop
+    stopping, is_stopped = [], asyncio.Event()
+
+    async def read_later(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(HistoryStore, "get_history_page", read)
+        page = await read(*arguments, **options)
+        turn_id = (await history(api))[-1]["id"]
+        stopping.append(asyncio.create_task(api.post(f"{CHAT}/{turn_id}/stop")))
+        await is_stopped.wait()
+        return page
+
+    def stop_now(*arguments: Any) -> None:
+        stop(*arguments)
+        is_stopped.set()
+
+    monkeypatch.setattr(Turn, "stop", stop_now)
+
+    monkeypatch.setattr(HistoryStore, "get_history_page", read_later)
+    body = {"message": "N", "session_id": "s", "stream": True}
+    async with api.post(CHAT, json=body) as response:
+        done = (await all_events(response))[-1]
+    assert (done.name, done.data["status"], done.data["message"]) == ("done", "incomplete", "")
+    assert (await stopping[0]).status == 200
+
+
+async def test_an_incomplete_answer_of_a_turn_stays_if_its_next_attempt_fails(
+    api: ClientSession, groq: MockGroq
+) -> None:
+    headers = {"Idempotency-Key": "key"}
+    body = {"message": "Q", "session_id": "s", "stream": True}
+
+    async def attempt() -> None:
+        async with api.post(CHAT, json=body, headers=headers) as response:
+            await response.read()
+
+    groq.options.fail, groq.options.fail_after_chunks = "drop", 3
+    await attempt()
+    before = await history(api)
+    assert [each.get("status") for each in before] == [None, "incomplete"]
+    groq.options.fail, groq.options.fail_after_chunks = "503", None
+
+    async def is_asked_again() -> bool:
+        await attempt()
+        return len(groq.requests) == 2
+
+    await wait_until(is_asked_again)
+    assert await history(api) == before
+    groq.options.fail = None
+
+    async def is_answered() -> bool:
+        await attempt()
+        return [each.get("status") for each in await history(api)] == [None, None]
+
+    await wait_until(is_answered)

@@ -83,10 +83,10 @@ class HistoryStore:
         claim: Claim | None = None,
         max_wait_s: float | None = None,
         turn_id: str | None = None,
-        extra_commands: Sequence[Command] = (),
+        more_commands: Sequence[Command] = (),
         is_repeat: bool = False,
     ) -> list[PromptMessage]:
-        """Store messages and renew the session's TTL in one transaction with `extra_commands`.
+        """Store messages and renew the session's TTL in one transaction with `more_commands`.
 
         Returns role and content of up to `context` earlier messages, about `context_bytes`. Waits
         at most `max_wait_s`; the write may succeed later. Raises TurnLost, storing nothing, if
@@ -99,10 +99,11 @@ class HistoryStore:
         is_retry = claim is not None and claim.attempt > 0
         read = first_read(session_id, context, asked, before=messages[0] if is_retry else None)
         touch = keys.touch_session(session_id, ttl_s=self._ttl_s, now_s=time.time())
-        commands = [*read, *add_members(key, messages, members), *touch, *extra_commands]
+        commands = [*read, *add_members(key, messages, members), *touch]
         end = time.monotonic() + self._timeout_s
         try:
-            replies = await self._write([claim.fence(commands)] if claim else commands, max_wait_s)
+            fenced = [claim.fence(commands)] if claim else commands
+            replies = await self._write([*fenced, *more_commands], max_wait_s)
             is_repeat |= isinstance(replies, ResentReplies)
             has_record = not is_repeat
             if claim:
@@ -166,7 +167,7 @@ class HistoryStore:
         claim: Claim | None = None,
         max_wait_s: float | None = None,
         turn_id: str | None = None,
-        extra_commands: Sequence[Command] = (),
+        more_commands: Sequence[Command] = (),
     ) -> bool:
         """Store messages, with a second attempt, and return whether Redis confirmed the write.
 
@@ -184,7 +185,7 @@ class HistoryStore:
                     claim=claim,
                     max_wait_s=max_wait_s,
                     turn_id=turn_id,
-                    extra_commands=extra_commands,
+                    more_commands=more_commands,
                     is_repeat=True,
                 )
             except StorageError as error:

@@ -10,7 +10,7 @@ from groqchat.services.history_store import HistoryStore
 from groqchat.storage.command_batcher import CommandBatcher
 from groqchat.storage.connection import open_redis
 from groqchat.storage.index_pruner import prune_index
-from groqchat.storage.message_ids import new_message_id
+from groqchat.storage.message_ids import new_single_id
 from groqchat.storage.messages import ROLES, Message
 
 # Many times more than a conversation or a user interface has. A list of this length takes some
@@ -65,7 +65,7 @@ class RedisChatService(HistoryStore):
             raise ValueError(f"role must be one of {', '.join(ROLES)}")
         if not isinstance(content, str):
             raise TypeError("content must be a string")
-        message = Message(id=new_message_id(), role=ROLES[role], content=content, model=model)
+        message = Message(id=new_single_id(), role=ROLES[role], content=content, model=model)
         await self.save_messages(session_id, message)
         return message
 

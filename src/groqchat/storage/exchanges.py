@@ -1,70 +1,100 @@
-"""Exchanges: the messages of one request and their answers, as their ids tell.
+"""Which answer belongs to which messages of a session, as their ids tell.
 
-The ids of these messages end with the same digits (`message_ids.py`). Those of one request are one
-microsecond apart; an answer follows later. So it is known what an answer belongs to, even if other
-requests have stored messages in between.
+The ids of the messages of one request, and of its answer, end with the same digits
+(`message_ids.py`). Those of the request are one microsecond apart; the answer follows later. An
+answer names the messages of other requests that it answers too (`Message.answers`): `ID`, or `ID+2`
+together with the two messages after it in its request. So it is known what has an answer, even if
+requests overlap.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from groqchat.storage.message_ids import MICROS_DIGITS, earlier_id
+from groqchat.storage.message_ids import MICROS_DIGITS, earlier_id, is_single
 from groqchat.storage.messages import Message, is_question
 
+# A body contains fewer messages.
+MAX_NAMED = 1_000_000
 
-@dataclass(slots=True)
-class Exchange:
-    """The messages of one request, and which answers they have.
 
-    `is_complete`: the request has a complete answer. Before that, it may still run, or be attempted
-    again.
+class Answered(NamedTuple):
+    """The ids of the messages of requests that have no answer, and of those without a complete one.
+
+    Before an answer is complete, the request may still run, or be attempted again.
     """
 
-    messages: list[Message]
-    has_answer: bool = False
-    is_complete: bool = False
+    unanswered: set[str]
+    unfinished: set[str]
 
 
-def exchanges(messages: Sequence[Message], *, is_whole: bool) -> list[Exchange]:
-    """Return the exchanges of a part of a session, or of a whole one.
+def find_answered(messages: Sequence[Message]) -> Answered:
+    """Return which messages of a part of a session have an answer in this part.
 
-    An answer that belongs to none of them answers the messages directly before it: another program
-    has stored it. The first answer of a part may also belong to messages before this part.
+    Messages that were stored one by one belong to no request, and are in neither set.
     """
-    found: list[Exchange] = []
-    latest: dict[str, Exchange] = {}
-    # Those since the last answer.
-    pending: list[Exchange] = []
-    is_first = True
+    answered: set[str] = set()
+    finished: set[str] = set()
+    sent: set[str] = set()
+    # The latest request with these digits.
+    by_digits: dict[str, list[str]] = {}
     for group in _groups(messages):
         last = group[-1]
         if any(map(is_question, group)):
-            exchange = Exchange(group)
-            found.append(exchange)
-            pending.append(exchange)
-            latest[last.id[MICROS_DIGITS:]] = exchange
+            by_digits[last.id[MICROS_DIGITS:]] = [message.id for message in group]
+            sent.update(message.id for message in group)
             continue
-        answered = latest.get(last.id[MICROS_DIGITS:])
-        if answered is not None:
-            answered.has_answer = True
-            answered.is_complete |= last.status is None
-        elif is_whole or not is_first:
-            for each in pending:
-                each.has_answer = True
-        pending.clear()
-        is_first = False
-    return found
+        ids = [*by_digits.get(last.id[MICROS_DIGITS:], ()), *_named_ids(last.answers)]
+        answered.update(ids)
+        if last.status is None:
+            finished.update(ids)
+    return Answered(sent - answered, sent - finished)
 
 
-def answered(messages: Sequence[Message], *, is_whole: bool) -> list[Message]:
-    """Return messages without those of requests that have no answer."""
-    without_answer = {
-        message.id
-        for exchange in exchanges(messages, is_whole=is_whole)
-        if not exchange.has_answer
-        for message in exchange.messages
-    }
-    return [message for message in messages if message.id not in without_answer]
+def contexts(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """Yield parts of the messages, each if it is shorter than the one before.
+
+    First without messages of requests that have no answer, then also without those that were stored
+    one by one and that no answer follows.
+    """
+    removed = find_answered(messages).unanswered
+    for more in ((), _unanswered_singles(messages)):
+        removed.update(more)
+        found = [message for message in messages if message.id not in removed]
+        if len(found) < len(messages):
+            yield found
+            messages = found
+
+
+def is_answer_to(answer: Message, message: Message) -> bool:
+    """Return whether a message of the model answers another message."""
+    has_its_digits = answer.id[MICROS_DIGITS:] == message.id[MICROS_DIGITS:]
+    return has_its_digits or message.id in _named_ids(answer.answers)
+
+
+def name_messages(messages: Sequence[Message]) -> tuple[str, ...]:
+    """Return names of messages of other requests, for `Message.answers`."""
+    groups = _groups(messages)
+    return tuple(
+        f"{group[0].id}+{len(group) - 1}" if len(group) > 1 else group[0].id for group in groups
+    )
+
+
+def _named_ids(names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        first, _, more = name.partition("+")
+        count = int(more) if more.isdecimal() else 0
+        for micros in range(min(count, MAX_NAMED) + 1):
+            yield earlier_id(first, -micros)
+
+
+def _unanswered_singles(messages: Sequence[Message]) -> set[str]:
+    unanswered: set[str] = set()
+    for message in messages:
+        if is_single(message.id) and message.role == "assistant":
+            unanswered.clear()
+        elif is_single(message.id) and message.role != "system":
+            unanswered.add(message.id)
+    return unanswered
 
 
 def _groups(messages: Sequence[Message]) -> list[list[Message]]:
@@ -72,6 +102,8 @@ def _groups(messages: Sequence[Message]) -> list[list[Message]]:
     groups: list[list[Message]] = []
     latest: dict[str, list[Message]] = {}
     for message in messages:
+        if is_single(message.id):
+            continue
         digits = message.id[MICROS_DIGITS:]
         group = latest.get(digits)
         if group and earlier_id(message.id, 1) == group[-1].id:

@@ -236,8 +236,7 @@ async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> 
     """Return the stored messages with these ids, and the answers of the turn of the last id.
 
     The ids are close together, in time order. An answer names its turn, whose id is that of the
-    user message that precedes it. Other turns may have stored MAX_MEMBERS messages since. An
-    incomplete answer is not found if another request retains it.
+    user message that precedes it. Other turns may have stored MAX_MEMBERS messages since.
     """
     key = keys.session_key(session_id)
     first, last = score_text(ids[0]), score_text(ids[-1])
@@ -259,12 +258,6 @@ async def read_turn(ids: Sequence[str], transact: Transact, session_id: str) -> 
         answers = _answers(later, ids[-1])
         read += len(later)
     found = [message for each in scored_members(close) if (message := decode_member(*each))]
-    incomplete = [each for each in answers if each.status]
-    if incomplete:
-        names = [keys.retained_key(session_id, each.id) for each in incomplete]
-        retained = await transact([("EXISTS", name) for name in names])
-        kept = [each for each, is_kept in zip(incomplete, retained, strict=True) if is_kept]
-        answers = [each for each in answers if each not in kept]
     own = frozenset(ids)
     messages = [each for each in found if each.id in own]
     return StoredTurn(messages=messages, answers=answers)

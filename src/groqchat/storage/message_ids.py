@@ -1,7 +1,8 @@
 """Message ids: 13 hexadecimal digits of microseconds since the epoch, then 4 random digits.
 
 Ids sort by time, and an id contains the score of its message. The messages of one request and their
-answer have the same random digits, see `exchanges.py`.
+answers have the same random digits, from 0000 to 7fff: see `exchanges.py`. A message that is stored
+alone has digits from 8000 on.
 """
 
 import random
@@ -13,6 +14,7 @@ from functools import lru_cache
 MESSAGE_ID = re.compile(r"[0-9a-f]{17}")
 MICROS_DIGITS = 13
 ID_DIGITS = 17
+FIRST_SINGLE = 0x8000
 MICROS_PER_S = 1_000_000
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -38,26 +40,38 @@ _clock = _Clock()
 
 def new_message_id() -> str:
     """Return an id that sorts after every id that this process created before."""
-    return f"{_clock.micros():013x}{random.getrandbits(16):04x}"
+    return f"{_clock.micros():013x}{random.getrandbits(15):04x}"
+
+
+def new_single_id() -> str:
+    """Return the id of a message that belongs to no request, and sorts as `new_message_id`."""
+    return f"{_clock.micros():013x}{FIRST_SINGLE | random.getrandbits(15):04x}"
+
+
+def is_single(message_id: str) -> bool:
+    """Return whether a message was stored alone, by another program or by a call of the library."""
+    return len(message_id) != ID_DIGITS or int(message_id[MICROS_DIGITS:], 16) >= FIRST_SINGLE
 
 
 def new_message_ids(count: int) -> list[str]:
     """Return the ids of the messages of one request: one microsecond apart, in order."""
-    digits = f"{random.getrandbits(16):04x}"
+    digits = f"{random.getrandbits(15):04x}"
     first = _clock.micros(count)
     return [f"{micros:013x}{digits}" for micros in range(first, first + count)]
 
 
-def answer_id(message_id: str) -> str:
+def answer_id(message_id: str, *, is_own: bool = True) -> str:
     """Return a new id for the answer to a message, whose random digits it repeats.
 
-    It sorts after that message, even if the clock of the worker that stored it is ahead.
+    Not if another request has stored the message (`is_own`). The id sorts after the message, even
+    if the clock of the worker that stored it is ahead.
     """
-    if len(message_id) != ID_DIGITS:
-        return new_message_id()
+    digits = message_id[MICROS_DIGITS:] if is_own else f"{random.getrandbits(15):04x}"
+    micros, asked = _clock.micros(), micros_of(message_id)
     # A message that follows after one microsecond belongs to the same request.
-    micros = max(_clock.micros(), micros_of(message_id) + 2)
-    return f"{micros:013x}{message_id[MICROS_DIGITS:]}"
+    if micros < asked + 2:
+        micros = asked + 2 + random.getrandbits(16)
+    return f"{micros:013x}{digits}"
 
 
 def earlier_id(message_id: str, micros: int) -> str:

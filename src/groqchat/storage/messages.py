@@ -72,7 +72,8 @@ class Message:
     """One message of a session; `tokens` counts the tokens of its whole turn.
 
     `extra` contains further fields of OpenAI's message format, such as tool calls. `turn_id`: the
-    turn of an answer, if a further attempt at the turn may find it.
+    turn of an answer, if a further attempt at the turn may find it. `answers`: messages of other
+    requests that it answers too, see `exchanges.py`.
     """
 
     id: str
@@ -84,6 +85,7 @@ class Message:
     status: str | None = None
     extra: dict[str, Any] | None = None
     turn_id: str | None = None
+    answers: tuple[str, ...] = ()
 
     @property
     def score(self) -> float:
@@ -118,6 +120,8 @@ def encode_member(message: Message) -> bytes:
         fields["status"] = message.status
     if message.turn_id is not None:
         fields["turn_id"] = message.turn_id
+    if message.answers:
+        fields["answers"] = message.answers
     if message.extra is not None:
         fields["extra"] = message.extra
     try:
@@ -142,7 +146,7 @@ def decode_member(member: bytes, score: float) -> Message | None:
     tokens = fields.get("tokens")
     finish_reason = fields.get("finish_reason")
     status, extra = fields.get("status"), fields.get("extra")
-    turn_id = fields.get("turn_id")
+    turn_id, answers = fields.get("turn_id"), fields.get("answers")
     if is_native and finish_reason is None and role == "assistant":
         finish_reason = UNSTORED_FINISH_REASON
     return Message(
@@ -155,6 +159,7 @@ def decode_member(member: bytes, score: float) -> Message | None:
         status=status if isinstance(status, str) else None,
         extra=_exact_extra(extra, member) if isinstance(extra, dict) else None,
         turn_id=turn_id if isinstance(turn_id, str) else None,
+        answers=tuple(map(str, answers)) if isinstance(answers, list) else (),
     )
 
 
@@ -286,11 +291,6 @@ def add_members(key: str, messages: Sequence[Message], members: Sequence[bytes])
     for message, member in zip(messages, members, strict=True):
         scored += (message.score_text, member)
     return [("ZADD", key, *words) for words in split_words(scored)]
-
-
-def remove_members(session_key: str, messages: Sequence[Message]) -> list[Command]:
-    """Return the commands that remove messages from a session."""
-    return [("ZREM", session_key, encode_member(message)) for message in messages]
 
 
 def is_question(message: Message) -> bool:

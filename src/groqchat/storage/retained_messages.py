@@ -19,17 +19,19 @@ from groqchat.storage.claims import (
 )
 from groqchat.storage.errors import redis_errors
 from groqchat.storage.keys import Command
-from groqchat.storage.messages import Message, member_id
+from groqchat.storage.messages import Message, encode_member, member_id
 from groqchat.storage.session_index import SessionIndex
 
 # Removes messages. Returns 1 and whether the session still exists.
 # KEYS: those of CHECK_CLAIM, if there is a claim; the session; unless all messages are removed,
 # the key of each one that exists if it is retained.
-# ARGV: those of CHECK_CLAIM; the number of KEYS before these; the members in their order.
+# ARGV: those of CHECK_CLAIM; the number of KEYS before these; the score of a message that must
+# exist, or an empty text; the members in their order.
 REMOVAL_SCRIPT = """
-local before = tonumber(ARGV[3])
-for at = 4, #ARGV do
-  local name = KEYS[before + at - 3]
+local before, score = tonumber(ARGV[3]), ARGV[4]
+if score ~= '' and redis.call('ZCOUNT', KEYS[before], score, score) == 0 then return {1, 0} end
+for at = 5, #ARGV do
+  local name = KEYS[before + at - 4]
   if not name or redis.call('EXISTS', name) == 0 then
     redis.call('ZREM', KEYS[before], ARGV[at])
   end
@@ -58,13 +60,15 @@ CLAIMED_RETAIN_SCRIPT = READ_CLAIM + ALLOW_RELEASED_CLAIM + CHECK_CLAIM + RETAIN
 class Removal:
     """Members to remove from a session, unless an attempt other than that of `claim` owns the turn.
 
-    With `leaves_retained`, those stay that another request retains.
+    With `leaves_retained`, those stay that another request retains. With `replaced_by`, all of them
+    stay unless this message is stored.
     """
 
     session_id: str
     members: tuple[bytes, ...]
     claim: Claim | None = None
     leaves_retained: bool = False
+    replaced_by: Message | None = None
 
     def command(self) -> Command:
         """Return the command that removes the members.
@@ -74,7 +78,22 @@ class Removal:
         script = CLAIMED_REMOVAL_SCRIPT if self.claim else REMOVAL_SCRIPT
         members = self.members if self.leaves_retained else ()
         ids = [member_id((member, 0.0)) for member in members]
-        return _evaluate(script, self.session_id, ids, self.claim, self.members)
+        score = self.replaced_by.score_text if self.replaced_by else ""
+        return _evaluate(script, self.session_id, ids, self.claim, [score, *self.members])
+
+
+def replacement(
+    session_id: str, answer: Message, incomplete: Sequence[Message], claim: Claim | None
+) -> list[Command]:
+    """Return the command that removes incomplete answers if another one is stored instead."""
+    removal = Removal(
+        session_id=session_id,
+        members=tuple(encode_member(message) for message in incomplete),
+        claim=claim,
+        leaves_retained=True,
+        replaced_by=answer,
+    )
+    return [removal.command()]
 
 
 def _evaluate(

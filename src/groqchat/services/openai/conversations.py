@@ -18,6 +18,7 @@ from groqchat.services.openai.messages import (
     Overlap,
     drop_unpaired_tool_calls,
     find_overlap,
+    has_unpaired_results,
     is_repeated,
     is_transcript,
     match_session,
@@ -28,13 +29,13 @@ from groqchat.services.openai.messages import (
 )
 from groqchat.services.openai.request_body import validated_messages
 from groqchat.settings import Settings
-from groqchat.storage import keys
 from groqchat.storage.claims import Claim
 from groqchat.storage.errors import redis_errors
-from groqchat.storage.exchanges import answered
+from groqchat.storage.exchanges import contexts, is_answer_to, name_messages
 from groqchat.storage.history_reader import HistoryPage, StoredTurn
-from groqchat.storage.message_ids import answer_id, earlier_id, new_message_ids
-from groqchat.storage.messages import INCOMPLETE, Message, remove_members
+from groqchat.storage.message_ids import ID_DIGITS, answer_id, earlier_id, new_message_ids
+from groqchat.storage.messages import INCOMPLETE, Message
+from groqchat.storage.retained_messages import replacement
 
 # How far back the tool calls that a request answers, and their user message, may be.
 MAX_TOOL_CALL_DISTANCE = 100
@@ -43,7 +44,7 @@ MAX_TOOL_CALL_DISTANCE = 100
 MAX_READS = 3
 
 NOTHING_STORED = StoredTurn(messages=[], answers=[])
-NO_MATCH = Match(Overlap(known=0, begin=0), removable=[], anchor=None)
+NO_MATCH = Match(Overlap(known=0, begin=0), to_retain=[], last=None)
 
 log = logging.getLogger(__name__)
 
@@ -52,19 +53,20 @@ log = logging.getLogger(__name__)
 class Conversation:
     """A request, the earlier messages of its session, and which messages are stored.
 
-    `earlier` contains the session before the `request`; all of it if it `is_whole`. `own`: what
-    this request and earlier attempts at it have stored. `last_message` is the stored message that
-    the answer follows, None if it is not stored. `budget` limits the time that the request waits
-    for Redis. `claim` belongs to an Idempotency-Key. Earlier attempts may have stored a complete
-    answer, `stored_answer`. The answer replaces `incomplete_answers`.
+    `earlier` contains the session before the `request`. `own`: what this request and earlier
+    attempts at it have stored; `others`: the messages of other requests that it contains and that
+    have no answer. `last_message` is the stored message that the answer follows, None if it is not
+    stored. `budget` limits the time that the request waits for Redis. `claim` belongs to an
+    Idempotency-Key. Earlier attempts may have stored a complete answer, `stored_answer`. The answer
+    replaces `incomplete_answers`.
     """
 
     session_id: str
     request: list[OpenAIMessage]
     budget: WaitBudget
     earlier: Sequence[Message] = ()
-    is_whole: bool = False
     own: Sequence[Message] = ()
+    others: Sequence[Message] = ()
     last_message: Message | None = None
     claim: Claim | None = None
     stored_answer: Message | None = None
@@ -75,7 +77,7 @@ class _Session(NamedTuple):
     """A session, as far as it was read, and what the request has in common with it.
 
     `turn` was stored by earlier attempts. `replaced`: the incomplete answer that the new answer
-    replaces. `is_whole`: no messages precede `earlier`.
+    replaces. `is_whole`: no message precedes `earlier`.
     """
 
     earlier: list[Message]
@@ -115,32 +117,35 @@ class Conversations:
                 raise
             log.warning("answering without history: %s", error)
             return unread
-        turn, ((known, begin), _, anchor) = session.turn, session.match
+        turn, ((known, begin), to_retain, last) = session.turn, session.match
         new = _new_messages(sent, ids, model, known=known, stored=turn.messages)
-        is_stored = not new or await self._store(session_id, new, anchor, claim, budget)
+        is_stored = not new or await self._store(session_id, new, last, claim, budget)
         stored = sorted([*turn.messages, *new], key=attrgetter("id"))
         incomplete = [each for each in turn.answers if each.status]
         return replace(
             unread,
             earlier=session.earlier[:begin],
-            is_whole=session.is_whole,
             own=[*stored, *incomplete],
-            last_message=[anchor, *stored][-1] if is_stored else None,
+            others=[each for each in to_retain if not each.status],
+            last_message=[last, *stored][-1] if is_stored else None,
             stored_answer=next((each for each in turn.answers if not each.status), None),
             incomplete_answers=[*session.replaced, *incomplete],
         )
 
     def prompts(self, conversation: Conversation) -> Iterator[list[OpenAIMessage]]:
-        """Yield the messages for the model, then those to send if Groq rejects these.
+        """Yield the messages for the model, then those to send if Groq rejects the ones before.
 
-        The second prompt lacks earlier messages that have no answer: one of them can be the reason.
+        Further prompts lack earlier messages that have no answer: one of them can be the reason.
         """
-        request, earlier = conversation.request, conversation.earlier
-        prompt = self._prompt(request, earlier)
-        yield prompt
-        fallback = self._prompt(request, answered(earlier, is_whole=conversation.is_whole))
-        if fallback != prompt:
-            yield fallback
+        request = conversation.request
+        last = self._prompt(request, conversation.earlier)
+        yield last
+        for earlier in contexts(conversation.earlier):
+            prompt = self._prompt(request, earlier)
+            # The calls whose results start the request may have no answer either.
+            if prompt != last and not has_unpaired_results(prompt):
+                yield prompt
+                last = prompt
 
     def _prompt(
         self, request: Sequence[OpenAIMessage], earlier: Sequence[Message]
@@ -166,21 +171,21 @@ class Conversations:
         before = ids[0] if ids else None
         for _ in range(MAX_READS):
             session = await self._read(session_id, sent, ids, claim)
-            match = match_session(session.earlier, sent, before=before)
+            compare = partial(match_session, session.earlier, sent, is_whole=session.is_whole)
+            match = compare(before=before)
             session = session._replace(match=match)
-            if not match.removable or await self._history.retain_messages(
-                session_id, match.removable, claim
+            if not match.to_retain or await self._history.retain_messages(
+                session_id, match.to_retain, claim
             ):
                 return session
-        # Other requests removed messages each time. With this `before`, none of the last ones is
-        # known.
-        return session._replace(match=match_session(session.earlier, sent, before=""))
+        # Other requests removed messages each time: none of those after the last answer is known.
+        return session._replace(match=compare(before=""))
 
     async def _store(
         self,
         session_id: str,
         new: Sequence[Message],
-        anchor: Message | None,
+        last: Message | None,
         claim: Claim | None,
         budget: WaitBudget,
     ) -> bool:
@@ -190,7 +195,7 @@ class Conversations:
                 await self._history.save_messages(
                     session_id,
                     *new,
-                    user_message=anchor,
+                    user_message=_of_service(last),
                     claim=claim,
                     max_wait_s=budget.left_s,
                     turn_id=new[0].id,
@@ -206,22 +211,30 @@ class Conversations:
         An empty answer that was cut short need not be stored. Raises SessionCleared if the message
         that it answers was deleted since, TurnLost if another attempt owns the turn.
         """
-        if conversation.last_message is None:
+        last = conversation.last_message
+        if last is None:
             return False
         if answer.status == INCOMPLETE and not answer.content:
             return True
         claim = conversation.claim
-        if claim is not None:
-            answer = replace(answer, turn_id=claim.message_id)
+        is_own = any(each is last for each in reversed(conversation.own))
+        stored = replace(
+            answer,
+            id=answer_id(last.id, is_own=is_own),
+            turn_id=claim.message_id if claim else None,
+            answers=name_messages(conversation.others) if conversation.others else (),
+        )
         return await self._history.try_save(
             conversation.session_id,
-            replace(answer, id=answer_id(conversation.last_message.id)),
-            user_message=conversation.last_message,
+            stored,
+            user_message=_of_service(last),
             claim=claim,
             max_wait_s=conversation.budget.left_s,
-            extra_commands=remove_members(
-                keys.session_key(conversation.session_id), conversation.incomplete_answers
-            ),
+            more_commands=replacement(
+                conversation.session_id, stored, conversation.incomplete_answers, claim
+            )
+            if conversation.incomplete_answers
+            else (),
         )
 
     async def rollback(self, conversation: Conversation) -> None:
@@ -249,8 +262,12 @@ class Conversations:
         page = await self._read_page(session_id, sent, before)
         earlier = page.messages
         # An incomplete answer is replaced if the request repeats the messages before it.
-        is_replaced = bool(sent and earlier and earlier[-1].status == INCOMPLETE) and is_repeated(
-            _all_to_openai(earlier[:-1]), sent
+        is_replaced = (
+            len(earlier) > 1
+            and not (ids and earlier[-2].id >= ids[0])
+            and earlier[-1].status == INCOMPLETE
+            and is_answer_to(earlier[-1], earlier[-2])
+            and is_repeated(_all_to_openai(earlier[:-1]), sent)
         )
         kept = earlier[:-1] if is_replaced else earlier
         return _Session(kept, not page.has_more, earlier[len(kept) :], turn, NO_MATCH)
@@ -270,7 +287,7 @@ class Conversations:
         read = partial(self._history.get_history_page, session_id, before=before)
         page = await read(limit=min(count, MAX_PAGE))
         if page.has_more and is_transcript(sent):
-            overlap = find_overlap(_all_to_openai(page.messages), sent)
+            overlap = find_overlap(_all_to_openai(page.messages), sent, is_whole=False)
             if not overlap.known:
                 # The transcript may start earlier in the session and diverge from it.
                 page = await read(limit=MAX_PAGE)
@@ -282,6 +299,11 @@ def _split(request: Sequence[OpenAIMessage]) -> tuple[list[OpenAIMessage], list[
     instructions = [message for message in request if message["role"] in INSTRUCTION_ROLES]
     others = [message for message in request if message["role"] not in INSTRUCTION_ROLES]
     return instructions, others
+
+
+def _of_service(message: Message | None) -> Message | None:
+    """Return the message if this service has stored it: its score is exact to the microsecond."""
+    return message if message is not None and len(message.id) == ID_DIGITS else None
 
 
 def _turn_ids(count: int, claim: Claim | None) -> list[str]:

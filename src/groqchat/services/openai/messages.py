@@ -7,8 +7,8 @@ from itertools import takewhile
 from typing import Any, NamedTuple, TypeAlias
 
 from groqchat.services.turns.context import BYTES_PER_TOKEN, TOKENS_PER_MESSAGE
-from groqchat.storage.exchanges import exchanges
-from groqchat.storage.message_ids import ID_DIGITS, new_message_id
+from groqchat.storage.exchanges import find_answered
+from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import ROLES, Message, is_question
 
 # Messages with these roles apply to one request, precede the conversation and are not stored.
@@ -35,13 +35,13 @@ class Overlap(NamedTuple):
 class Match(NamedTuple):
     """The overlap of a request and its session.
 
-    `removable`: its messages that a rejected request may still remove, because their exchange has
-    no complete answer. `anchor`: the last one that no answer replaces.
+    `to_retain`: its messages that a rejected request would remove, because they have no complete
+    answer. `last`: its last message that is not an incomplete answer.
     """
 
     overlap: Overlap
-    removable: list[Message]
-    anchor: Message | None
+    to_retain: list[Message]
+    last: Message | None
 
 
 def to_message(message: OpenAIMessage, model: str | None, *, message_id: str) -> Message:
@@ -91,18 +91,20 @@ def is_transcript(sent: Sequence[OpenAIMessage]) -> bool:
     return any(message["role"] == "assistant" for message in sent[:-1])
 
 
-def find_overlap(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]) -> Overlap:
+def find_overlap(
+    earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage], *, is_whole: bool
+) -> Overlap:
     """Return the part of a request that its session contains already.
 
     Many clients send the whole conversation with each request, and repeat failed requests. The
-    transcript may be longer than the stored messages. It may diverge from them if an answer was
-    stopped or regenerated, or if the client omits tool calls.
+    transcript may be longer than the messages that were read, unless the session `is_whole`. It may
+    diverge from them if an answer was stopped or regenerated, or if the client omits tool calls.
     """
-    return _overlap(*_as_symbols(earlier, sent), sent)
+    return _overlap(*_as_symbols(earlier, sent), sent, is_whole=is_whole)
 
 
-def _overlap(known: str, symbols: str, sent: Sequence[OpenAIMessage]) -> Overlap:
-    at_end = _overlap_at_end(known, symbols)
+def _overlap(known: str, symbols: str, sent: Sequence[OpenAIMessage], *, is_whole: bool) -> Overlap:
+    at_end = _overlap_at_end(known, symbols, is_whole=is_whole)
     if not is_transcript(sent):
         return at_end
     diverging = _diverging_overlap(known, symbols)
@@ -113,31 +115,32 @@ def _overlap(known: str, symbols: str, sent: Sequence[OpenAIMessage]) -> Overlap
 
 
 def match_session(
-    earlier: Sequence[Message], sent: Sequence[OpenAIMessage], *, before: str | None
+    earlier: Sequence[Message],
+    sent: Sequence[OpenAIMessage],
+    *,
+    before: str | None,
+    is_whole: bool,
 ) -> Match:
-    """Return what a request and its session have in common.
+    """Return what a request and its session have in common, of which `earlier` was read.
 
-    If an unanswered message is not from before the id `before`, none of them counts.
+    If the last common message follows the last answer, and its id is not below `before`, the
+    messages after that answer are not compared.
     """
     known, symbols = _as_symbols([to_openai(message) for message in earlier], sent)
-    overlap = _overlap(known, symbols, sent)
+    overlap = _overlap(known, symbols, sent, is_whole=is_whole)
     indexes = _common_messages(known, symbols, overlap)
     end = len(earlier) - sum(1 for _ in takewhile(is_question, reversed(earlier)))
     if before is not None and indexes and indexes[-1] >= end and earlier[indexes[-1]].id >= before:
-        overlap = _overlap(known[:end], symbols, sent)
+        overlap = _overlap(known[:end], symbols, sent, is_whole=is_whole)
         indexes = _common_messages(known[:end], symbols, overlap)
+    if not indexes:
+        return Match(overlap, to_retain=[], last=None)
     common = [earlier[index] for index in indexes]
-    # Only messages of this service are removed.
-    open_ids = {
-        message.id
-        for exchange in (exchanges(earlier, is_whole=False) if common else ())
-        for message in exchange.messages
-        if not exchange.is_complete and len(message.id) == ID_DIGITS
-    }
+    found = find_answered(earlier)
     return Match(
         overlap,
-        removable=[each for each in common if each.status or each.id in open_ids],
-        anchor=next((each for each in reversed(common) if not each.status), None),
+        to_retain=[each for each in common if each.status or each.id in found.unfinished],
+        last=next((each for each in reversed(common) if not each.status), None),
     )
 
 
@@ -153,7 +156,7 @@ def _common_messages(known: str, symbols: str, overlap: Overlap) -> list[int]:
 
 def is_repeated(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]) -> bool:
     """Return whether a session ends with all messages of a request."""
-    return _overlap_at_end(*_as_symbols(earlier, sent)).known == len(sent)
+    return _overlap_at_end(*_as_symbols(earlier, sent), is_whole=True).known == len(sent)
 
 
 def _as_symbols(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage]) -> tuple[str, str]:
@@ -168,9 +171,10 @@ def _as_symbols(earlier: Sequence[OpenAIMessage], sent: Sequence[OpenAIMessage])
     return known, "".join(symbols.get(_canonical(message), UNKNOWN) for message in sent)
 
 
-def _overlap_at_end(known: str, sent: str) -> Overlap:
+def _overlap_at_end(known: str, sent: str, *, is_whole: bool) -> Overlap:
     """Return the overlap of the session's end with the request."""
-    index = sent.find(known) if known else -1
+    search = sent.find if is_whole else sent.rfind
+    index = search(known) if known else -1
     if index >= 0:
         return Overlap(known=index + len(known), begin=0)
     for count in range(min(len(sent), len(known)), 0, -1):
@@ -257,6 +261,12 @@ def drop_unpaired_tool_calls(
                 paired.append({k: value for k, value in message.items() if k != "tool_calls"})
         index = end
     return paired
+
+
+def has_unpaired_results(messages: Sequence[OpenAIMessage]) -> bool:
+    """Return whether a message is the result of a tool call that is not a part of the messages."""
+    calls = {str(call.get("id")) for message in messages for call in tool_calls_of(message)}
+    return any(_is_result(each) and str(each.get("tool_call_id")) not in calls for each in messages)
 
 
 def tool_calls_of(message: OpenAIMessage) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
@@ -104,11 +106,16 @@ class OpenAIProxy:
         )
         if conversation.stored_answer is not None:
             return stored_completion(conversation.stored_answer, is_streamed=bool(request.stream))
+        began_s, spent_s = time.monotonic(), 0.0
         for messages in self._conversations.prompts(conversation):
+            body = parsed.with_messages(messages)
             try:
-                return await self._forward(parsed.with_messages(messages), request, conversation)
+                return await self._forward(body, request, conversation, spent_s)
             except _Rejected as error:
                 response, content = error.response, error.content
+                if response.status == HTTPStatus.NOT_FOUND:
+                    break
+            spent_s = time.monotonic() - began_s
         await self._conversations.rollback(conversation)
         return forwarded_error(response, content)
 
@@ -118,20 +125,29 @@ class OpenAIProxy:
             relay.fail(ShuttingDown())
 
     async def _forward(
-        self, body: bytes, request: ChatCompletionRequest, conversation: Conversation | None
+        self,
+        body: bytes,
+        request: ChatCompletionRequest,
+        conversation: Conversation | None,
+        spent_s: float = 0.0,
     ) -> ProxyResponse:
+        """Return Groq's response within GROQ_TIMEOUT_S, of which earlier prompts took `spent_s`."""
         is_streamed = bool(request.stream)
+        left_s = self._settings.groq_timeout_s - spent_s
+        limit = asyncio.timeout(left_s) if spent_s else nullcontext()
         with self._groq.completion_deadline() as deadline:
-            try:
-                response = await self._groq.forward(body, model=request.model or "")
-            except RateLimited as error:
-                return rate_limited(error)
-            if starts_stream(response, is_streamed=is_streamed):
-                if conversation is None:
-                    return self._relay(response, deadline.left_s)
-                return self._stream(response, conversation, request.model, deadline.left_s)
-            async with response:
-                content = b"".join([chunk async for chunk in chunks(response)])
+            async with limit:
+                try:
+                    response = await self._groq.forward(body, model=request.model or "")
+                except RateLimited as error:
+                    return rate_limited(error)
+                if starts_stream(response, is_streamed=is_streamed):
+                    if conversation is None:
+                        return self._relay(response, deadline.left_s)
+                    left_s = deadline.left_s - spent_s
+                    return self._stream(response, conversation, request.model, left_s)
+                async with response:
+                    content = b"".join([chunk async for chunk in chunks(response)])
         return await self._finish(response, content, conversation)
 
     async def _finish(
@@ -194,12 +210,13 @@ class OpenAIProxy:
         headers[SAVED_HEADER] = str(conversation.last_message is not None).lower()
         turn = Turn(new_message_id(), conversation.session_id, is_private=True)
         parser = StreamParser(model or self._settings.groq_default_model, has_tools=True)
+        # The messages are not needed any more, and the stream may continue without the request.
         task = asyncio.create_task(
             self._forward_stream(
                 GroqEvents(response, self._groq.coalescing),
                 turn,
                 parser,
-                conversation,
+                replace(conversation, request=[], earlier=()),
                 timeout_s,
             )
         )

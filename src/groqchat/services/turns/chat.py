@@ -2,16 +2,18 @@
 
 import asyncio
 import logging
+import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import Protocol
 
 from groqchat.errors import (
     REJECTIONS,
     CompletionError,
+    CompletionTimeout,
     GroqChatError,
     SessionCleared,
     ShuttingDown,
@@ -27,7 +29,8 @@ from groqchat.services.turns.context import (
     BYTES_PER_TOKEN,
     build_prompt,
     context_limit,
-    read_answered,
+    read_fallbacks,
+    without_repetitions,
 )
 from groqchat.services.turns.limiter import TurnLimiter
 from groqchat.services.turns.registry import TurnRegistry
@@ -43,21 +46,29 @@ from groqchat.storage.messages import (
     Message,
     PromptMessage,
 )
+from groqchat.storage.retained_messages import replacement
 
-Complete: TypeAlias = Callable[[Prompt], Awaitable[Completion]]
+
+class Complete(Protocol):
+    """A function that asks the model."""
+
+    def __call__(self, prompt: Prompt, *, timeout_s: float = ...) -> Awaitable[Completion]:
+        """Return the answer within `timeout_s`, by default within GROQ_TIMEOUT_S."""
+
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _TurnState:
-    """The user message of a turn; with a `claim`, an earlier request may have run the turn."""
+    """The user message of a turn, and what earlier attempts with its `claim` have stored."""
 
     session_id: str
     user_message: Message
     budget: WaitBudget
     claim: Claim | None = None
     is_stored: bool = False
+    incomplete_answers: Sequence[Message] = ()
 
 
 class ChatService:
@@ -91,7 +102,7 @@ class ChatService:
     async def answer(self, request: ChatRequest) -> ChatResponse:
         """Answer a user message and store both messages, even if the client disconnects."""
         with self._limiter:
-            return await self._run(request, self._new_state(request), self._groq.complete)
+            return await self._run(request, self._new_state(request), self._complete)
 
     def check(self) -> None:
         """Raise ShuttingDown or Overloaded if the current task may not start a turn."""
@@ -181,6 +192,7 @@ class ChatService:
             await self._history.try_remove(
                 state.session_id,
                 state.user_message,
+                *state.incomplete_answers,
                 claim=state.claim,
                 max_wait_s=state.budget.left_s,
                 is_stored=state.is_stored,
@@ -208,18 +220,34 @@ class ChatService:
 
         One of them can be the reason. Otherwise, Groq would reject every turn of the session.
         """
-        user_message = state.user_message
+        ends_at_s = time.monotonic() + self._settings.groq_timeout_s
+        build = partial(build_prompt, request, state.user_message, settings=self._settings)
+        prompt = build(earlier)
         try:
-            return await complete(build_prompt(request, user_message, earlier, self._settings))
+            return await complete(prompt)
         except REJECTIONS:
-            limit = min(context_limit(request, self._settings), len(earlier))
             with state.budget:
-                found = await read_answered(
-                    self._history, state.session_id, user_message, limit=limit
-                )
-            if found is None:
+                max_wait_s = state.budget.left_s or self._settings.redis_timeout_s
+                own = self._history, state.session_id, state.user_message
+                contexts = await read_fallbacks(*own, earlier, max_wait_s=max_wait_s)
+            prompts = without_repetitions(prompt, map(build, contexts))
+            if not prompts:
                 raise
-        return await complete(build_prompt(request, user_message, found, self._settings))
+        *others, last = prompts
+        for each in others:
+            with suppress(*REJECTIONS):
+                return await complete(each, timeout_s=ends_at_s - time.monotonic())
+        return await complete(last, timeout_s=ends_at_s - time.monotonic())
+
+    async def _complete(self, prompt: Prompt, *, timeout_s: float | None = None) -> Completion:
+        """Return the model's answer within `timeout_s`, by default within GROQ_TIMEOUT_S."""
+        if timeout_s is None:
+            return await self._groq.complete(prompt)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._groq.complete(prompt)
+        except TimeoutError as error:
+            raise CompletionTimeout(f"not complete within {timeout_s:g} s") from error
 
     async def _repeated_answer(self, state: _TurnState, turn: Turn) -> ChatResponse | None:
         """Return the answer that an earlier attempt at the turn has stored, None if it has none."""
@@ -230,8 +258,7 @@ class ChatService:
             stored = await self._history.find_turn(state.session_id, [claim.turn_id], claim)
         answer = next((each for each in stored.answers if not each.status), None)
         if answer is None:
-            if stored.answers:
-                await self._history.try_remove(state.session_id, *stored.answers, claim=claim)
+            state.incomplete_answers = stored.answers
             return None
         turn.add_text(answer.content)
         return _response(state, answer, is_saved=True)
@@ -267,6 +294,10 @@ class ChatService:
         turn.
         """
         answers = [answer] if answer and (answer.content or not answer.status) else []
+        old = state.incomplete_answers
+        replaced = (
+            replacement(state.session_id, answers[0], old, state.claim) if old and answers else ()
+        )
         if not state.is_stored:
             return await self._history.try_save(
                 state.session_id,
@@ -275,6 +306,7 @@ class ChatService:
                 claim=state.claim,
                 max_wait_s=state.budget.left_s,
                 turn_id=state.user_message.id,
+                more_commands=replaced,
             )
         return not answers or await self._history.try_save(
             state.session_id,
@@ -282,6 +314,7 @@ class ChatService:
             user_message=state.user_message,
             claim=state.claim,
             max_wait_s=state.budget.left_s,
+            more_commands=replaced,
         )
 
 

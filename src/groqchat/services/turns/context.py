@@ -1,14 +1,15 @@
 """The context: which earlier messages the model receives with the user message."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from groqchat.errors import StorageError
 from groqchat.models import ChatRequest
 from groqchat.services.groq.completions import Prompt
 from groqchat.services.history_store import HistoryStore
 from groqchat.settings import Settings
-from groqchat.storage.exchanges import answered
+from groqchat.storage.errors import redis_errors
+from groqchat.storage.exchanges import contexts
 from groqchat.storage.messages import Message, PromptMessage
 
 # Groq's tokenizers produce about one token for four bytes of English text.
@@ -33,6 +34,7 @@ def build_prompt(
     request: ChatRequest,
     user_message: Message,
     earlier: Sequence[PromptMessage],
+    *,
     settings: Settings,
 ) -> Prompt:
     """Return the prompt: the earlier messages within the token budget, then the user message.
@@ -55,24 +57,41 @@ def build_prompt(
     )
 
 
-async def read_answered(
-    history: HistoryStore, session_id: str, user_message: Message, *, limit: int
-) -> list[PromptMessage] | None:
-    """Return up to `limit` earlier messages without those that have no answer.
+async def read_fallbacks(
+    history: HistoryStore,
+    session_id: str,
+    user_message: Message,
+    earlier: Sequence[PromptMessage],
+    *,
+    max_wait_s: float,
+) -> list[Sequence[PromptMessage]]:
+    """Return the contexts for further prompts after Groq has rejected the one with `earlier`.
 
-    Returns None if each one has an answer, or if the history cannot be read.
+    They lack messages that have no answer: one of them can be the reason. Returns nothing if the
+    history cannot be read.
     """
-    if not limit:
-        return None
+    if not earlier:
+        return []
     try:
-        page = await history.get_history_page(session_id, limit=limit, before=user_message.id)
+        async with redis_errors(max_wait_s):
+            page = await history.get_history_page(
+                session_id, limit=len(earlier), before=user_message.id
+            )
     except StorageError as error:
         log.warning("could not read which messages have no answer: %s", error)
-        return None
-    found = answered(page.messages, is_whole=not page.has_more)
-    if len(found) == len(page.messages):
-        return None
-    return [{"role": each.role, "content": each.content} for each in found]
+        return []
+    # The message that was the reason may have been removed since.
+    found = list(contexts(page.messages)) or [page.messages]
+    return [
+        [{"role": each.role, "content": each.content} for each in messages] for messages in found
+    ]
+
+
+def without_repetitions(first: Prompt, others: Iterable[Prompt]) -> list[Prompt]:
+    """Return the other prompts, each if it differs from the one before."""
+    prompts = [first]
+    prompts += (prompt for prompt in others if prompt != prompts[-1])
+    return prompts[1:]
 
 
 def fit_to_budget(earlier: Sequence[PromptMessage], tokens: int) -> Sequence[PromptMessage]:

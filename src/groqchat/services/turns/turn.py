@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import orjson
 
-from groqchat.errors import CompletionTimeout, GroqChatError, ShuttingDown
+from groqchat.errors import REJECTIONS, CompletionTimeout, GroqChatError, ShuttingDown
 from groqchat.fields import MAX_EVENTS
 from groqchat.services.turns.events import TurnEvents
 from groqchat.sse import MAX_WRITE_BYTES, encode_event, event_number, parse_event
@@ -163,9 +163,10 @@ class Turn:
         """Run a block that `stop` can interrupt.
 
         If the turn is stopped, the block is cancelled and left without an exception. After
-        `timeout_s`, or if the block itself raises TimeoutError, raises CompletionTimeout.
+        `timeout_s`, or if the block itself raises TimeoutError, raises CompletionTimeout. If Groq
+        rejects the prompt, another block may follow.
         """
-        self._is_complete = False
+        is_rejected = False
         try:
             async with asyncio.timeout(timeout_s) as self._limit:
                 if self.stop_reason is not None:
@@ -174,9 +175,12 @@ class Turn:
         except TimeoutError as error:
             if self.stop_reason is None:
                 raise CompletionTimeout(f"not complete within {timeout_s:g} s") from error
+        except REJECTIONS:
+            is_rejected = not self.events.text
+            raise
         finally:
             self._limit = None
-            self._is_complete = True
+            self._is_complete = not is_rejected
 
     @property
     def retention_s(self) -> int:
