@@ -118,6 +118,22 @@ async def test_the_newest_attempt_at_a_turn_finds_what_earlier_ones_have_stored(
     assert await history.get_session_size("s") == 6
 
 
+async def test_only_the_newest_attempt_at_a_turn_retains_messages(
+    history: HistoryStore, fake_redis: FakeAsyncRedis
+) -> None:
+    message = new_message("Hello")
+    await history.save_messages("s", message)
+    claim = new_claim()
+    await fake_redis.set(keys.claim_key(claim.turn_id), "token of a newer attempt")
+    with pytest.raises(TurnLost):
+        await history.retain_messages("s", [message], claim)
+    assert not await fake_redis.exists(keys.retained_key("s", message.id))
+    await fake_redis.delete(keys.claim_key(claim.turn_id))
+    assert await history.retain_messages("s", [message], claim)
+    await history.try_remove("s", message)
+    assert await stored(history) == [message]
+
+
 async def test_an_attempt_finds_nothing_in_one_round_trip(
     history: HistoryStore, batcher: RecordingBatcher
 ) -> None:

@@ -1,6 +1,7 @@
 """What has an answer, if several requests of a session contain the same messages or overlap."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from aiohttp import ClientSession
@@ -112,7 +113,7 @@ async def test_a_message_that_a_later_request_answers_too_stays_a_part_of_the_co
     assert texts_of(groq, -1) == ["Q", "R", "N"]
 
 
-async def test_a_prompt_never_contains_results_without_their_calls(
+async def test_results_are_sent_with_their_calls_although_these_have_no_answer(
     api: ClientSession, groq: MockGroq
 ) -> None:
     await fail(api, groq, REJECTED)
@@ -122,6 +123,44 @@ async def test_a_prompt_never_contains_results_without_their_calls(
     groq.options.fail = "503"
     messages = [*users("Q"), calls, result]
     assert (await send(api, session=True, messages=messages, headers={}))[0] == 503
-    groq.options.fail = "400"
-    assert (await send(api, session=True, messages=[result, *users("N")], headers={}))[0] == 400
-    assert [len(prompt) for prompt in groq.prompts[2:]] == [5]
+    groq.options.fail, groq.rejected_texts = None, {REJECTED}
+    assert (await send(api, session=True, messages=[result], headers={}))[0] == 200
+    expected = ["user", "assistant", "tool"]
+    assert [role for role, _ in groq.prompts[-1]] == expected
+    # They have an answer now.
+    assert await send_new(api, "openai") == 200
+    assert [role for role, _ in groq.prompts[-1]] == [*expected, "assistant", "user"]
+    assert texts_of(groq, -1) == ["Q", "N"]
+
+
+@PATHS
+async def test_a_prefix_whose_request_fails_is_not_an_answer(
+    api: ClientSession, groq: MockGroq, path: str
+) -> None:
+    await exchange(api, "P")
+    await fail(api, groq, "Q")
+    messages = [*users("Q"), {"role": "assistant", "content": REJECTED}]
+    groq.options.fail = "503"
+    assert (await send(api, session=True, messages=messages, headers={}))[0] == 503
+    groq.options.fail, groq.rejected_texts = None, {REJECTED}
+    assert await send_new(api, path) == 200
+    assert groq.prompts[-1][-1] == ("user", "N")
+    assert texts_of(groq, -1) == ["P", "N"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "key"}])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prefix_of_a_rejected_request_stays_if_another_request_contains_it(
+    api: ClientSession, groq: MockGroq, headers: dict[str, str], *, stream: bool
+) -> None:
+    await fail(api, groq, "Q")
+    messages = [*users("Q"), {"role": "assistant", "content": "prefix"}]
+    release = groq.hold()
+    first = asyncio.create_task(send(api, session=True, messages=messages, headers=headers))
+    await until_asked(groq, 2)
+    groq.before_response, groq.rejected = None, {2, 4}
+    second: dict[str, Any] = {"messages": messages, "stream": stream, "headers": {}}
+    assert (await send(api, session=True, **second))[0] == 200
+    release.set()
+    assert (await first)[0] == 400
+    assert await contents(api) == ["Q", "answer", "answer"]

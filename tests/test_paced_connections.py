@@ -11,6 +11,7 @@ import pytest
 from aiohttp import ClientSession, StreamReader
 
 from groqchat.runtime import paced_connection
+from groqchat.runtime.paced_connection import PacedConnection
 from groqchat.runtime.protocol import HttpConnection
 from tests.conftest import Serve
 from tests.support.api import BASE
@@ -56,8 +57,9 @@ def most_buffered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 async def test_bodies_that_arrive_at_once_are_not_decompressed_at_once(
-    serve: Serve, most_buffered: list[int]
+    serve: Serve, most_buffered: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(paced_connection, "DECOMPRESSED_BURST_BYTES", 1000 * MIB)
     api = await serve(max_request_buffer_bytes=32 * MIB)
     async with AsyncExitStack() as stack:
         opened = await open_many(stack, api, 150)
@@ -94,6 +96,25 @@ async def test_no_request_is_lost_while_compressed_bodies_wait(
             one.writer.write_eof()
         for one in opened:
             for _ in range(2):
+                assert (await one.response())[0] == 200
+            assert await one.read_to_end() == b""
+
+
+async def test_the_end_of_a_client_that_arrives_while_its_data_waits_is_not_lost(
+    api: ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paced_connection, "MAX_PARSING_S", 0)
+    monkeypatch.setattr(paced_connection, "MIN_PARSING_S", 0)
+    # The transport reads on although data waits.
+    monkeypatch.setattr(PacedConnection, "_set_reading", lambda *_, **__: None)
+    body = gzip.compress(b'{"message": "Hello"}')
+    async with AsyncExitStack() as stack:
+        opened = await open_many(stack, api, 30)
+        for one in opened:
+            one.writer.write(request(body) * 3)
+            one.writer.write_eof()
+        for one in opened:
+            for _ in range(3):
                 assert (await one.response())[0] == 200
             assert await one.read_to_end() == b""
 

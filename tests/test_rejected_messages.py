@@ -110,3 +110,23 @@ async def test_the_error_of_a_rejected_message_waits_for_redis_only_once(
     async with asyncio.timeout(3.9):
         await assert_error(await send(api, "too long"), 413, "prompt_too_large")
     own_redis_server.thaw()
+
+
+async def test_a_second_prompt_waits_for_redis_only_once(
+    serve: Serve, own_redis_server: RedisServer, groq: MockGroq
+) -> None:
+    api = await serve(
+        redis_url=SecretStr(own_redis_server.url()), redis_timeout_s=2, groq_max_retries=0
+    )
+    groq.options.fail = "503"
+    await send(api, "first")
+    groq.options.fail, groq.rejected_texts = None, {"first"}
+
+    async def freeze() -> None:
+        own_redis_server.freeze()
+
+    groq.before_response = freeze
+    async with asyncio.timeout(3.9):
+        response = await send(api, "second")
+    own_redis_server.thaw()
+    assert (response.status, (await response.json())["history_saved"]) == (200, False)

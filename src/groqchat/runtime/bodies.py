@@ -6,21 +6,6 @@ from typing import Any
 
 from aiohttp import StreamReader, web
 
-from groqchat.http.errors import ApiError
-
-# The text of a conversation is compressed to a tenth, seldom to a fiftieth. Without a limit, 4 KB
-# can be decompressed to 4 MB, which take 0.1 s to parse.
-MAX_COMPRESSION_RATIO = 100
-# Smaller bodies need little time.
-MIN_BOMB_BYTES = 256 * 1024
-
-TOO_COMPRESSED = ApiError(
-    status=413,
-    code="body_too_large",
-    message=f"The compressed body contains more than {MAX_COMPRESSION_RATIO} times its size.",
-    closes=True,
-)
-
 # A rejected body is discarded in pieces, without a copy of the whole.
 PIECE_BYTES = 65_536
 
@@ -28,11 +13,6 @@ PIECE_BYTES = 65_536
 def waiting_bytes(pipelined: Iterable[tuple[Any, Any]]) -> int:
     """Return the size of the bodies of parsed requests that wait, after the decompression."""
     return sum(getattr(payload, "total_bytes", 0) for _, payload in pipelined)
-
-
-def is_too_compressed(payload: StreamReader, compressed: int) -> bool:
-    """Return whether a body, as far as it has arrived, is too large for its compressed size."""
-    return payload.total_bytes > max(MIN_BOMB_BYTES, MAX_COMPRESSION_RATIO * compressed)
 
 
 def discard_unread(payload: StreamReader) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from aiohttp.abc import AbstractStreamWriter
 
-from groqchat.http.errors import RequestError
-from groqchat.runtime.bodies import TOO_COMPRESSED, discard_requests, is_too_compressed
+from groqchat.http.errors import ApiError, RequestError
+from groqchat.runtime.bodies import discard_requests
 from groqchat.runtime.phases import WITHOUT_REQUEST, Phase
 from groqchat.runtime.protocol import HttpConnection
 
@@ -20,6 +20,18 @@ from groqchat.runtime.protocol import HttpConnection
 MAX_PARSING_S = 0.02
 # Shorter times are not worth a timer.
 MIN_PARSING_S = 0.001
+# Parsing a compressed body can take as long as parsing one that is a thousand times as large. Few
+# clients compress requests, so these have a limit of their own: about a tenth of the time of a
+# worker, or half of it with the most expensive bodies.
+DECOMPRESSED_BYTES_PER_S = 1024 * 1024
+DECOMPRESSED_BURST_BYTES = 2 * DECOMPRESSED_BYTES_PER_S
+
+TOO_MANY_COMPRESSED = ApiError(
+    status=503,
+    code="overloaded",
+    message="Too many compressed bodies arrive. Send this one again later, or uncompressed.",
+    closes=True,
+)
 
 
 class Pace:
@@ -28,6 +40,8 @@ class Pace:
     def __init__(self) -> None:
         self._spent_s = 0.0
         self._has_timer = False
+        self._left_bytes = float(DECOMPRESSED_BURST_BYTES)
+        self._refilled_s = time.monotonic()
 
     @property
     def is_exhausted(self) -> bool:
@@ -41,6 +55,17 @@ class Pace:
             self._has_timer = True
             asyncio.get_running_loop().call_soon(self._reset)
 
+    def take(self, size: int, *, is_first: bool) -> bool:
+        """Count decompressed bytes; return False if a body begins although there were too many."""
+        now_s = time.monotonic()
+        added = (now_s - self._refilled_s) * DECOMPRESSED_BYTES_PER_S
+        self._left_bytes = min(self._left_bytes + added, DECOMPRESSED_BURST_BYTES)
+        self._refilled_s = now_s
+        if is_first and self._left_bytes <= 0:
+            return False
+        self._left_bytes -= size
+        return True
+
     def _reset(self) -> None:
         self._spent_s = 0.0
         self._has_timer = False
@@ -49,12 +74,16 @@ class Pace:
 class PacedConnection(HttpConnection):
     """A connection whose compressed data waits while others are decompressed."""
 
-    __slots__ = ("_pace", "_waiting")
+    __slots__ = ("_counted", "_has_end", "_pace", "_waiting")
 
     def __init__(self, *arguments: Any, pace: Pace, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._pace = pace
         self._waiting: bytes | None = None
+        # Whether the client has closed its half of the connection after what waits.
+        self._has_end = False
+        # The decompressed bytes of the current body that are counted.
+        self._counted = 0
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Discard what waits, also the requests behind one that still runs."""
@@ -74,23 +103,34 @@ class PacedConnection(HttpConnection):
             super().data_received(data)
             self._pace.add(time.perf_counter() - began_s)
             if payload is not None:
-                self._check_compression(payload)
+                self._count_decompressed(payload)
 
     def request_started(self, payload: Any, writer: AbstractStreamWriter) -> None:
         """Begin the phase of a request, of whose body the first part may have arrived."""
         super().request_started(payload, writer)
-        self._check_compression(payload)
+        self._counted = 0
+        self._count_decompressed(payload)
 
-    def _check_compression(self, payload: Any) -> None:
+    def _count_decompressed(self, payload: Any) -> None:
         # An empty body has no such attribute.
-        compressed = getattr(payload, "total_compressed_bytes", None)
-        if compressed is None or not is_too_compressed(payload, compressed):
+        if getattr(payload, "total_compressed_bytes", None) is None or payload.exception():
+            return
+        is_first = not self._counted
+        size, self._counted = payload.total_bytes - self._counted, payload.total_bytes
+        if self._pace.take(size, is_first=is_first):
             return
         if payload is self._payload:
-            self._fail_body(TOO_COMPRESSED)
-        elif payload.exception() is None:
+            self._fail_body(TOO_MANY_COMPRESSED)
+        else:
             # It has arrived completely.
-            payload.set_exception(RequestError(TOO_COMPRESSED))
+            payload.set_exception(RequestError(TOO_MANY_COMPRESSED))
+
+    def eof_received(self) -> bool:  # type: ignore[override] # aiohttp always closes the connection
+        """Respond to the requests that have arrived, although the client sends no more."""
+        if self._waiting is None:
+            return super().eof_received()
+        self._has_end = True
+        return True
 
     def _may_decompress(self, data: bytes) -> bool:
         """Return whether the bytes may be a part of a compressed body.
@@ -114,6 +154,10 @@ class PacedConnection(HttpConnection):
             return
         self._set_reading(is_reading=True)
         self.data_received(data)
+        if self._has_end and self._waiting is None:
+            self._has_end = False
+            if not self.eof_received() and self.transport is not None:
+                self.transport.close()
 
     def _set_reading(self, *, is_reading: bool) -> None:
         # If aiohttp has paused the transport, it continues itself.

@@ -8,10 +8,11 @@ requests overlap.
 """
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from groqchat.storage.message_ids import MICROS_DIGITS, earlier_id, is_single
-from groqchat.storage.messages import Message, is_question
+from groqchat.storage.messages import Message, is_from_client
 
 # A body contains fewer messages.
 MAX_NAMED = 1_000_000
@@ -39,7 +40,7 @@ def find_answered(messages: Sequence[Message]) -> Answered:
     by_digits: dict[str, list[str]] = {}
     for group in _groups(messages):
         last = group[-1]
-        if any(map(is_question, group)):
+        if any(map(is_from_client, group)):
             by_digits[last.id[MICROS_DIGITS:]] = [message.id for message in group]
             sent.update(message.id for message in group)
             continue
@@ -50,14 +51,16 @@ def find_answered(messages: Sequence[Message]) -> Answered:
     return Answered(sent - answered, sent - finished)
 
 
-def contexts(messages: Sequence[Message]) -> Iterator[list[Message]]:
+def contexts(
+    messages: Sequence[Message], *, needed: AbstractSet[str] = frozenset()
+) -> Iterator[list[Message]]:
     """Yield parts of the messages, each if it is shorter than the one before.
 
     First without messages of requests that have no answer, then also without those that were stored
-    one by one and that no answer follows.
+    one by one and that no answer follows. Those with the ids `needed` are a part of each.
     """
-    removed = find_answered(messages).unanswered
-    for more in ((), _unanswered_singles(messages)):
+    removed = find_answered(messages).unanswered - needed
+    for more in ((), _unanswered_singles(messages) - needed):
         removed.update(more)
         found = [message for message in messages if message.id not in removed]
         if len(found) < len(messages):

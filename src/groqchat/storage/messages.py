@@ -73,7 +73,8 @@ class Message:
 
     `extra` contains further fields of OpenAI's message format, such as tool calls. `turn_id`: the
     turn of an answer, if a further attempt at the turn may find it. `answers`: messages of other
-    requests that it answers too, see `exchanges.py`.
+    requests that it answers too, see `exchanges.py`. `is_sent`: a client has sent it although it is
+    a message of the model, for example in a transcript.
     """
 
     id: str
@@ -86,6 +87,7 @@ class Message:
     extra: dict[str, Any] | None = None
     turn_id: str | None = None
     answers: tuple[str, ...] = ()
+    is_sent: bool = False
 
     @property
     def score(self) -> float:
@@ -122,6 +124,8 @@ def encode_member(message: Message) -> bytes:
         fields["turn_id"] = message.turn_id
     if message.answers:
         fields["answers"] = message.answers
+    if message.is_sent:
+        fields["sent"] = True
     if message.extra is not None:
         fields["extra"] = message.extra
     try:
@@ -160,6 +164,7 @@ def decode_member(member: bytes, score: float) -> Message | None:
         extra=_exact_extra(extra, member) if isinstance(extra, dict) else None,
         turn_id=turn_id if isinstance(turn_id, str) else None,
         answers=tuple(map(str, answers)) if isinstance(answers, list) else (),
+        is_sent=fields.get("sent") is True,
     )
 
 
@@ -293,9 +298,9 @@ def add_members(key: str, messages: Sequence[Message], members: Sequence[bytes])
     return [("ZADD", key, *words) for words in split_words(scored)]
 
 
-def is_question(message: Message) -> bool:
-    """Return whether a message is not one of the model."""
-    return message.role != "assistant"
+def is_from_client(message: Message) -> bool:
+    """Return whether a client has sent a message, and not the model."""
+    return message.role != "assistant" or message.is_sent
 
 
 def size_of(messages: Sequence[PromptMessage]) -> int:

@@ -60,8 +60,8 @@ CLAIMED_RETAIN_SCRIPT = READ_CLAIM + ALLOW_RELEASED_CLAIM + CHECK_CLAIM + RETAIN
 class Removal:
     """Members to remove from a session, unless an attempt other than that of `claim` owns the turn.
 
-    With `leaves_retained`, those stay that another request retains. With `replaced_by`, all of them
-    stay unless this message is stored.
+    With `leaves_retained`, retained messages are not removed. With `replaced_by`, none is removed
+    unless this message is stored.
     """
 
     session_id: str

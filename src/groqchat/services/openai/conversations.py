@@ -15,13 +15,12 @@ from groqchat.services.openai.messages import (
     INSTRUCTION_ROLES,
     Match,
     OpenAIMessage,
-    Overlap,
     drop_unpaired_tool_calls,
     find_overlap,
-    has_unpaired_results,
     is_repeated,
     is_transcript,
     match_session,
+    messages_of_calls,
     to_message,
     to_openai,
     trim_to_budget,
@@ -44,7 +43,6 @@ MAX_TOOL_CALL_DISTANCE = 100
 MAX_READS = 3
 
 NOTHING_STORED = StoredTurn(messages=[], answers=[])
-NO_MATCH = Match(Overlap(known=0, begin=0), to_retain=[], last=None)
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +72,7 @@ class Conversation:
 
 
 class _Session(NamedTuple):
-    """A session, as far as it was read, and what the request has in common with it.
+    """A session, as far as it was read.
 
     `turn` was stored by earlier attempts. `replaced`: the incomplete answer that the new answer
     replaces. `is_whole`: no message precedes `earlier`.
@@ -84,7 +82,6 @@ class _Session(NamedTuple):
     is_whole: bool
     replaced: list[Message]
     turn: StoredTurn
-    match: Match
 
 
 class Conversations:
@@ -111,13 +108,13 @@ class Conversations:
         try:
             with budget:
                 async with redis_errors(self._settings.redis_timeout_s):
-                    session = await self._match(session_id, sent, ids, claim)
+                    session, match = await self._match(session_id, sent, ids, claim)
         except StorageError as error:
             if claim is not None and claim.attempt and isinstance(error, HistoryUnavailable):
                 raise
             log.warning("answering without history: %s", error)
             return unread
-        turn, ((known, begin), to_retain, last) = session.turn, session.match
+        turn, ((known, begin), to_retain, last) = session.turn, match
         new = _new_messages(sent, ids, model, known=known, stored=turn.messages)
         is_stored = not new or await self._store(session_id, new, last, claim, budget)
         stored = sorted([*turn.messages, *new], key=attrgetter("id"))
@@ -140,10 +137,11 @@ class Conversations:
         request = conversation.request
         last = self._prompt(request, conversation.earlier)
         yield last
-        for earlier in contexts(conversation.earlier):
+        _, sent = _split(request)
+        needed = {message.id for message in messages_of_calls(conversation.earlier, sent)}
+        for earlier in contexts(conversation.earlier, needed=needed):
             prompt = self._prompt(request, earlier)
-            # The calls whose results start the request may have no answer either.
-            if prompt != last and not has_unpaired_results(prompt):
+            if prompt != last:
                 yield prompt
                 last = prompt
 
@@ -166,20 +164,19 @@ class Conversations:
         sent: Sequence[OpenAIMessage],
         ids: Sequence[str],
         claim: Claim | None,
-    ) -> _Session:
-        """Compare a request with its session, and retain what it has in common with it."""
+    ) -> tuple[_Session, Match]:
+        """Compare a request with its session, and retain what they have in common."""
         before = ids[0] if ids else None
         for _ in range(MAX_READS):
             session = await self._read(session_id, sent, ids, claim)
             compare = partial(match_session, session.earlier, sent, is_whole=session.is_whole)
             match = compare(before=before)
-            session = session._replace(match=match)
             if not match.to_retain or await self._history.retain_messages(
                 session_id, match.to_retain, claim
             ):
-                return session
+                return session, match
         # Other requests removed messages each time: none of those after the last answer is known.
-        return session._replace(match=compare(before=""))
+        return session, compare(before="")
 
     async def _store(
         self,
@@ -270,7 +267,7 @@ class Conversations:
             and is_repeated(_all_to_openai(earlier[:-1]), sent)
         )
         kept = earlier[:-1] if is_replaced else earlier
-        return _Session(kept, not page.has_more, earlier[len(kept) :], turn, NO_MATCH)
+        return _Session(kept, not page.has_more, earlier[len(kept) :], turn)
 
     async def _read_page(
         self, session_id: str, sent: Sequence[OpenAIMessage], before: str | None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 from groqchat.services.turns.context import BYTES_PER_TOKEN, TOKENS_PER_MESSAGE
 from groqchat.storage.exchanges import find_answered
 from groqchat.storage.message_ids import new_message_id
-from groqchat.storage.messages import ROLES, Message, is_question
+from groqchat.storage.messages import ROLES, Message, is_from_client
 
 # Messages with these roles apply to one request, precede the conversation and are not stored.
 INSTRUCTION_ROLES = frozenset({"system", "developer"})
@@ -35,8 +35,8 @@ class Overlap(NamedTuple):
 class Match(NamedTuple):
     """The overlap of a request and its session.
 
-    `to_retain`: its messages that a rejected request would remove, because they have no complete
-    answer. `last`: its last message that is not an incomplete answer.
+    `to_retain`: messages that the request needs, and that a rejected request would remove, because
+    they have no complete answer. `last`: the last common message that is no incomplete answer.
     """
 
     overlap: Overlap
@@ -61,6 +61,7 @@ def to_message(message: OpenAIMessage, model: str | None, *, message_id: str) ->
         content=content if isinstance(content, str) else _text(content),
         model=model,
         extra=extra or None,
+        is_sent=message["role"] == "assistant",
     )
 
 
@@ -129,17 +130,18 @@ def match_session(
     known, symbols = _as_symbols([to_openai(message) for message in earlier], sent)
     overlap = _overlap(known, symbols, sent, is_whole=is_whole)
     indexes = _common_messages(known, symbols, overlap)
-    end = len(earlier) - sum(1 for _ in takewhile(is_question, reversed(earlier)))
+    end = len(earlier) - sum(1 for _ in takewhile(is_from_client, reversed(earlier)))
     if before is not None and indexes and indexes[-1] >= end and earlier[indexes[-1]].id >= before:
         overlap = _overlap(known[:end], symbols, sent, is_whole=is_whole)
         indexes = _common_messages(known[:end], symbols, overlap)
-    if not indexes:
-        return Match(overlap, to_retain=[], last=None)
     common = [earlier[index] for index in indexes]
-    found = find_answered(earlier)
+    needed = [*common, *(each for each in messages_of_calls(earlier, sent) if each not in common)]
+    if not needed:
+        return Match(overlap, to_retain=[], last=None)
+    unfinished = find_answered(earlier).unfinished
     return Match(
         overlap,
-        to_retain=[each for each in common if each.status or each.id in found.unfinished],
+        to_retain=[each for each in needed if each.status or each.id in unfinished],
         last=next((each for each in reversed(common) if not each.status), None),
     )
 
@@ -263,10 +265,19 @@ def drop_unpaired_tool_calls(
     return paired
 
 
-def has_unpaired_results(messages: Sequence[OpenAIMessage]) -> bool:
-    """Return whether a message is the result of a tool call that is not a part of the messages."""
-    calls = {str(call.get("id")) for message in messages for call in tool_calls_of(message)}
-    return any(_is_result(each) and str(each.get("tool_call_id")) not in calls for each in messages)
+def messages_of_calls(earlier: Sequence[Message], sent: Sequence[OpenAIMessage]) -> list[Message]:
+    """Return the earlier messages to which the results at the start of a request belong.
+
+    These are the last user message before the calls, and everything up to them.
+    """
+    results = {str(each.get("tool_call_id")) for each in takewhile(_is_result, sent)}
+    begin = end = user = 0
+    for index, message in enumerate(earlier if results else ()):
+        if message.role == "user":
+            user = index
+        elif results & {str(call.get("id")) for call in tool_calls_of(message.extra or {})}:
+            begin, end = user, index + 1
+    return list(earlier[begin:end])
 
 
 def tool_calls_of(message: OpenAIMessage) -> list[dict[str, Any]]:

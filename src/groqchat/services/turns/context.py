@@ -67,8 +67,8 @@ async def read_fallbacks(
 ) -> list[Sequence[PromptMessage]]:
     """Return the contexts for further prompts after Groq has rejected the one with `earlier`.
 
-    They lack messages that have no answer: one of them can be the reason. Returns nothing if the
-    history cannot be read.
+    They lack messages that have no answer: one of them can be the reason. If the history cannot be
+    read, they lack all earlier messages, as after any failure of Redis.
     """
     if not earlier:
         return []
@@ -78,8 +78,8 @@ async def read_fallbacks(
                 session_id, limit=len(earlier), before=user_message.id
             )
     except StorageError as error:
-        log.warning("could not read which messages have no answer: %s", error)
-        return []
+        log.warning("answering without history: %s", error)
+        return [[]]
     # The message that was the reason may have been removed since.
     found = list(contexts(page.messages)) or [page.messages]
     return [

@@ -1,17 +1,24 @@
-"""The bodies of running requests, limited in bytes."""
+"""The memory of the bodies of running requests, limited in bytes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from groqchat.errors import Overloaded
 
-# Smaller bodies do not count: the limit of the turns is enough for them.
+# A parsed message of a conversation takes about a kilobyte, and has two or three commas.
+VALUE_BYTES = 400
+# Bodies that need less do not count: the limit of the turns is enough for them.
 SMALL_BODY_BYTES = 64 * 1024
 RETRY_AFTER_S = 1.0
 
 
+def memory_of(body: bytes) -> int:
+    """Return about how many bytes of memory a JSON body needs together with its values."""
+    return len(body) + VALUE_BYTES * body.count(b",")
+
+
 class RunningBodies:
-    """Counts the bytes of large bodies until their requests have ended."""
+    """Counts the memory of large bodies until their requests have ended."""
 
     def __init__(self, max_bytes: float) -> None:
         self._max_bytes = max_bytes
