@@ -113,7 +113,7 @@ async def test_another_worker_returns_the_error_until_it_is_written_and_then_run
     first = asyncio.create_task(post(workers[0]))
     await wait_until(lambda: is_published(redis))
     # The worker of the turn writes its last events later than usual.
-    monkeypatch.setattr(registry, "COALESCE_S", 1.0)
+    monkeypatch.setattr(registry, "COALESCE_S", 3.0)
     release.set()
     await assert_error(await first, 502, "completion_unavailable")
     groq.options.fail = None
