@@ -5,7 +5,8 @@ import gzip
 import json
 import logging
 import random
-from contextlib import ExitStack
+import zlib
+from contextlib import AsyncExitStack, ExitStack
 from typing import Any, cast
 
 import pytest
@@ -115,6 +116,28 @@ async def test_many_compressed_bodies_are_rejected_and_others_are_not(
     assert "uncompressed" in error["message"]
     async with api.post(CHAT, json={"message": "a" * 90_000}) as response:
         assert response.status == 200
+
+
+async def test_the_rests_of_compressed_bodies_are_limited_too(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paced_connection, "DECOMPRESSED_BYTES_PER_S", 1)
+    api = await serve()
+    compressor = zlib.compressobj()
+    begin = compressor.compress(b'{"message": "') + compressor.flush(zlib.Z_SYNC_FLUSH)
+    rest = compressor.compress(b"a" * 2 * MIB + b'"}') + compressor.flush()
+    head = post(CHAT, begin + rest, "Content-Encoding: deflate").removesuffix(rest)
+    async with AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(connect(api)) for _ in range(12)]
+        for one in opened:
+            one.writer.write(head)
+        for one in opened[:-1]:
+            one.writer.write(rest)
+        statuses = [(await one.response())[0] for one in opened[:-1]]
+    # The message is too long; the last ones are not parsed any more.
+    assert statuses[0] == 422
+    assert statuses[-1] == 503
+    assert statuses.count(422) < 6
 
 
 async def test_the_values_of_a_body_need_memory(serve: Serve, groq: MockGroq) -> None:

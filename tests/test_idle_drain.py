@@ -12,6 +12,7 @@ LIMITS = ConnectionLimits(
     write_timeout_s=20,
     max_connections=10,
     max_per_address=None,
+    max_body_bytes=1,
     max_buffered_bytes=1000,
 )
 

@@ -113,6 +113,7 @@ class ConnectionLimits:
     max_connections: int
     max_per_address: int | None
     max_buffered_bytes: int
+    max_body_bytes: int
     is_proxy: Callable[[str], bool] = lambda _address: False
 
 

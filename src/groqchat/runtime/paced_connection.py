@@ -35,9 +35,14 @@ TOO_MANY_COMPRESSED = ApiError(
 
 
 class Pace:
-    """The time that the connections have taken for parsing in this iteration of the event loop."""
+    """The time that the connections have taken for parsing in this iteration of the event loop.
 
-    def __init__(self) -> None:
+    And how many bytes may be decompressed: the rest of a body of up to `max_body_bytes` may exceed
+    the limit, but not the rests of several ones.
+    """
+
+    def __init__(self, *, max_body_bytes: int) -> None:
+        self._max_body_bytes = max_body_bytes
         self._spent_s = 0.0
         self._has_timer = False
         self._left_bytes = float(DECOMPRESSED_BURST_BYTES)
@@ -56,12 +61,12 @@ class Pace:
             asyncio.get_running_loop().call_soon(self._reset)
 
     def take(self, size: int, *, is_first: bool) -> bool:
-        """Count decompressed bytes; return False if a body begins although there were too many."""
+        """Count the first or further bytes of a body; return False if there are too many."""
         now_s = time.monotonic()
         added = (now_s - self._refilled_s) * DECOMPRESSED_BYTES_PER_S
         self._left_bytes = min(self._left_bytes + added, DECOMPRESSED_BURST_BYTES)
         self._refilled_s = now_s
-        if is_first and self._left_bytes <= 0:
+        if self._left_bytes <= (0 if is_first else -self._max_body_bytes):
             return False
         self._left_bytes -= size
         return True

@@ -46,7 +46,7 @@ class Runner(web.AppRunner):
         )
         self.connections = Connections(limits, error_headers=error_headers)
         self._options = options
-        self._pace = Pace()
+        self._pace = Pace(max_body_bytes=limits.max_body_bytes)
         self._stack = AsyncExitStack()
         self._is_drained = False
 

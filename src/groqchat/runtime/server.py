@@ -43,6 +43,7 @@ def create_runner(settings: Settings, max_connections: int | None = None) -> Run
         max_connections=max_connections or settings.max_connections,
         max_per_address=settings.max_connections_per_address,
         max_buffered_bytes=settings.max_request_buffer_bytes,
+        max_body_bytes=settings.max_body_bytes,
         is_proxy=app[PROXIES].is_trusted,
     )
     return Runner(
