@@ -89,11 +89,13 @@ def names(messages: list[Message]) -> str:
         ("A9 Q1 A8", ["A9 A8"]),
         # Messages that were stored one by one.
         ("q1 a1 Q1", ["q1 a1"]),
-        ("Q1 a1", ["a1"]),
+        ("Q1 a1", ["a1", ""]),
+        ("q1 a1 a2", ["q1 a1"]),
         ("Q1 q2 a2", ["q2 a2"]),
         ("q1 Q2 A2 a1", []),
         ("q1 Q2 A2", ["Q2 A2"]),
-        ("s1 Q1 q2", ["s1 q2", "s1"]),
+        ("s1 Q1 q2", ["s1 q2", "s1", ""]),
+        ("s1 q1 a1", ["q1 a1"]),
         ("q1 q2 a2 q3", ["q1 q2 a2"]),
     ],
 )

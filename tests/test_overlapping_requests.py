@@ -1,6 +1,7 @@
 """What has an answer, if several requests of a session contain the same messages or overlap."""
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from redis.asyncio import Redis
 
 from groqchat.services.redis_chat_service import RedisChatService
 from groqchat.storage.command_batcher import CommandBatcher
+from tests.support.api import BASE
 from tests.support.groq import MockGroq
 from tests.support.streams import history
 from tests.test_openai_idempotency import send
@@ -164,3 +166,31 @@ async def test_a_prefix_of_a_rejected_request_stays_if_another_request_contains_
     release.set()
     assert (await first)[0] == 400
     assert await contents(api) == ["Q", "answer", "answer"]
+
+
+@pytest.mark.parametrize("role", ["user", "assistant", "system", "tool"])
+@PATHS
+async def test_a_message_that_a_program_has_stored_without_an_answer_locks_no_session(
+    api: ClientSession, groq: MockGroq, redis: Redis, path: str, role: str
+) -> None:
+    await exchange(api, "P")
+    store = RedisChatService(redis, CommandBatcher(redis, timeout_s=5), ttl_s=60, timeout_s=5)
+    await store.save_message("s", role, REJECTED)
+    groq.rejected_texts = {REJECTED}
+    assert await send_new(api, path) == 200
+    assert texts_of(groq, -1) == ["P", "N"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_is_not_stored_after_the_deletion_of_a_message_of_another_program(
+    api: ClientSession, groq: MockGroq, redis: Redis, *, stream: bool
+) -> None:
+    await redis.zadd("chat:session:s", {'{"role": "user", "content": "Q"}': time.time()})
+    release = groq.hold()
+    sending = send(api, session=True, messages=users("Q"), headers={}, stream=stream)
+    running = asyncio.create_task(sending)
+    await until_asked(groq, 1)
+    assert (await api.delete(f"{BASE}/history/s")).status == 200
+    release.set()
+    assert (await running)[0] == 200
+    assert await contents(api) == []

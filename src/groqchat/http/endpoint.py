@@ -41,8 +41,8 @@ PARAMETERS = frozenset({"path", "query", "headers", "body"})
 # The content encodings that aiohttp decodes.
 ENCODINGS = frozenset({"identity", "gzip", "deflate"})
 CHUNKED = "chunked"
-# By the number of commas. Each value takes about a microsecond to parse. Text with as many commas
-# exceeds the context window of every model.
+# By the number of commas and brackets. Each value takes about a microsecond to parse. Text with as
+# many of them exceeds the context window of every model.
 MAX_VALUES = 100_000
 
 
@@ -264,7 +264,7 @@ async def _parse_body(
     if request.headers.get(hdrs.CONTENT_TYPE) != JSON:
         _check_content_type(request)
     body = await _read(request)
-    values = body.count(b",")
+    values = body.count(b",") + body.count(b"{") + body.count(b"[")
     if values > MAX_VALUES:
         reject(413, "body_too_large", f"The body contains more than {MAX_VALUES} values.")
     try:

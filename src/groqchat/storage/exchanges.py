@@ -56,12 +56,14 @@ def contexts(
 ) -> Iterator[list[Message]]:
     """Yield parts of the messages, each if it is shorter than the one before.
 
-    First without messages of requests that have no answer, then also without those that were stored
-    one by one and that no answer follows. Those with the ids `needed` are a part of each.
+    First without messages of requests that have no answer. Then also without those that were stored
+    one by one and that are not a message with its answer, at last also without system messages.
+    Those with the ids `needed` are a part of each.
     """
-    removed = find_answered(messages).unanswered - needed
-    for more in ((), _unanswered_singles(messages) - needed):
-        removed.update(more)
+    systems = {message.id for message in messages if message.role == "system"}
+    removed: set[str] = set()
+    for more in (find_answered(messages).unanswered, _unpaired_singles(messages), systems):
+        removed |= more - needed
         found = [message for message in messages if message.id not in removed]
         if len(found) < len(messages):
             yield found
@@ -90,14 +92,20 @@ def _named_ids(names: Sequence[str]) -> Iterator[str]:
             yield earlier_id(first, -micros)
 
 
-def _unanswered_singles(messages: Sequence[Message]) -> set[str]:
-    unanswered: set[str] = set()
+def _unpaired_singles(messages: Sequence[Message]) -> set[str]:
+    """Return the messages that were stored one by one, except each message with its answer."""
+    unpaired: set[str] = set()
+    asked: set[str] = set()
     for message in messages:
-        if is_single(message.id) and message.role == "assistant":
-            unanswered.clear()
-        elif is_single(message.id) and message.role != "system":
-            unanswered.add(message.id)
-    return unanswered
+        if not is_single(message.id) or message.role == "system":
+            continue
+        if message.role != "assistant":
+            asked.add(message.id)
+        elif asked:
+            asked.clear()
+        else:
+            unpaired.add(message.id)
+    return unpaired | asked
 
 
 def _groups(messages: Sequence[Message]) -> list[list[Message]]:

@@ -14,6 +14,7 @@ import orjson
 from groqchat.lenient_json import loads, loads_exact
 from groqchat.storage.keys import Command, session_key, split_words
 from groqchat.storage.message_ids import (
+    ID_DIGITS,
     MAX_SCORE_S,
     MESSAGE_ID,
     MICROS_DIGITS,
@@ -301,6 +302,11 @@ def add_members(key: str, messages: Sequence[Message], members: Sequence[bytes])
 def is_from_client(message: Message) -> bool:
     """Return whether a client has sent a message, and not the model."""
     return message.role != "assistant" or message.is_sent
+
+
+def of_service(message: Message | None) -> Message | None:
+    """Return the message if this service has stored it: its score is exact to the microsecond."""
+    return message if message is not None and len(message.id) == ID_DIGITS else None
 
 
 def size_of(messages: Sequence[PromptMessage]) -> int:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
 from typing import NamedTuple
@@ -32,8 +32,8 @@ from groqchat.storage.claims import Claim
 from groqchat.storage.errors import redis_errors
 from groqchat.storage.exchanges import contexts, is_answer_to, name_messages
 from groqchat.storage.history_reader import HistoryPage, StoredTurn
-from groqchat.storage.message_ids import ID_DIGITS, answer_id, earlier_id, new_message_ids
-from groqchat.storage.messages import INCOMPLETE, Message
+from groqchat.storage.message_ids import answer_id, earlier_id, new_message_id, new_message_ids
+from groqchat.storage.messages import INCOMPLETE, Message, of_service
 from groqchat.storage.retained_messages import replacement
 
 # How far back the tool calls that a request answers, and their user message, may be.
@@ -54,9 +54,9 @@ class Conversation:
     `earlier` contains the session before the `request`. `own`: what this request and earlier
     attempts at it have stored; `others`: the messages of other requests that it contains and that
     have no answer. `last_message` is the stored message that the answer follows, None if it is not
-    stored. `budget` limits the time that the request waits for Redis. `claim` belongs to an
-    Idempotency-Key. Earlier attempts may have stored a complete answer, `stored_answer`. The answer
-    replaces `incomplete_answers`.
+    stored. `budget` limits the time that the request waits for Redis. `since`: an id from its
+    start. `claim` belongs to an Idempotency-Key. Earlier attempts may have stored a complete
+    answer, `stored_answer`. The answer replaces `incomplete_answers`.
     """
 
     session_id: str
@@ -66,6 +66,7 @@ class Conversation:
     own: Sequence[Message] = ()
     others: Sequence[Message] = ()
     last_message: Message | None = None
+    since: str = field(default_factory=new_message_id)
     claim: Claim | None = None
     stored_answer: Message | None = None
     incomplete_answers: Sequence[Message] = ()
@@ -192,7 +193,7 @@ class Conversations:
                 await self._history.save_messages(
                     session_id,
                     *new,
-                    user_message=_of_service(last),
+                    user_message=of_service(last),
                     claim=claim,
                     max_wait_s=budget.left_s,
                     turn_id=new[0].id,
@@ -224,7 +225,8 @@ class Conversations:
         return await self._history.try_save(
             conversation.session_id,
             stored,
-            user_message=_of_service(last),
+            user_message=of_service(last),
+            turn_id=None if of_service(last) else conversation.since,
             claim=claim,
             max_wait_s=conversation.budget.left_s,
             more_commands=replacement(
@@ -296,11 +298,6 @@ def _split(request: Sequence[OpenAIMessage]) -> tuple[list[OpenAIMessage], list[
     instructions = [message for message in request if message["role"] in INSTRUCTION_ROLES]
     others = [message for message in request if message["role"] not in INSTRUCTION_ROLES]
     return instructions, others
-
-
-def _of_service(message: Message | None) -> Message | None:
-    """Return the message if this service has stored it: its score is exact to the microsecond."""
-    return message if message is not None and len(message.id) == ID_DIGITS else None
 
 
 def _turn_ids(count: int, claim: Claim | None) -> list[str]:

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 from groqchat.errors import Overloaded
 
-# A parsed message of a conversation takes about a kilobyte, and has two or three commas.
-VALUE_BYTES = 400
+# A parsed message of a conversation takes about a kilobyte, and counts as three or four values.
+VALUE_BYTES = 300
 # Bodies that need less do not count: the limit of the turns is enough for them.
 SMALL_BODY_BYTES = 64 * 1024
 RETRY_AFTER_S = 1.0
@@ -14,7 +14,7 @@ RETRY_AFTER_S = 1.0
 
 def memory_of(body: bytes) -> int:
     """Return about how many bytes of memory a JSON body needs together with its values."""
-    return len(body) + VALUE_BYTES * body.count(b",")
+    return len(body) + VALUE_BYTES * sum(map(body.count, (b",", b"{", b"[")))
 
 
 class RunningBodies:
