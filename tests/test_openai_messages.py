@@ -93,6 +93,15 @@ def test_the_overlap_contains_messages_with_the_same_meaning(
     assert find_overlap(earlier, sent, is_whole=True) == overlap
 
 
+def test_long_arguments_are_compared_as_text() -> None:
+    def overlap(size: int) -> tuple[int, int]:
+        stored = answer("", "1", arguments='{"a": "%s"}' % ("x" * size))
+        repeated = answer("", "1", arguments='{"a":"%s"}' % ("x" * size))
+        return find_overlap([user("a"), stored], [user("a"), repeated], is_whole=True)
+
+    assert (overlap(4000), overlap(5000)) == ((2, 0), (0, 2))
+
+
 def test_the_end_of_a_long_session_is_the_end_of_the_messages_that_repeat_it() -> None:
     transcript = [user("ping"), answer("pong")] * 600
     earlier = transcript[-1000:]

@@ -212,7 +212,8 @@ class HttpConnection(web.RequestHandler):
         self._all.lingering += 1
         self._is_lingering = True
         self._set_phase(Phase.CLOSING)
-        transport.write_eof()
+        with suppress(OSError):  # The client may be gone.
+            transport.write_eof()
 
     def drop(self) -> None:
         """Close the connection without a response."""

@@ -15,6 +15,9 @@ from groqchat.storage.messages import ROLES, Message, is_from_client
 INSTRUCTION_ROLES = frozenset({"system", "developer"})
 # An image counts as about 2,000 tokens, whatever its size in bytes.
 IMAGE_BYTES = 2_000 * BYTES_PER_TOKEN
+# Longer arguments of calls, in characters, are compared as text and not as JSON: those of a whole
+# session would take seconds to parse, for each request.
+MAX_PARSED_ARGUMENTS = 4096
 # The symbol of a message that the session does not contain.
 UNKNOWN = "\0"
 
@@ -314,6 +317,8 @@ def _canonical_call(call: dict[str, Any]) -> object:
     if not isinstance(function, dict):
         return call
     arguments: Any = function.get("arguments")
+    if isinstance(arguments, str) and len(arguments) > MAX_PARSED_ARGUMENTS:
+        return call.get("id"), function.get("name"), arguments
     with suppress(TypeError, ValueError, RecursionError):
         arguments = json.dumps(json.loads(arguments), sort_keys=True)
     return call.get("id"), function.get("name"), arguments
