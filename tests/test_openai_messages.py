@@ -93,6 +93,19 @@ def test_the_overlap_contains_messages_with_the_same_meaning(
     assert find_overlap(earlier, sent, is_whole=True) == overlap
 
 
+def test_a_repeated_exchange_does_not_hide_a_new_message() -> None:
+    exchanges = [user("a"), answer("b"), user("c"), answer("d"), user("a"), answer("b")]
+    overlap = find_overlap(exchanges, [user("a"), answer("b"), user("c")], is_whole=True)
+    assert overlap == (2, 4)
+
+
+def test_a_common_first_message_of_a_part_of_a_session_may_be_a_coincidence() -> None:
+    earlier = [user("a"), answer("b"), user("c"), answer("d")]
+    transcript = [user("a"), answer("x"), user("y")]
+    assert find_overlap(earlier, transcript, is_whole=True) == (1, 0)
+    assert find_overlap(earlier, transcript, is_whole=False) == (0, 4)
+
+
 def test_long_arguments_are_compared_as_text() -> None:
     def overlap(size: int) -> tuple[int, int]:
         stored = answer("", "1", arguments='{"a": "%s"}' % ("x" * size))

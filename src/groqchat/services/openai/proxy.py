@@ -26,12 +26,12 @@ from groqchat.services.groq.client import GroqClient
 from groqchat.services.groq.completions import DONE, StreamParser
 from groqchat.services.groq.errors import strip_tracebacks
 from groqchat.services.openai.conversations import Conversation, Conversations
-from groqchat.services.openai.messages import answer_message
 from groqchat.services.openai.models import ChatCompletionRequest
 from groqchat.services.openai.relay import GroqEvents, Relay, events_of_chunks, without_done
 from groqchat.services.openai.request_body import RequestBody
 from groqchat.services.openai.responses import (
     ProxyResponse,
+    answer_message,
     answer_of,
     chunks,
     forwarded_error,

@@ -21,7 +21,8 @@ from groqchat.services.groq.errors import (
 from groqchat.services.groq.rate_limits import rate_limit_body
 from groqchat.services.groq.redaction import redact
 from groqchat.services.groq.retry_after import parse_retry_after
-from groqchat.services.openai.messages import answer_message
+from groqchat.services.openai.messages import OpenAIMessage
+from groqchat.storage.message_ids import new_message_id
 from groqchat.storage.messages import Message
 
 # Groq's headers that clients act on.
@@ -98,6 +99,22 @@ def answer_of(reply: Mapping[str, Any]) -> Message:
         model=reply.get("model"),
         tokens=valid_tokens((reply.get("usage") or {}).get("total_tokens")),
         finish_reason=choice.get("finish_reason"),
+    )
+
+
+def answer_message(
+    message: OpenAIMessage, *, model: str | None, tokens: int | None, finish_reason: str | None
+) -> Message:
+    """Return a completion's message in its stored form: its text and its tool calls."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    return Message(
+        id=new_message_id(),
+        role="assistant",
+        content=content if isinstance(content, str) else "",
+        model=model,
+        tokens=tokens,
+        finish_reason=finish_reason,
+        extra={"tool_calls": calls} if isinstance(calls, list) and calls else None,
     )
 
 
