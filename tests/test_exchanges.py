@@ -169,3 +169,11 @@ def test_the_ids_of_a_request_are_one_microsecond_apart_and_do_not_repeat() -> N
 def test_the_ids_of_messages_that_are_stored_alone_differ_from_those_of_requests() -> None:
     assert not any(is_single(new_message_id()) for _ in range(100))
     assert all(is_single(new_single_id()) for _ in range(100))
+
+
+def test_names_of_messages_that_another_program_has_written_are_ignored() -> None:
+    names = '["x", 1, null, "0123456789abcdef0+x", "0123456789abcdef0+1"]'
+    member = f'{{"id":"0123456789abcdef1","role":"assistant","content":"a","answers":{names}}}'
+    message = decode_member(member.encode(), 1.0)
+    assert message is not None
+    assert message.answers == ("0123456789abcdef0+1",)

@@ -1,4 +1,4 @@
-"""What has an answer, if several requests of a session contain the same messages or overlap."""
+"""Which messages have an answer if several requests of one session contain the same messages."""
 
 import asyncio
 import time

@@ -29,7 +29,7 @@ from groqchat.http.expectations import handle_expect, send_continue
 from groqchat.http.parameters import parse_headers, parse_query, parse_strings
 from groqchat.http.state import SERVICES
 from groqchat.models import NoQuery
-from groqchat.services.turns.running_bodies import SMALL_BODY_BYTES, VALUE_BYTES
+from groqchat.services.turns.running_bodies import SMALL_BODY_BYTES, VALUE_BYTES, VALUE_MARKS
 
 Handler = Callable[..., Awaitable[BaseModel | web.StreamResponse]]
 AnyHandler = TypeVar("AnyHandler", bound=Handler)
@@ -264,7 +264,7 @@ async def _parse_body(
     if request.headers.get(hdrs.CONTENT_TYPE) != JSON:
         _check_content_type(request)
     body = await _read(request)
-    values = body.count(b",") + body.count(b"{") + body.count(b"[")
+    values = sum(map(body.count, VALUE_MARKS))
     if values > MAX_VALUES:
         reject(413, "body_too_large", f"The body contains more than {MAX_VALUES} values.")
     try:

@@ -20,9 +20,9 @@ from groqchat.runtime.protocol import HttpConnection
 MAX_PARSING_S = 0.02
 # Shorter times are not worth a timer.
 MIN_PARSING_S = 0.001
-# Parsing a compressed body can take as long as parsing one that is a thousand times as large. Few
-# clients compress requests, so these have a limit of their own: about a tenth of the time of a
-# worker, or half of it with the most expensive bodies.
+# A compressed body of 4 KB can take as long to parse as a body of 4 MB. Few clients compress their
+# requests, so compressed bodies have a limit of their own. They take about a tenth of the time of a
+# worker then, or half of it if they are the most expensive ones.
 DECOMPRESSED_BYTES_PER_S = 1024 * 1024
 DECOMPRESSED_BURST_BYTES = 2 * DECOMPRESSED_BYTES_PER_S
 
@@ -35,10 +35,11 @@ TOO_MANY_COMPRESSED = ApiError(
 
 
 class Pace:
-    """The time that the connections have taken for parsing in this iteration of the event loop.
+    """What all connections may still parse.
 
-    And how many bytes may be decompressed: the rest of a body of up to `max_body_bytes` may exceed
-    the limit, but not the rests of several ones.
+    In each iteration of the event loop, parsing takes MAX_PARSING_S before compressed data waits.
+    Bodies are decompressed at DECOMPRESSED_BYTES_PER_S. The rest of one body, up to
+    `max_body_bytes`, may exceed that.
     """
 
     def __init__(self, *, max_body_bytes: int) -> None:
@@ -91,7 +92,7 @@ class PacedConnection(HttpConnection):
         self._counted = 0
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Discard what waits, also the requests behind one that still runs."""
+        """Discard received data and requests that have not started."""
         self._waiting = None
         super().connection_lost(exc)
         discard_requests(self)
@@ -118,7 +119,9 @@ class PacedConnection(HttpConnection):
 
     def _count_decompressed(self, payload: Any) -> None:
         # An empty body has no such attribute.
-        if getattr(payload, "total_compressed_bytes", None) is None or payload.exception():
+        if getattr(payload, "total_compressed_bytes", None) is None:
+            return
+        if payload.exception() is not None:
             return
         is_first = not self._counted
         size, self._counted = payload.total_bytes - self._counted, payload.total_bytes

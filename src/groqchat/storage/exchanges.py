@@ -14,9 +14,6 @@ from typing import NamedTuple
 from groqchat.storage.message_ids import MICROS_DIGITS, earlier_id, is_single
 from groqchat.storage.messages import Message, is_from_client
 
-# A body contains fewer messages.
-MAX_NAMED = 1_000_000
-
 
 class Answered(NamedTuple):
     """The ids of the messages of requests that have no answer, and of those without a complete one.
@@ -56,9 +53,9 @@ def contexts(
 ) -> Iterator[list[Message]]:
     """Yield parts of the messages, each if it is shorter than the one before.
 
-    First without messages of requests that have no answer. Then also without those that were stored
-    one by one and that are not a message with its answer, at last also without system messages.
-    Those with the ids `needed` are a part of each.
+    The first part lacks the messages of requests that have no answer. The next one also lacks
+    messages that were stored one by one, except each message with its answer. The last one also
+    lacks system messages. All of them contain the messages with the ids `needed`.
     """
     systems = {message.id for message in messages if message.role == "system"}
     removed: set[str] = set()
@@ -87,8 +84,7 @@ def name_messages(messages: Sequence[Message]) -> tuple[str, ...]:
 def _named_ids(names: Sequence[str]) -> Iterator[str]:
     for name in names:
         first, _, more = name.partition("+")
-        count = int(more) if more.isdecimal() else 0
-        for micros in range(min(count, MAX_NAMED) + 1):
+        for micros in range(int(more or 0) + 1):
             yield earlier_id(first, -micros)
 
 

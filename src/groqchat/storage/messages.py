@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -58,6 +59,9 @@ FAILED = "error"
 # The messages that a turn reads together with its first write. Even the longest messages add up
 # to only a few MB; a whole context could be a hundred times as large.
 FIRST_CONTEXT = 50
+
+# A name in `Message.answers`, see `exchanges.py`.
+MESSAGE_NAME = re.compile(r"[0-9a-f]{17}(\+[0-9]{1,6})?")
 
 # The smallest float that can be a rounded integer: orjson parses integers of 64 bits exactly.
 MIN_INEXACT = 2.0**63
@@ -164,9 +168,13 @@ def decode_member(member: bytes, score: float) -> Message | None:
         status=status if isinstance(status, str) else None,
         extra=_exact_extra(extra, member) if isinstance(extra, dict) else None,
         turn_id=turn_id if isinstance(turn_id, str) else None,
-        answers=tuple(map(str, answers)) if isinstance(answers, list) else (),
+        answers=tuple(filter(_is_name, answers)) if isinstance(answers, list) else (),
         is_sent=fields.get("sent") is True,
     )
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and MESSAGE_NAME.fullmatch(name) is not None
 
 
 def _exact_extra(extra: dict[str, Any], member: bytes) -> dict[str, Any]:
@@ -272,7 +280,7 @@ def first_read(
     *,
     before: Message | None,
 ) -> list[Command]:
-    """Return the command whose reply is the context, or the one that counts a user message.
+    """Return the command that reads the context, or the command that counts the user message.
 
     With `before`, the context precedes this message, the latest message first: an earlier attempt
     at a turn may have stored it, and others may have followed.

@@ -23,8 +23,8 @@ from groqchat.storage.messages import Message, encode_member, member_id
 from groqchat.storage.session_index import SessionIndex
 
 # Removes messages. Returns 1 and whether the session still exists.
-# KEYS: those of CHECK_CLAIM, if there is a claim; the session; unless all messages are removed,
-# the key of each one that exists if it is retained.
+# KEYS: those of CHECK_CLAIM, if there is a claim; the session; with `leaves_retained`, a key for
+# each message, which exists if the message is retained.
 # ARGV: those of CHECK_CLAIM; the number of KEYS before these; the score of a message that must
 # exist, or an empty text; the members in their order.
 REMOVAL_SCRIPT = """

@@ -97,7 +97,7 @@ def _overlap(known: str, symbols: str, sent: Sequence[OpenAIMessage], *, is_whol
     if not is_transcript(sent):
         return at_end
     diverging = _diverging_overlap(known, symbols)
-    # A common user message alone may be a coincidence. And rather store a message twice than never.
+    # A common user message alone may be a coincidence. A new message must never be left out.
     is_match = _has_answer(sent, diverging) or (is_whole and diverging.begin == 0)
     has_new = diverging.known < len(sent) or not _has_answer(sent, at_end)
     return diverging if diverging.known > at_end.known and is_match and has_new else at_end

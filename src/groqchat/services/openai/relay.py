@@ -144,7 +144,7 @@ def _has_error(events: bytes) -> bool:
 
 
 def events_of_chunks(events: bytes) -> bytes:
-    """Return the complete events before the first one that is not a chunk of a completion."""
+    """Return the complete events that precede the first event that is not a chunk."""
     parser = StreamParser("")
     end = 0
     for found in EVENT_END.finditer(events):

@@ -10,11 +10,13 @@ VALUE_BYTES = 300
 # Bodies that need less do not count: the limit of the turns is enough for them.
 SMALL_BODY_BYTES = 64 * 1024
 RETRY_AFTER_S = 1.0
+# Each value of JSON has one of these, so that they count the values.
+VALUE_MARKS = (b",", b"{", b"[")
 
 
 def memory_of(body: bytes) -> int:
     """Return about how many bytes of memory a JSON body needs together with its values."""
-    return len(body) + VALUE_BYTES * sum(map(body.count, (b",", b"{", b"[")))
+    return len(body) + VALUE_BYTES * sum(map(body.count, VALUE_MARKS))
 
 
 class RunningBodies:
