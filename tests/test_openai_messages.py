@@ -106,6 +106,25 @@ def test_a_common_first_message_of_a_part_of_a_session_may_be_a_coincidence() ->
     assert find_overlap(earlier, transcript, is_whole=False) == (0, 4)
 
 
+@pytest.mark.parametrize(
+    ("repeated", "known"),
+    [('{"a": 123456789012345678901}', 2), ('{"a":123456789012345678902}', 0)],
+)
+def test_arguments_are_compared_with_exact_integers(repeated: str, known: int) -> None:
+    stored = answer("", "1", arguments='{"a":123456789012345678901}')
+    request = [user("a"), answer("", "1", arguments=repeated)]
+    overlap = find_overlap([user("a"), stored], request, is_whole=True)
+    assert overlap.known == known
+
+
+def test_arguments_with_a_lone_surrogate_are_compared_as_json() -> None:
+    stored, repeated = (
+        answer("", "1", arguments=text) for text in ('{"a":"\\ud800"}', '{"a": "\\uD800"}')
+    )
+    overlap = find_overlap([user("a"), stored], [user("a"), repeated], is_whole=True)
+    assert overlap.known == 2
+
+
 def test_long_arguments_are_compared_as_text() -> None:
     def overlap(size: int) -> tuple[int, int]:
         stored = answer("", "1", arguments='{"a": "%s"}' % ("x" * size))

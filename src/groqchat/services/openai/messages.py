@@ -316,7 +316,8 @@ def _canonical_call(call: dict[str, Any]) -> object:
     if isinstance(arguments, str) and len(arguments) > MAX_PARSED_ARGUMENTS:
         return call.get("id"), function.get("name"), arguments
     with suppress(TypeError, ValueError, RecursionError):
-        arguments = _sorted_json(orjson.loads(arguments))
+        # orjson would round integers beyond 64 bits.
+        arguments = _sorted_json(json.loads(arguments))
     return call.get("id"), function.get("name"), arguments
 
 
