@@ -16,7 +16,7 @@ from tests.support.api import BASE
 SOURCE = str(Path(__file__).parent.parent / "src" / "groqchat") + "/"
 MODEL = "openai/gpt-oss-20b"
 # With more modules, a reader loses track. The limits are today's numbers.
-MAX_MODULES = {"chat": 26, "stream": 37, "openai": 28}
+MAX_MODULES = {"chat": 26, "stream": 37, "openai": 29}
 
 # A timer may call these during any request.
 OF_TIMERS = {"runtime/connections.py", "storage/index_pruner.py"}

@@ -13,18 +13,20 @@ from groqchat.retry import WaitBudget
 from groqchat.services.history_store import HistoryStore
 from groqchat.services.openai.messages import (
     INSTRUCTION_ROLES,
-    Match,
     OpenAIMessage,
     drop_unpaired_tool_calls,
-    find_overlap,
-    is_repeated,
-    is_transcript,
-    match_session,
     messages_of_calls,
     to_message,
     to_openai,
     trim_to_budget,
     with_calls_last,
+)
+from groqchat.services.openai.overlaps import (
+    Match,
+    find_overlap,
+    is_repeated,
+    is_transcript,
+    match_session,
 )
 from groqchat.services.openai.request_body import validated_messages
 from groqchat.settings import Settings
@@ -152,7 +154,7 @@ class Conversations:
         """Return the system messages, the earlier messages that fit, and the other messages."""
         instructions, sent = _split(request)
         trimmed = trim_to_budget(
-            with_calls_last(_all_to_openai(earlier), sent),
+            with_calls_last([to_openai(message) for message in earlier], sent),
             messages=self._settings.chat_context_messages,
             tokens=self._settings.chat_context_tokens,
             needs_last_exchange=bool(sent) and sent[0]["role"] == "tool",
@@ -266,7 +268,7 @@ class Conversations:
             and not (ids and earlier[-2].id >= ids[0])
             and earlier[-1].status == INCOMPLETE
             and is_answer_to(earlier[-1], earlier[-2])
-            and is_repeated(_all_to_openai(earlier[:-1]), sent)
+            and is_repeated(earlier[:-1], sent)
         )
         kept = earlier[:-1] if is_replaced else earlier
         return _Session(kept, not page.has_more, earlier[len(kept) :], turn)
@@ -286,8 +288,8 @@ class Conversations:
         read = partial(self._history.get_history_page, session_id, before=before)
         page = await read(limit=min(count, MAX_PAGE))
         if page.has_more and is_transcript(sent):
-            overlap = find_overlap(_all_to_openai(page.messages), sent, is_whole=False)
-            if not overlap.known:
+            overlap = find_overlap(page.messages, sent, is_whole=False)
+            if is_transcript(sent[overlap.known :]):
                 # The transcript may start earlier in the session and diverge from it.
                 page = await read(limit=MAX_PAGE)
         return page
@@ -333,7 +335,3 @@ def _new_messages(
         for message, message_id in list(zip(sent, ids, strict=True))[min(known, first) :]
         if message_id not in stored_ids
     ]
-
-
-def _all_to_openai(messages: Sequence[Message]) -> list[OpenAIMessage]:
-    return [to_openai(message) for message in messages]

@@ -1,0 +1,296 @@
+"""The comparison of a request with its session: which of its messages are stored already."""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+import orjson
+
+from groqchat.services.openai.messages import (
+    OpenAIMessage,
+    messages_of_calls,
+    text_of,
+    to_openai,
+    tool_calls_of,
+    type_of,
+)
+from groqchat.storage.exchanges import find_answered
+from groqchat.storage.messages import Message, is_from_client
+
+# The arguments of calls are compared as JSON, up to this length of all calls on each side, in
+# characters. Those of a whole session would take seconds to parse, for each request.
+MAX_PARSED_ARGUMENTS = 64 * 1024
+# All integers up to here are exact as floats, so that 1.0 equals 1.
+MAX_EXACT_FLOAT = 2.0**53
+# The symbol of a message that the session does not contain.
+UNKNOWN = "\0"
+
+
+class Overlap(NamedTuple):
+    """The part of a request that its session contains already.
+
+    `known` counts the messages at the start of the request; they start at index `begin` of the
+    session.
+    """
+
+    known: int
+    begin: int
+
+
+class Match(NamedTuple):
+    """The overlap of a request and its session.
+
+    `to_retain`: messages that the request needs, and that a rejected request would remove, because
+    they have no complete answer. `last`: the last common message that is no incomplete answer.
+    """
+
+    overlap: Overlap
+    to_retain: list[Message]
+    last: Message | None
+
+
+class _Session(NamedTuple):
+    """The messages of a session that were read: one character each, equal for equal messages.
+
+    The indexes of its user messages, and of the messages that have no answer yet. The session
+    `is_whole` if no message precedes them.
+    """
+
+    symbols: str
+    users: Sequence[int]
+    unanswered: Sequence[int]
+    is_whole: bool
+
+    def before(self, end: int) -> "_Session":
+        """Return the first messages of the session."""
+        return self._replace(symbols=self.symbols[:end])
+
+
+def is_transcript(sent: Sequence[OpenAIMessage]) -> bool:
+    """Return whether a request contains earlier answers, and so the whole conversation."""
+    # An assistant message in the last place is a prefix of the requested answer.
+    return _has_answer(sent[:-1])
+
+
+def find_overlap(
+    earlier: Sequence[Message], sent: Sequence[OpenAIMessage], *, is_whole: bool
+) -> Overlap:
+    """Return the part of a request that its session contains already.
+
+    Many clients send the whole conversation with each request, or its last messages, and repeat
+    failed requests. The transcript may be longer than the messages that were read, unless the
+    session `is_whole`. It may diverge from them if an answer was stopped or regenerated, or if the
+    client omits tool calls.
+    """
+    session, symbols = _compare(earlier, sent, is_whole=is_whole)
+    return _overlap(session, symbols, sent)
+
+
+def _overlap(session: _Session, symbols: str, sent: Sequence[OpenAIMessage]) -> Overlap:
+    at_end = _overlap_at_end(session.symbols, symbols, is_whole=session.is_whole)
+    if not is_transcript(sent):
+        return at_end
+    diverging = _without_new(session, symbols, sent, _diverging_overlap(session, symbols))
+    # A common user message alone may be a coincidence.
+    is_match = _has_answer(sent[: diverging.known]) or (session.is_whole and diverging.begin == 0)
+    # The request continues after an answer. What follows is new, even if it equals older messages.
+    is_continued = _has_answer(sent[: at_end.known]) and not _has_answer(
+        sent[at_end.known : diverging.known]
+    )
+    is_longer = diverging.known > at_end.known
+    return diverging if is_longer and is_match and not is_continued else at_end
+
+
+def _without_new(
+    session: _Session, symbols: str, sent: Sequence[OpenAIMessage], overlap: Overlap
+) -> Overlap:
+    """Return an overlap without user messages after the last answer of the request that are new.
+
+    They are known if the session has no answer to them, because the client repeats them, or if it
+    regenerates the last answer. With other user messages in between or afterwards, they equal
+    stored messages only by chance.
+    """
+    end = max(at for at, message in enumerate(sent[:-1]) if message["role"] == "assistant") + 1
+    end += sum(1 for _ in takewhile(lambda message: message["role"] != "user", sent[end:]))
+    if overlap.known <= end:
+        return overlap
+    indexes = _common_messages(session.symbols, symbols, overlap)
+    others = {at for at in session.users if indexes[0] <= at < len(session.symbols)} - {*indexes}
+    is_answered = indexes[-1] not in session.unanswered
+    return overlap._replace(known=end) if others and is_answered else overlap
+
+
+def _has_answer(messages: Sequence[OpenAIMessage]) -> bool:
+    return any(message["role"] == "assistant" for message in messages)
+
+
+def match_session(
+    earlier: Sequence[Message],
+    sent: Sequence[OpenAIMessage],
+    *,
+    before: str | None,
+    is_whole: bool,
+) -> Match:
+    """Return what a request and its session have in common, of which `earlier` was read.
+
+    If the last common message follows the last answer, and its id is not below `before`, the
+    messages after that answer are not compared.
+    """
+    session, symbols = _compare(earlier, sent, is_whole=is_whole)
+    overlap = _overlap(session, symbols, sent)
+    indexes = _common_messages(session.symbols, symbols, overlap)
+    end = _end_of_answers(earlier)
+    if before is not None and indexes and indexes[-1] >= end and earlier[indexes[-1]].id >= before:
+        session = session.before(end)
+        overlap = _overlap(session, symbols, sent)
+        indexes = _common_messages(session.symbols, symbols, overlap)
+    common = [earlier[index] for index in indexes]
+    needed = [*common, *(each for each in messages_of_calls(earlier, sent) if each not in common)]
+    if not needed:
+        return Match(overlap, to_retain=[], last=None)
+    unfinished = find_answered(earlier).unfinished
+    return Match(
+        overlap,
+        to_retain=[each for each in needed if each.status or each.id in unfinished],
+        last=next((each for each in reversed(common) if not each.status), None),
+    )
+
+
+def _end_of_answers(earlier: Sequence[Message]) -> int:
+    """Return the number of messages up to the last answer."""
+    return len(earlier) - sum(1 for _ in takewhile(is_from_client, reversed(earlier)))
+
+
+def _common_messages(known: str, symbols: str, overlap: Overlap) -> list[int]:
+    """Return the indexes of the session's messages that the request contains, in order.
+
+    Of equal messages, these are the latest.
+    """
+    indexes: list[int] = []
+    for index in range(len(known) - 1, overlap.begin - 1, -1):
+        left = overlap.known - len(indexes)
+        if left and known[index] == symbols[left - 1]:
+            indexes.append(index)
+    return indexes[::-1]
+
+
+def is_repeated(earlier: Sequence[Message], sent: Sequence[OpenAIMessage]) -> bool:
+    """Return whether a session ends with all messages of a request."""
+    session, symbols = _compare(earlier, sent, is_whole=True)
+    return _overlap_at_end(session.symbols, symbols, is_whole=True).known == len(sent)
+
+
+def _compare(
+    earlier: Sequence[Message], sent: Sequence[OpenAIMessage], *, is_whole: bool
+) -> tuple[_Session, str]:
+    """Return a session and the symbols of a request: searching one string in another is fast."""
+    keys, sent_keys = _Keys(sent), _Keys(sent)
+    symbols: dict[object, str] = {}
+    # The latest messages first: their calls are the ones to parse.
+    known = "".join(
+        symbols.setdefault(keys.of(to_openai(message)), chr(len(symbols) + 1))
+        for message in reversed(earlier)
+    )[::-1]
+    unanswered = find_answered(earlier).unanswered if is_transcript(sent) else ()
+    end = max((at for at, each in enumerate(earlier) if each.role == "assistant"), default=-1)
+    session = _Session(
+        symbols=known,
+        users=[at for at, message in enumerate(earlier) if message.role == "user"],
+        unanswered=[at for at, each in enumerate(earlier) if at > end or each.id in unanswered],
+        is_whole=is_whole,
+    )
+    found = [symbols.get(sent_keys.of(message), UNKNOWN) for message in reversed(sent)]
+    return session, "".join(reversed(found))
+
+
+def _overlap_at_end(known: str, sent: str, *, is_whole: bool) -> Overlap:
+    """Return the overlap of the session's end with the request."""
+    search = sent.find if is_whole else sent.rfind
+    index = search(known) if known else -1
+    if index >= 0:
+        return Overlap(known=index + len(known), begin=0)
+    for count in range(min(len(sent), len(known)), 0, -1):
+        if known.endswith(sent[:count]):
+            return Overlap(known=count, begin=len(known) - count)
+    return Overlap(known=0, begin=len(known))
+
+
+def _diverging_overlap(session: _Session, sent: str) -> Overlap:
+    """Return the longest start of a transcript that the session contains in order, with gaps."""
+    known = session.symbols
+    # The transcript may be longer than what was read.
+    is_longer = not session.is_whole and len(sent) > len(known) > 1
+    # One equal message may be a coincidence.
+    before = max(sent.find(known[:2]), 0) if is_longer else 0
+    # A later start never contains more of it.
+    begin = known.find(sent[before])
+    if begin < 0:
+        return Overlap(known=0, begin=len(known))
+    count = before
+    for symbol in known[begin:]:
+        count += count < len(sent) and symbol == sent[count]
+    overlap = Overlap(known=count, begin=begin)
+    if not begin:
+        return overlap
+    # The request contains the last messages of a conversation, and not all of them.
+    return overlap._replace(begin=_common_messages(known, sent, overlap)[0])
+
+
+class _Keys:
+    """Keys of messages, equal for messages with the same meaning.
+
+    Clients return an answer with additional null fields, with its text in a part or stripped, and
+    with its tool calls encoded again.
+    """
+
+    def __init__(self, sent: Sequence[OpenAIMessage]) -> None:
+        # Other calls need not be parsed: they are in one of the messages only.
+        self._ids = {str(call.get("id")) for message in sent for call in tool_calls_of(message)}
+        self._left = MAX_PARSED_ARGUMENTS
+
+    def of(self, message: OpenAIMessage) -> object:
+        """Return the key of a message."""
+        calls = tool_calls_of(message) if message["role"] == "assistant" else []
+        content = message.get("content") or ""
+        if isinstance(content, list) and all(type_of(part) == "text" for part in content):
+            content = text_of(content)
+        return (
+            message["role"],
+            content.strip() if isinstance(content, str) else _sorted_json(content),
+            message.get("tool_call_id") or "",
+            message["role"] == "user" and _sorted_json(message.get("name")),
+            (calls and _sorted_json([self._call(call) for call in calls])) or "",
+        )
+
+    def _call(self, call: dict[str, Any]) -> object:
+        function = call.get("function")
+        if not isinstance(function, dict):
+            return call
+        # Clients return the absent arguments of a call without parameters as an object.
+        arguments: Any = function.get("arguments") or "{}"
+        if str(call.get("id")) in self._ids and isinstance(arguments, str):
+            self._left -= len(arguments)
+            if self._left >= 0:
+                arguments = _parsed(arguments)
+        return call.get("id"), function.get("name"), arguments
+
+
+def _parsed(arguments: str) -> str:
+    """Return the JSON of the arguments of a call in one form, or the text if it is not JSON."""
+    with suppress(TypeError, ValueError, RecursionError):
+        # orjson would round integers beyond 64 bits.
+        return _sorted_json(json.loads(arguments, parse_float=_number))
+    return arguments
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) <= MAX_EXACT_FLOAT else number
+
+
+def _sorted_json(value: object) -> str:
+    with suppress(TypeError):  # orjson rejects integers beyond 64 bits, but is ten times as fast.
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+    return json.dumps(value, sort_keys=True)
