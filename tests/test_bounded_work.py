@@ -7,6 +7,7 @@ import logging
 import random
 import zlib
 from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -20,12 +21,13 @@ from groqchat.runtime import paced_connection
 from groqchat.runtime.parse_errors import MAX_PATH_CHARS
 from groqchat.services.openai.request_body import MAX_FIELDS, MAX_MESSAGES
 from groqchat.services.turns.remote_turns import RemoteTurns
-from groqchat.services.turns.running_bodies import SMALL_BODY_BYTES
+from groqchat.services.turns.running_bodies import SMALL_BODY_BYTES, VALUE_BYTES, memory_of
 from groqchat.storage.event_log import EventLog, EventSlice
 from tests.conftest import Serve
 from tests.support.api import BASE, assert_error
 from tests.support.events import all_events
 from tests.support.groq import MockGroq
+from tests.support.openai_messages import answer, result
 from tests.support.raw_http import connect, post
 from tests.support.streams import wait_until
 from tests.test_openai_idempotency import body, send
@@ -186,6 +188,36 @@ async def test_the_large_bodies_of_running_requests_are_limited(
     release.set()
     assert [(await each).status for each in (*running, small)] == [200, 200, 200]
     assert (await sending(4, large)).status == 200
+
+
+async def test_the_earlier_messages_of_running_requests_are_limited(
+    serve: Serve, groq: MockGroq
+) -> None:
+    api = await serve(max_request_buffer_bytes=MIB)
+    calls = {**answer(None, "1", arguments=json.dumps("a" * 400_000))}
+    messages = [*users("a"), calls, result("1")]
+    assert (await send(api, session=True, messages=messages, headers={}))[0] == 200
+    release = groq.hold()
+    request = partial(send, api, session=True, messages=[result("1")], headers={})
+    running = [asyncio.create_task(request()) for _ in range(2)]
+
+    async def are_asked() -> bool:
+        return len(groq.requests) == 3
+
+    await wait_until(are_asked)
+    assert (await request())[0] == 503
+    release.set()
+    assert [(await each)[0] for each in running] == [200, 200]
+    assert (await request())[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "factor"), [("a", 1), ("é", 5), ("\\u00e9", 5), ("😀", 20), ("\\ud83d\\ude00", 20)]
+)
+def test_wide_characters_need_more_memory(text: str, factor: int) -> None:
+    content = f'"{text}{"a" * SMALL_BODY_BYTES}"'.encode()
+    assert memory_of(content, 1) == VALUE_BYTES + factor * len(content)
+    assert memory_of(b"1", 1) == 0
 
 
 async def test_streams_that_are_not_read_are_limited_together(

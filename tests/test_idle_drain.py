@@ -21,7 +21,7 @@ LIMITS = ConnectionLimits(
 class IdleConnection:
     """A connection that waits for its next request since a time."""
 
-    phase: Phase = Phase.IDLE
+    phase: Phase = "idle"
     since_s: float = 0.0
     received_bytes: int = 0
     on_pace_s: float = 0.0
@@ -64,6 +64,6 @@ def test_a_connection_is_closed_only_if_the_event_loop_has_looked_for_its_reques
     now_s = 105.0
     connections.close_idle(1.0)
     assert (idle.is_dropped, busy.is_dropped) == (False, False)
-    busy.phase = Phase.RUNNING
+    busy.phase = "running"
     connections.close_idle(1.0)
     assert (idle.is_dropped, busy.is_dropped) == (True, False)

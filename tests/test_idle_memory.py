@@ -19,7 +19,7 @@ async def until_idle() -> None:
         return {connection.phase for connection in found}
 
     async with asyncio.timeout(10):
-        while phases() - {Phase.IDLE, Phase.CLOSING}:
+        while phases() - {"idle", "closing"}:
             await asyncio.sleep(0.01)
 
 

@@ -1,11 +1,11 @@
 """Transcripts whose last messages were edited after a failure, and are repeated."""
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession
+from msgspec import structs
 from redis.asyncio import Redis
 
 from groqchat.storage.message_ids import earlier_id
@@ -170,7 +170,7 @@ async def test_tool_results_follow_their_call_although_another_turn_was_stored_s
     await store.save_messages(
         "s",
         new_message("P"),
-        replace(new_message("", "assistant"), extra={"tool_calls": [call]}),
+        structs.replace(new_message("", "assistant"), extra={"tool_calls": [call]}),
         new_message("O"),
         new_message("a", "assistant"),
     )

@@ -4,11 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from groqchat.services.openai import overlaps
 from groqchat.services.openai.messages import to_message
-from groqchat.services.openai.overlaps import MAX_PARSED_ARGUMENTS, find_overlap
+from groqchat.services.openai.overlaps import MAX_PARSED_ARGUMENTS, find_overlap, match_session
+from groqchat.storage.messages import Message
 from tests.support.openai_messages import answer, result, user
+
+
+def to_stored(messages: Sequence[dict[str, Any]]) -> list[Message]:
+    """Return messages that were stored one by one."""
+    return [to_message(each, None, message_id=f"{at:013x}8000") for at, each in enumerate(messages)]
 
 
 def overlap_of(
@@ -38,6 +45,9 @@ def overlap_of(
             [user("a"), answer("b"), user("c"), answer("d"), user("e")],
             (4, 0),
         ),
+        # A new message precedes a message that the client repeats.
+        ([user("a")], [user("document"), user("a")], (0, 1)),
+        ([user("a"), answer("b")], [user("x"), user("a"), answer("b"), user("c")], (0, 2)),
         # Clients return an answer in a modified form.
         (
             [user("a"), answer("", "1")],
@@ -224,3 +234,24 @@ def test_a_transcript_that_is_longer_than_what_was_read_may_diverge() -> None:
     transcript = exchanges(*map(str, range(2000)))
     earlier = [*transcript[-999:], user("other")]
     assert overlap_of(earlier, [*transcript, user("new")], is_whole=False) == (2000, 0)
+
+
+@pytest.mark.parametrize("parent", [1, None])
+def test_an_edited_message_is_known_if_it_follows_the_same_message(parent: int | None) -> None:
+    stored = to_stored(exchanges("hi", "hello", "q", "a", "edited", "b"))
+    if parent is not None:
+        stored[4] = structs.replace(stored[4], parent=stored[parent].id)
+    sent = exchanges("hi", "hello", "edited")
+    assert find_overlap(stored, sent, is_whole=True).known == (3 if parent else 2)
+    sent = exchanges("hi", "hello", "edited", "b", "more")
+    assert find_overlap(stored, sent, is_whole=True).known == 4
+    match = match_session(stored, sent, before=None, is_whole=True)
+    assert match.parent is None
+
+
+def test_the_last_answer_after_an_edited_message_can_be_regenerated() -> None:
+    stored = to_stored(exchanges("hi", "hello", "q", "a", "edited", "b", "more", "c"))
+    sent = exchanges("hi", "hello", "edited", "b", "more")
+    assert find_overlap(stored, sent, is_whole=True).known == 5
+    match = match_session(stored, sent, before=None, is_whole=True)
+    assert match.parent == stored[6].id

@@ -147,8 +147,8 @@ class Deadlines:
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
         # In the order in which they expire.
-        self._running: dict[Deadline, None] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self.running: dict[Deadline, None] = {}
+        self.timer: asyncio.TimerHandle | None = None
 
     def start(self) -> "Deadline":
         """Return the deadline of a `with` block, which must begin immediately."""
@@ -159,26 +159,21 @@ class Deadlines:
         """The event loop, cached because get_running_loop() makes a system call in Python 3.11."""
         return asyncio.get_running_loop()
 
-    def add(self, deadline: "Deadline") -> None:
-        """Watch a block that begins."""
-        self._running[deadline] = None
-        if self._timer is None:
-            self._timer = self.loop.call_at(deadline.when, self._expire)
-
-    def remove(self, deadline: "Deadline") -> None:
-        """Stop watching a block."""
-        self._running.pop(deadline, None)
+    def watch(self) -> None:
+        """Set the timer for the oldest block, which has just begun."""
+        oldest = next(iter(self.running))
+        self.timer = self.loop.call_at(oldest.when, self._expire)
 
     def _expire(self) -> None:
         """Interrupt the blocks whose time is over and set the timer for the next block."""
-        self._timer = None
+        self.timer = None
         now = self.loop.time()
-        while self._running:
-            oldest = next(iter(self._running))
+        while self.running:
+            oldest = next(iter(self.running))
             if oldest.when > now:
-                self._timer = self.loop.call_at(oldest.when, self._expire)
+                self.watch()
                 return
-            del self._running[oldest]
+            del self.running[oldest]
             oldest.interrupt()
 
 
@@ -199,12 +194,15 @@ class Deadline:
         return self.when - self._deadlines.loop.time()
 
     def __enter__(self) -> Self:
-        task: asyncio.Task[Any] | None = asyncio.current_task(self._deadlines.loop)
+        deadlines = self._deadlines
+        task: asyncio.Task[Any] | None = asyncio.current_task(deadlines.loop)
         if task is None:
             raise RuntimeError("a deadline works only inside a task")
         self._task = task
         self._cancelling = task.cancelling()
-        self._deadlines.add(self)
+        deadlines.running[self] = None
+        if deadlines.timer is None:
+            deadlines.watch()
         return self
 
     def __exit__(
@@ -213,7 +211,7 @@ class Deadline:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._deadlines.remove(self)
+        self._deadlines.running.pop(self, None)
         # As in asyncio.timeout(): a cancellation from elsewhere propagates.
         is_late = (
             self._has_expired

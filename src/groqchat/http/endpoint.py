@@ -29,7 +29,12 @@ from groqchat.http.expectations import handle_expect, send_continue
 from groqchat.http.parameters import parse_headers, parse_query, parse_strings
 from groqchat.http.state import SERVICES
 from groqchat.models import NoQuery
-from groqchat.services.turns.running_bodies import SMALL_BODY_BYTES, VALUE_BYTES, VALUE_MARKS
+from groqchat.services.turns.running_bodies import (
+    MIN_COUNTED_BYTES,
+    SMALL_BODY_BYTES,
+    count_values,
+    memory_of,
+)
 
 Handler = Callable[..., Awaitable[BaseModel | web.StreamResponse]]
 AnyHandler = TypeVar("AnyHandler", bound=Handler)
@@ -100,7 +105,8 @@ class Endpoint:
 
     async def respond(self, request: web.Request) -> web.StreamResponse:
         """Validate the request, call the handler, return its response."""
-        services = request.app[SERVICES]
+        app = request.app
+        services = app[SERVICES]
         limits = {MAX_CHARS_PLACEHOLDER: services.settings.chat_max_message_chars}
         arguments: dict[str, BaseModel] = {}
         size = 0
@@ -119,9 +125,11 @@ class Endpoint:
                 response = await self.handler(request, services, **arguments)
         else:
             response = await self.handler(request, services, **arguments)
-        if isinstance(response, web.StreamResponse):
+        # Most responses are models, and a type check with an abstract class takes 0.7 us.
+        if type(response) is not self.response_model and isinstance(response, web.StreamResponse):
             return response
-        return JsonResponse(response)
+        # CORS headers are added by a signal.
+        return JsonResponse(response, has_signal=bool(app.on_response_prepare))
 
 
 class JsonResponse(web.Response):
@@ -133,8 +141,9 @@ class JsonResponse(web.Response):
 
     _writer: AbstractStreamWriter | None = None
 
-    def __init__(self, model: BaseModel) -> None:
+    def __init__(self, model: BaseModel, *, has_signal: bool) -> None:
         super().__init__(body=model.model_dump_json().encode(), content_type=JSON)
+        self._has_signal = has_signal
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Prepare the head of the response."""
@@ -158,13 +167,12 @@ class JsonResponse(web.Response):
     def _is_usual(self, request: web.Request) -> bool:
         """Return whether a whole body follows on a connection that stays open."""
         return (
-            request.keep_alive
+            not self._has_signal
+            and request.keep_alive
             and self.keep_alive is not False
             and request.version == HttpVersion11
             and request.method != hdrs.METH_HEAD
             and isinstance(self.body, bytes)
-            # CORS headers are added by a signal.
-            and not request.app.on_response_prepare
         )
 
     @property
@@ -264,9 +272,12 @@ async def _parse_body(
     if request.headers.get(hdrs.CONTENT_TYPE) != JSON:
         _check_content_type(request)
     body = await _read(request)
-    values = sum(map(body.count, VALUE_MARKS))
-    if values > MAX_VALUES:
-        reject(413, "body_too_large", f"The body contains more than {MAX_VALUES} values.")
+    size = 0
+    if len(body) > MIN_COUNTED_BYTES:
+        values = count_values(body)
+        if values > MAX_VALUES:
+            reject(413, "body_too_large", f"The body contains more than {MAX_VALUES} values.")
+        size = memory_of(body, values)
     try:
         parsed = model.model_validate_json(body, strict=True, context=limits)
     except ValidationError as error:
@@ -275,7 +286,7 @@ async def _parse_body(
             _reject_malformed(model, body, limits)
         raise RequestError(validation_error(error, model)) from None
     _check_constants(body)
-    return parsed, len(body) + VALUE_BYTES * values
+    return parsed, size
 
 
 def _reject_malformed(model: type[BaseModel], body: bytes, limits: Mapping[str, int]) -> NoReturn:
@@ -295,7 +306,8 @@ def _reject_malformed(model: type[BaseModel], body: bytes, limits: Mapping[str, 
 
 def _check_constants(body: bytes) -> None:
     """Reject NaN and Infinity, which pydantic accepts, but not Groq."""
-    if b"NaN" in body or b"Infinity" in body:
+    # Twice as fast as `in`, which first raises an error inside of Python.
+    if body.find(b"NaN") >= 0 or body.find(b"Infinity") >= 0:
         try:
             json.loads(body, parse_constant=_reject_constant)
         except ValueError:

@@ -195,7 +195,7 @@ class Connections:
     def reject_incomplete(self) -> None:
         """Reject the requests that have not arrived completely."""
         for connection in list(self._open):
-            if connection.phase in {Phase.HEAD, Phase.BODY}:
+            if connection.phase in {"head", "body"}:
                 connection.reject(SHUTTING_DOWN)
 
     def start_draining(self) -> None:
@@ -257,7 +257,7 @@ class Connections:
         candidates += [
             (len(CLOSED_FOR_OTHERS), connection.last_sent_s, number, connection)
             for number, connection in enumerate(self._open)
-            if connection.phase is Phase.RUNNING
+            if connection.phase == "running"
             and connection.unsent_bytes()
             and connection.last_sent_s < slow_since_s
         ]
@@ -288,11 +288,11 @@ class Connections:
 
     def _is_expired(self, connection: Connection) -> bool:
         phase = connection.phase
-        if phase is Phase.SILENT or phase is Phase.HEAD:
+        if phase in {"silent", "head"}:
             timeout_s = self.limits.header_timeout_s
-        elif phase is Phase.BODY:
+        elif phase == "body":
             return self._is_slow(connection)
-        elif phase is Phase.IDLE:
+        elif phase == "idle":
             return self._is_partial(connection)
         else:
             return False
@@ -312,7 +312,7 @@ class Connections:
         connection.searched_s = since_s
         if not connection.has_partial_head():
             return False
-        connection.phase = Phase.HEAD
+        connection.phase = "head"
         return True
 
     def _is_slow(self, connection: Connection) -> bool:

@@ -13,7 +13,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from groqchat.http.errors import ApiError, RequestError
 from groqchat.runtime.bodies import discard_requests
-from groqchat.runtime.phases import WITHOUT_REQUEST, Phase
+from groqchat.runtime.phases import WITHOUT_REQUEST
 from groqchat.runtime.protocol import HttpConnection
 
 # In one iteration of the event loop: about 20 MB of decompressed bodies.
@@ -45,18 +45,16 @@ class Pace:
     def __init__(self, *, max_body_bytes: int) -> None:
         self._max_body_bytes = max_body_bytes
         self._spent_s = 0.0
+        # Whether compressed data must wait for the next iteration.
+        self.is_exhausted = False
         self._has_timer = False
         self._left_bytes = float(DECOMPRESSED_BURST_BYTES)
         self._refilled_s = time.monotonic()
 
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether compressed data must wait for the next iteration."""
-        return self._spent_s > MAX_PARSING_S
-
     def add(self, seconds: float) -> None:
         """Count time for parsing."""
         self._spent_s += seconds
+        self.is_exhausted = self._spent_s > MAX_PARSING_S
         if self._spent_s > MIN_PARSING_S and not self._has_timer:
             self._has_timer = True
             asyncio.get_running_loop().call_soon(self._reset)
@@ -74,6 +72,7 @@ class Pace:
 
     def _reset(self) -> None:
         self._spent_s = 0.0
+        self.is_exhausted = False
         self._has_timer = False
 
 
@@ -108,19 +107,18 @@ class PacedConnection(HttpConnection):
             began_s = time.perf_counter()
             super().data_received(data)
             self._pace.add(time.perf_counter() - began_s)
-            if payload is not None:
+            if payload is not None and payload.total_compressed_bytes is not None:
                 self._count_decompressed(payload)
 
     def request_started(self, payload: Any, writer: AbstractStreamWriter) -> None:
         """Begin the phase of a request, of whose body the first part may have arrived."""
         super().request_started(payload, writer)
         self._counted = 0
-        self._count_decompressed(payload)
+        # An empty body has no such attribute.
+        if getattr(payload, "total_compressed_bytes", None) is not None:
+            self._count_decompressed(payload)
 
     def _count_decompressed(self, payload: Any) -> None:
-        # An empty body has no such attribute.
-        if getattr(payload, "total_compressed_bytes", None) is None:
-            return
         if payload.exception() is not None:
             return
         is_first = not self._counted
@@ -145,11 +143,11 @@ class PacedConnection(HttpConnection):
 
         Without bytes, aiohttp continues with those that it has not decompressed yet.
         """
-        if self.phase is Phase.BODY and data:
+        if self.phase == "body" and data:
             return self._payload.total_compressed_bytes is not None
         if self.phase in WITHOUT_REQUEST:
             return b"content-encoding" in data.lower()
-        return self.phase is not Phase.CLOSING
+        return self.phase != "closing"
 
     def _wait(self, data: bytes) -> None:
         self._waiting = data
@@ -158,7 +156,7 @@ class PacedConnection(HttpConnection):
 
     def _continue(self) -> None:
         data, self._waiting = self._waiting, None
-        if data is None or self.phase is Phase.CLOSING:
+        if data is None or self.phase == "closing":
             return
         self._set_reading(is_reading=True)
         self.data_received(data)

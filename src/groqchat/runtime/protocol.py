@@ -38,6 +38,7 @@ class HttpConnection(web.RequestHandler):
         "_failure",
         "_is_lingering",
         "_payload",
+        "_pipelined",
         "_writer",
         "_written_bytes",
         "buffered_bytes",
@@ -66,12 +67,15 @@ class HttpConnection(web.RequestHandler):
         self._writer: AbstractStreamWriter | None = None
         self._written_bytes = 0
         self.has_ended_sending = False
-        self.phase = Phase.SILENT
+        self.phase: Phase = "silent"
         self.received_bytes = 0
         self.since_s = self.on_pace_s = self.last_sent_s = self._clock()
         self.on_pace_bytes = 0
         self.searched_s = 0.0
         self.seen_sent_bytes = 0
+        # Private in aiohttp. Without it, only the first of several pipelined requests is answered
+        # if the client has closed its half of the connection.
+        self._pipelined: Sequence[tuple[Any, Any]] = getattr(self, "_messages", ())
 
     def unsent_bytes(self) -> int:
         """Return the number of bytes that wait because the client reads too slowly."""
@@ -100,36 +104,37 @@ class HttpConnection(web.RequestHandler):
         self._all.lingering -= self._is_lingering
         self._is_lingering = False
         self._writer = None
-        self._set_phase(Phase.CLOSING)
+        self._set_phase("closing")
         self._end_lingering()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse received bytes, and count those of incomplete requests."""
         phase = self.phase
-        if phase is Phase.CLOSING:
+        if phase == "closing":
             return
-        if phase is Phase.RUNNING or not data:
+        if phase == "running" or not data:
             super().data_received(data)
-            if self.phase is Phase.BODY or self.phase is Phase.RUNNING:
-                # aiohttp may have decompressed the next part.
+            # aiohttp may have decompressed the next part of a body, or parsed the next request.
+            is_more = data or self._payload is not None or self._pipelined
+            if is_more and self.phase in {"body", "running"}:
                 self._count(len(data))
-        elif phase is Phase.DISCARDING:
+        elif phase == "discarding":
             super().data_received(data)
             if self._payload.is_eof():
-                self._set_phase(Phase.IDLE)
+                self._set_phase("idle")
             return
         else:
-            if phase is not Phase.HEAD and phase is not Phase.BODY:
-                self.phase = Phase.HEAD
+            if phase not in {"head", "body"}:
+                self.phase = "head"
                 self.since_s = self._clock()
                 self.received_bytes = 0
             super().data_received(data)
             self.received_bytes += len(data)
             # Afterwards: a handler that waits for this request starts before the size is checked.
             self._count(len(data))
-        if self.phase is Phase.BODY and self._payload.is_eof():
-            self._set_phase(Phase.RUNNING)
+        if self.phase == "body" and self._payload.is_eof():
+            self._set_phase("running")
 
     def request_started(self, payload: Any, writer: AbstractStreamWriter) -> None:
         """Note that the headers of a request are complete."""
@@ -137,10 +142,10 @@ class HttpConnection(web.RequestHandler):
             self._written_bytes += self._writer.output_size
         self._writer = writer
         if payload.is_eof():
-            self._set_phase(Phase.RUNNING)
+            self._set_phase("running")
         else:
             self._payload = payload
-            self.phase = Phase.BODY
+            self.phase = "body"
             self.since_s = self.on_pace_s = self._clock()
             self.on_pace_bytes = self.received_bytes
             self._count(0)
@@ -156,8 +161,8 @@ class HttpConnection(web.RequestHandler):
                 # The head of the response may be older than the drain, so the client does not know.
                 response.force_close()
             # aiohttp refers to the response until the next request of the connection.
-            if isinstance(response, web.Response):
-                response.body = None
+            if getattr(response, "body", None) is not None:
+                response.body = None  # type: ignore[attr-defined] # a type check takes longer
             self._response_ended()
 
     def response_ending(self) -> None:
@@ -169,39 +174,39 @@ class HttpConnection(web.RequestHandler):
             send_with_end(self.transport)
 
     def _closes_after_response(self) -> bool:
-        return self._all.is_draining and not self._has_pipelined_requests()
+        return self._all.is_draining and not self._pipelined
 
     def _response_ended(self) -> None:
-        if self.phase is Phase.CLOSING:
+        if self.phase == "closing":
             return
-        is_complete = self.phase is not Phase.BODY or self._payload.is_eof()
-        self._set_phase(Phase.IDLE if is_complete else Phase.DISCARDING)
-        if self.has_ended_sending and not self._has_pipelined_requests():
+        is_complete = self.phase != "body" or self._payload.is_eof()
+        self._set_phase("idle" if is_complete else "discarding")
+        if self.has_ended_sending and not self._pipelined:
             self.close()
 
     def eof_received(self) -> bool:  # type: ignore[override] # aiohttp always closes the connection
         """Respond to the requests that have arrived, although the client sends no more."""
         self.has_ended_sending = True
         self._end_lingering()
-        if self.phase is Phase.BODY:
+        if self.phase == "body":
             self._fail_body(INCOMPLETE_BODY)
-        elif self.phase is Phase.HEAD:
+        elif self.phase == "head":
             # The request may be complete, but its handler has not started yet.
             self._loop.call_soon(self._reject_incomplete_head)
-        elif self.phase in {Phase.SILENT, Phase.IDLE, Phase.CLOSING}:
-            return self._has_pipelined_requests()
+        elif self.phase in {"silent", "idle", "closing"}:
+            return len(self._pipelined) > 0
         return True
 
     def reject(self, error: ApiError) -> None:
         """Send an error, unless a response is on its way, and close the connection."""
-        if self.phase is Phase.BODY:
+        if self.phase == "body":
             self._fail_body(error)
             return
         transport = self.transport
         if transport is None or transport.is_closing():
             return
-        if self.phase is Phase.RUNNING:
-            self._set_phase(Phase.CLOSING)
+        if self.phase == "running":
+            self._set_phase("closing")
             transport.abort()
             return
         transport.write(raw_response(error, self._all.error_headers))
@@ -211,13 +216,13 @@ class HttpConnection(web.RequestHandler):
             return
         self._all.lingering += 1
         self._is_lingering = True
-        self._set_phase(Phase.CLOSING)
+        self._set_phase("closing")
         with suppress(OSError):  # The client may be gone.
             transport.write_eof()
 
     def drop(self) -> None:
         """Close the connection without a response."""
-        self._set_phase(Phase.CLOSING)
+        self._set_phase("closing")
         self.force_close()
 
     def has_partial_head(self) -> bool:
@@ -225,7 +230,7 @@ class HttpConnection(web.RequestHandler):
         # Private in aiohttp. Without it, only KEEPALIVE_TIMEOUT_S ends such a connection. aiohttp
         # ignores empty lines between requests. They complete a part, or make it invalid.
         parser = getattr(self, "_parser", None)
-        if parser is None or self._has_pipelined_requests():
+        if parser is None or self._pipelined:
             return False
         try:
             messages, *_ = parser.feed_data(END_OF_HEAD)
@@ -270,10 +275,12 @@ class HttpConnection(web.RequestHandler):
             super().log_exception(*args, **options)
 
     def last_response(self, response: web.StreamResponse) -> web.StreamResponse:
-        """Return a response that reaches a client whose request is not read to its end."""
-        if self.phase is not Phase.CLOSING or not isinstance(response, web.Response):
-            return response
-        return self._closing(response)
+        """Close the connection after a response; the request may not be read to its end."""
+        if self._all.is_draining and not response.prepared:
+            response.force_close()
+        if self.phase == "closing" and isinstance(response, web.Response):
+            return self._closing(response)
+        return response
 
     def _closing(self, response: web.Response) -> web.Response:
         return LastResponse(
@@ -282,7 +289,7 @@ class HttpConnection(web.RequestHandler):
 
     async def linger(self) -> None:
         """Discard what the client still sends, until it has read the response."""
-        self._set_phase(Phase.CLOSING)
+        self._set_phase("closing")
         if self._failure is not None:  # Its frames contain the bytes of the body.
             self._failure.with_traceback(None)
         transport = self.transport
@@ -300,15 +307,15 @@ class HttpConnection(web.RequestHandler):
         self.buffered_bytes = 0
         self.phase = phase
         self.since_s = self._clock()
-        if phase is not Phase.DISCARDING:
+        if phase != "discarding":
             self._payload = None
 
     def _count(self, count: int) -> None:
         """Count received bytes, or as many as they are when they are decompressed."""
         if self._payload is not None:
             count = max(count, self._payload.total_bytes - self.buffered_bytes)
-        elif self.phase is Phase.RUNNING and self._has_pipelined_requests():
-            count = max(count, waiting_bytes(self._pipelined()) - self.buffered_bytes)
+        elif self.phase == "running" and self._pipelined:
+            count = max(count, waiting_bytes(self._pipelined) - self.buffered_bytes)
         self.buffered_bytes += count
         self._all.buffered_bytes += count
         if (
@@ -318,32 +325,24 @@ class HttpConnection(web.RequestHandler):
             self._loop.call_soon(self._check_size)
 
     def _check_size(self) -> None:
-        is_incomplete_head = self.phase is Phase.HEAD and not self._has_pipelined_requests()
+        is_incomplete_head = self.phase == "head" and not self._pipelined
         if is_incomplete_head and self.received_bytes > MAX_HEAD_BYTES:
             self.reject(HEAD_TOO_LARGE)
         self._all.free_bytes()
 
     def _reject_incomplete_head(self) -> None:
-        if self.phase is Phase.HEAD:
+        if self.phase == "head":
             self.reject(api_error_for_status(400))
 
     def _fail_body(self, error: ApiError) -> None:
         """Raise an error in the handler that reads the body."""
         payload = self._payload
-        self._set_phase(Phase.CLOSING)
+        self._set_phase("closing")
         discard_unread(payload)
         self._failure = RequestError(error)
         payload.set_exception(self._failure)
         # aiohttp would wait for the rest of the body.
         payload.feed_eof()
-
-    def _has_pipelined_requests(self) -> bool:
-        return len(self._pipelined()) > 0
-
-    def _pipelined(self) -> Sequence[tuple[Any, Any]]:
-        # Private in aiohttp. Without it, only the first of several pipelined requests is answered
-        # if the client has closed its half of the connection.
-        return getattr(self, "_messages", ())
 
     def _end_lingering(self) -> None:
         if self._ended is not None and not self._ended.done():

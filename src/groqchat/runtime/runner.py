@@ -159,10 +159,9 @@ def _track_requests(server: web.Server, connections: Connections, routes: Static
         # aiohttp refers to the request, with its body, until the next one of the connection.
         request._read_bytes = None  # noqa: SLF001 - private in aiohttp
         response = _send_in_pieces(request, response, connections.unsent)
-        if connections.is_draining and not response.prepared:
-            response.force_close()
-        last: web.StreamResponse = connection.last_response(response)
-        return last
+        if connections.is_draining or connection.phase == "closing":
+            response = connection.last_response(response)
+        return response
 
     server.request_factory = start_request
     server.request_handler = respond
@@ -172,10 +171,15 @@ def _send_in_pieces(
     request: web.BaseRequest, response: web.StreamResponse, unsent: UnsentResponses
 ) -> web.StreamResponse:
     """Send a large body as fast as the client reads it; reject it if too many wait."""
-    if not isinstance(response, web.Response) or request.method == hdrs.METH_HEAD:
-        return response
-    body, transport = response.body, request.transport
-    if not isinstance(body, bytes) or len(body) <= PIECE_BYTES or transport is None:
+    body, transport = getattr(response, "body", None), request.transport
+    # The first two checks are enough for most responses.
+    if (
+        not isinstance(body, bytes)
+        or len(body) <= PIECE_BYTES
+        or transport is None
+        or request.method == hdrs.METH_HEAD
+        or not isinstance(response, web.Response)
+    ):
         return response
     try:
         # The client can repeat a request with a key: its answer is stored.

@@ -10,27 +10,46 @@ from aiohttp import web
 
 # A few thousand clients may connect at the same moment.
 BACKLOG = 4096
+# uvloop accepts one connection for each listening socket in an iteration of the event loop, which
+# can take 20 ms under load. New clients would wait for seconds while open connections are served.
+ACCEPTED_PER_ITERATION = 16
 
 
 class Site(web.TCPSite):
-    """A TCP port with a large backlog.
+    """A TCP port with a large backlog, from which a busy worker accepts many connections at once.
 
     `stop` accepts all connections whose handshake the kernel has completed: it would reset them,
     and their clients may have sent a request.
     """
 
-    __slots__ = ()
+    __slots__ = ("_acceptors",)
 
     def __init__(
         self, runner: web.BaseRunner, host: str, port: int, *, reuse_port: bool = False
     ) -> None:
         super().__init__(runner, host, port, backlog=BACKLOG, reuse_port=reuse_port or None)
+        self._acceptors: list[asyncio.Server] = []
+
+    async def start(self) -> None:
+        """Open the port."""
+        await super().start()
+        loop = asyncio.get_running_loop()
+        # asyncio accepts as many connections as wait.
+        if isinstance(loop, asyncio.BaseEventLoop):
+            return
+        protocol = cast("Callable[[], asyncio.BaseProtocol]", self._runner.server)
+        for _ in range(1, ACCEPTED_PER_ITERATION):
+            for copy in self._copies():
+                acceptor = await loop.create_server(protocol, sock=copy, backlog=BACKLOG)
+                self._acceptors.append(acceptor)
 
     async def stop(self) -> None:
         """Close the port, and serve the connections that wait in its backlog."""
         with ExitStack() as stack:
             # The copies keep the port open after the event loop has closed it.
             listeners = [stack.enter_context(copy) for copy in self._copies()]
+            for acceptor in self._acceptors:
+                acceptor.close()
             await super().stop()
             waiting = [connection for copy in listeners for connection in _accept_all(copy)]
         loop = asyncio.get_running_loop()

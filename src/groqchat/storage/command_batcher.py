@@ -126,7 +126,8 @@ class CommandBatcher:
         The future completes or fails within `timeout_s`. Redis may still execute a transaction that
         failed because of this deadline.
         """
-        self.check_open()
+        if self._is_closed:
+            self.check_open()
         packed = _pack(commands)
         if len(self._waiting) >= MAX_WAITING_CALLS or self._waiting_bytes > MAX_WAITING_BYTES:
             raise unavailable(f"{len(self._waiting)} calls are waiting already")

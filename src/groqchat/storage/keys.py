@@ -112,19 +112,19 @@ def split_words(words: Sequence[str | bytes]) -> Iterator[Sequence[str | bytes]]
 def checked_key(session_id: str) -> str:
     """Return the key of a session; raise InvalidField for an id that the API rejects."""
     try:
-        is_valid = _is_session_id(session_id)
+        key = _checked_key(session_id)
     except TypeError:
-        is_valid = False
-    if not is_valid:
+        key = None
+    if key is None:
         rule = PATTERN_RULES[SESSION_ID_PATTERN]
         raise InvalidField(message=f"session_id: {rule}", param="session_id")
-    return session_key(session_id)
+    return key
 
 
 # Each turn checks its session id twice.
 @lru_cache(maxsize=4096)
-def _is_session_id(session_id: str) -> bool:
-    return SESSION_ID.fullmatch(session_id) is not None
+def _checked_key(session_id: str) -> str | None:
+    return session_key(session_id) if SESSION_ID.fullmatch(session_id) else None
 
 
 def session_key(session_id: str) -> str:

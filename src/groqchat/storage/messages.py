@@ -5,7 +5,6 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
@@ -72,14 +71,14 @@ _PROMPT_MESSAGES = msgspec.json.Decoder(list[PromptMessage])
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, kw_only=True):
     """One message of a session; `tokens` counts the tokens of its whole turn.
 
     `extra` contains further fields of OpenAI's message format, such as tool calls. `turn_id`: the
-    turn of an answer, if a further attempt at the turn may find it. `answers`: messages of other
-    requests that it answers too, see `exchanges.py`. `is_sent`: a client has sent it although it is
-    a message of the model, for example in a transcript.
+    turn of an answer, if a further attempt at the turn may find it. `parent`: the id of the message
+    that it follows, if that is not the one before it. `answers`: messages of other requests that it
+    answers too, see `exchanges.py`. `is_sent`: a client has sent it although it is a message of the
+    model, for example in a transcript.
     """
 
     id: str
@@ -91,6 +90,7 @@ class Message:
     status: str | None = None
     extra: dict[str, Any] | None = None
     turn_id: str | None = None
+    parent: str | None = None
     answers: tuple[str, ...] = ()
     is_sent: bool = False
 
@@ -127,10 +127,8 @@ def encode_member(message: Message) -> bytes:
         fields["status"] = message.status
     if message.turn_id is not None:
         fields["turn_id"] = message.turn_id
-    if message.answers:
-        fields["answers"] = message.answers
-    if message.is_sent:
-        fields["sent"] = True
+    if message.parent is not None or message.answers or message.is_sent:
+        fields.update(_relations(message))
     if message.extra is not None:
         fields["extra"] = message.extra
     try:
@@ -138,6 +136,16 @@ def encode_member(message: Message) -> bytes:
     except TypeError:
         # Some clients send numbers beyond 64 bits or lone surrogates; orjson does not encode them.
         return json.dumps(fields, separators=(",", ":")).encode()
+
+
+def _relations(message: Message) -> dict[str, object]:
+    """Return the fields that few messages have, which relate them to others."""
+    fields = {
+        "parent": message.parent,
+        "answers": message.answers or None,
+        "sent": message.is_sent or None,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def decode_member(member: bytes, score: float) -> Message | None:
@@ -156,6 +164,7 @@ def decode_member(member: bytes, score: float) -> Message | None:
     finish_reason = fields.get("finish_reason")
     status, extra = fields.get("status"), fields.get("extra")
     turn_id, answers = fields.get("turn_id"), fields.get("answers")
+    parent = fields.get("parent")
     if is_native and finish_reason is None and role == "assistant":
         finish_reason = UNSTORED_FINISH_REASON
     return Message(
@@ -168,6 +177,7 @@ def decode_member(member: bytes, score: float) -> Message | None:
         status=status if isinstance(status, str) else None,
         extra=_exact_extra(extra, member) if isinstance(extra, dict) else None,
         turn_id=turn_id if isinstance(turn_id, str) else None,
+        parent=parent if isinstance(parent, str) else None,
         answers=tuple(filter(_is_name, answers)) if isinstance(answers, list) else (),
         is_sent=fields.get("sent") is True,
     )
@@ -294,7 +304,8 @@ def first_read(
         return [("ZRANGE", key, -count, -1)]
     if user_message is None:
         return []
-    return [("ZCOUNT", key, user_message.score_text, user_message.score_text)]
+    score = user_message.score_text
+    return [("ZCOUNT", key, score, score)]
 
 
 def add_members(key: str, messages: Sequence[Message], members: Sequence[bytes]) -> list[Command]:

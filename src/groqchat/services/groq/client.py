@@ -130,13 +130,16 @@ class GroqClient(AsyncGroq):
         """
         return self._faults.check(status, content)
 
-    async def complete(self, prompt: Prompt) -> Completion:
-        """Return the model's answer, or raise CompletionError."""
+    async def complete(self, prompt: Prompt, *, timeout_s: float | None = None) -> Completion:
+        """Return the model's answer, within `timeout_s` if given, or raise CompletionError."""
         body = prompt.body()
         # Groq sends the first byte after the last token, so its deadline limits the whole.
+        deadlines = self._first_byte_deadlines
+        if timeout_s is not None and timeout_s < deadlines.limit_s:
+            deadlines = Deadlines(timeout_s)
         content = await self._request(
             lambda: self._send_buffered("POST", COMPLETIONS_PATH, body),
-            self._first_byte_deadlines,
+            deadlines,
             model=prompt.model,
         )
         return parse_completion(content, requested_model=prompt.model)

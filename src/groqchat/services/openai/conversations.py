@@ -7,6 +7,8 @@ from functools import partial
 from operator import attrgetter
 from typing import NamedTuple
 
+from msgspec import structs
+
 from groqchat.errors import HistoryUnavailable, StorageError
 from groqchat.fields import MAX_PAGE
 from groqchat.retry import WaitBudget
@@ -117,8 +119,10 @@ class Conversations:
                 raise
             log.warning("answering without history: %s", error)
             return unread
-        turn, ((known, begin), to_retain, last) = session.turn, match
+        turn, ((known, begin), to_retain, last, parent) = session.turn, match
         new = _new_messages(sent, ids, model, known=known, stored=turn.messages)
+        if new and parent is not None:
+            new[0] = structs.replace(new[0], parent=parent)
         is_stored = not new or await self._store(session_id, new, last, claim, budget)
         stored = sorted([*turn.messages, *new], key=attrgetter("id"))
         incomplete = [each for each in turn.answers if each.status]
@@ -218,7 +222,7 @@ class Conversations:
             return True
         claim = conversation.claim
         is_own = any(each is last for each in reversed(conversation.own))
-        stored = replace(
+        stored = structs.replace(
             answer,
             id=answer_id(last.id, is_own=is_own),
             turn_id=claim.message_id if claim else None,

@@ -27,7 +27,7 @@ from groqchat.services.openai.stored_completion import SAVED_HEADER
 from groqchat.services.turns.idempotency import IdempotencyKeys, KeyedRequest
 from groqchat.services.turns.limiter import TurnLimiter
 from groqchat.services.turns.registry import TurnRegistry
-from groqchat.services.turns.running_bodies import memory_of
+from groqchat.services.turns.running_bodies import count_values, memory_of
 from groqchat.services.turns.turn import Turn
 from groqchat.storage.claims import Claim
 
@@ -99,7 +99,7 @@ class KeyedCompletions:
         # A done callback also runs if the task is cancelled before its first step.
         task.add_done_callback(lambda _: self._end(turn))
         # The completion continues without the request.
-        release = self._limiter.bodies.add(memory_of(body))
+        release = self._limiter.bodies.add(memory_of(body, count_values(body)))
         task.add_done_callback(lambda _: release())
         self._limiter.add(task)
         self._turns.add(turn)

@@ -44,28 +44,30 @@ class Match(NamedTuple):
 
     `to_retain`: messages that the request needs, and that a rejected request would remove, because
     they have no complete answer. `last`: the last common message that is no incomplete answer.
+    `parent`: the id of the last common message, if the session has others after it.
     """
 
     overlap: Overlap
     to_retain: list[Message]
     last: Message | None
+    parent: str | None
 
 
 class _Session(NamedTuple):
-    """The messages of a session that were read: one character each, equal for equal messages.
+    """The messages of a session that were read, and one character for each.
 
-    The indexes of its user messages, and of the messages that have no answer yet. The session
-    `is_whole` if no message precedes them.
+    Equal messages have equal characters. `unanswered`: the indexes of the messages that have no
+    answer yet. The session `is_whole` if no message precedes them.
     """
 
+    messages: Sequence[Message]
     symbols: str
-    users: Sequence[int]
     unanswered: Sequence[int]
     is_whole: bool
 
     def before(self, end: int) -> "_Session":
         """Return the first messages of the session."""
-        return self._replace(symbols=self.symbols[:end])
+        return self._replace(messages=self.messages[:end], symbols=self.symbols[:end])
 
 
 def is_transcript(sent: Sequence[OpenAIMessage]) -> bool:
@@ -90,6 +92,10 @@ def find_overlap(
 
 def _overlap(session: _Session, symbols: str, sent: Sequence[OpenAIMessage]) -> Overlap:
     at_end = _overlap_at_end(session.symbols, symbols, is_whole=session.is_whole)
+    first = at_end.known - len(session.symbols)
+    if session.is_whole and first > 0 and not _has_answer(sent[:first]):
+        # No conversation precedes the session, so the first messages are new.
+        at_end = Overlap(known=0, begin=len(session.symbols))
     if not is_transcript(sent):
         return at_end
     diverging = _without_new(session, symbols, sent, _diverging_overlap(session, symbols))
@@ -108,18 +114,23 @@ def _without_new(
 ) -> Overlap:
     """Return an overlap without user messages after the last answer of the request that are new.
 
-    They are known if the session has no answer to them, because the client repeats them, or if it
-    regenerates the last answer. With other user messages in between or afterwards, they equal
-    stored messages only by chance.
+    They are known if the session has no answer to them, because the client repeats them, or if the
+    client regenerates their answer: they follow the same message as in the session. With other user
+    messages in between or afterwards, they equal stored messages only by chance.
     """
     end = max(at for at, message in enumerate(sent[:-1]) if message["role"] == "assistant") + 1
     end += sum(1 for _ in takewhile(lambda message: message["role"] != "user", sent[end:]))
     if overlap.known <= end:
         return overlap
     indexes = _common_messages(session.symbols, symbols, overlap)
-    others = {at for at in session.users if indexes[0] <= at < len(session.symbols)} - {*indexes}
-    is_answered = indexes[-1] not in session.unanswered
-    return overlap._replace(known=end) if others and is_answered else overlap
+    before, first = session.messages[indexes[end - 1]], session.messages[indexes[end]]
+    others = set(range(indexes[end - 1], len(session.messages))) - {*indexes}
+    is_known = (
+        first.parent == before.id
+        or indexes[-1] in session.unanswered
+        or all(session.messages[at].role != "user" for at in others)
+    )
+    return overlap if is_known else overlap._replace(known=end)
 
 
 def _has_answer(messages: Sequence[OpenAIMessage]) -> bool:
@@ -149,12 +160,13 @@ def match_session(
     common = [earlier[index] for index in indexes]
     needed = [*common, *(each for each in messages_of_calls(earlier, sent) if each not in common)]
     if not needed:
-        return Match(overlap, to_retain=[], last=None)
+        return Match(overlap, to_retain=[], last=None, parent=None)
     unfinished = find_answered(earlier).unfinished
     return Match(
         overlap,
         to_retain=[each for each in needed if each.status or each.id in unfinished],
         last=next((each for each in reversed(common) if not each.status), None),
+        parent=common[-1].id if common and common[-1] is not earlier[-1] else None,
     )
 
 
@@ -196,8 +208,8 @@ def _compare(
     unanswered = find_answered(earlier).unanswered if is_transcript(sent) else ()
     end = max((at for at, each in enumerate(earlier) if each.role == "assistant"), default=-1)
     session = _Session(
+        messages=earlier,
         symbols=known,
-        users=[at for at, message in enumerate(earlier) if message.role == "user"],
         unanswered=[at for at, each in enumerate(earlier) if at > end or each.id in unanswered],
         is_whole=is_whole,
     )

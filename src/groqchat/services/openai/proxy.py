@@ -10,6 +10,7 @@ from http import HTTPStatus
 
 import orjson
 from aiohttp import ClientResponse
+from msgspec import structs
 
 from groqchat import sse
 from groqchat.errors import (
@@ -44,6 +45,7 @@ from groqchat.services.openai.responses import (
 from groqchat.services.openai.stored_completion import SAVED_HEADER, stored_completion
 from groqchat.services.turns.limiter import TurnLimiter
 from groqchat.services.turns.registry import TurnRegistry
+from groqchat.services.turns.running_bodies import SMALL_BODY_BYTES
 from groqchat.services.turns.turn import Turn
 from groqchat.settings import Settings
 from groqchat.storage.claims import Claim
@@ -108,9 +110,13 @@ class OpenAIProxy:
             return stored_completion(conversation.stored_answer, is_streamed=bool(request.stream))
         began_s, spent_s = time.monotonic(), 0.0
         for messages in self._conversations.prompts(conversation):
-            body = parsed.with_messages(messages)
+            prompt = parsed.with_messages(messages)
+            # The caller has counted the request, but not the earlier messages.
+            added = max(len(prompt) - len(body), 0)
             try:
-                return await self._forward(body, request, conversation, spent_s)
+                holding = self._limiter.bodies.holding
+                with holding(added) if added > SMALL_BODY_BYTES else nullcontext():
+                    return await self._forward(prompt, request, conversation, spent_s)
             except _Rejected as error:
                 response, content = error.response, error.content
                 if response.status == HTTPStatus.NOT_FOUND:
@@ -316,4 +322,4 @@ def _streamed_answer(turn: Turn, parser: StreamParser, texts: list[str]) -> Mess
         tokens=parser.tokens,
         finish_reason=parser.finish_reason if is_complete else FAILED,
     )
-    return answer if is_complete else replace(answer, status=INCOMPLETE)
+    return answer if is_complete else structs.replace(answer, status=INCOMPLETE)

@@ -13,7 +13,6 @@ from typing import Protocol
 from groqchat.errors import (
     REJECTIONS,
     CompletionError,
-    CompletionTimeout,
     GroqChatError,
     SessionCleared,
     ShuttingDown,
@@ -102,7 +101,7 @@ class ChatService:
     async def answer(self, request: ChatRequest) -> ChatResponse:
         """Answer a user message and store both messages, even if the client disconnects."""
         with self._limiter:
-            return await self._run(request, self._new_state(request), self._complete)
+            return await self._run(request, self._new_state(request), self._groq.complete)
 
     def check(self) -> None:
         """Raise ShuttingDown or Overloaded if the current task may not start a turn."""
@@ -186,8 +185,18 @@ class ChatService:
     ) -> ChatResponse:
         """Store the user message, complete the prompt, store the answer."""
         earlier = await self._store_user_message(request, state)
+        ends_at_s = time.monotonic() + self._settings.groq_timeout_s
+        build = partial(build_prompt, request, state.user_message, settings=self._settings)
         try:
-            completion = await self._ask(request, state, earlier, complete)
+            prompt = build(earlier)
+            try:
+                completion = await complete(prompt)
+            except REJECTIONS:
+                contexts = await self._read_fallbacks(state, earlier)
+                prompts = without_repetitions(prompt, map(build, contexts))
+                if not prompts:
+                    raise
+                completion = await _complete_any(prompts, complete, ends_at_s=ends_at_s)
         except REJECTIONS:
             await self._history.try_remove(
                 state.session_id,
@@ -209,45 +218,17 @@ class ChatService:
             is_saved = False
         return _response(state, answer, is_saved=is_saved)
 
-    async def _ask(
-        self,
-        request: ChatRequest,
-        state: _TurnState,
-        earlier: Sequence[PromptMessage],
-        complete: Complete,
-    ) -> Completion:
-        """Complete the prompt; if Groq rejects it, again without messages that have no answer.
+    async def _read_fallbacks(
+        self, state: _TurnState, earlier: Sequence[PromptMessage]
+    ) -> Sequence[Sequence[PromptMessage]]:
+        """Return contexts without messages that have no answer.
 
-        One of them can be the reason. Otherwise, Groq would reject every turn of the session.
+        One of them can be the reason for a rejection. Groq would reject every turn of the session.
         """
-        ends_at_s = time.monotonic() + self._settings.groq_timeout_s
-        build = partial(build_prompt, request, state.user_message, settings=self._settings)
-        prompt = build(earlier)
-        try:
-            return await complete(prompt)
-        except REJECTIONS:
-            with state.budget:
-                max_wait_s = state.budget.left_s or self._settings.redis_timeout_s
-                own = self._history, state.session_id, state.user_message
-                contexts = await read_fallbacks(*own, earlier, max_wait_s=max_wait_s)
-            prompts = without_repetitions(prompt, map(build, contexts))
-            if not prompts:
-                raise
-        *others, last = prompts
-        for each in others:
-            with suppress(*REJECTIONS):
-                return await complete(each, timeout_s=ends_at_s - time.monotonic())
-        return await complete(last, timeout_s=ends_at_s - time.monotonic())
-
-    async def _complete(self, prompt: Prompt, *, timeout_s: float | None = None) -> Completion:
-        """Return the model's answer within `timeout_s`, by default within GROQ_TIMEOUT_S."""
-        if timeout_s is None:
-            return await self._groq.complete(prompt)
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self._groq.complete(prompt)
-        except TimeoutError as error:
-            raise CompletionTimeout(f"not complete within {timeout_s:g} s") from error
+        with state.budget:
+            max_wait_s = state.budget.left_s or self._settings.redis_timeout_s
+            own = self._history, state.session_id, state.user_message
+            return await read_fallbacks(*own, earlier, max_wait_s=max_wait_s)
 
     async def _repeated_answer(self, state: _TurnState, turn: Turn) -> ChatResponse | None:
         """Return the answer that an earlier attempt at the turn has stored, None if it has none."""
@@ -316,6 +297,17 @@ class ChatService:
             max_wait_s=state.budget.left_s,
             more_commands=replaced,
         )
+
+
+async def _complete_any(
+    prompts: Sequence[Prompt], complete: Complete, *, ends_at_s: float
+) -> Completion:
+    """Complete the first prompt that Groq does not reject."""
+    *others, last = prompts
+    for prompt in others:
+        with suppress(*REJECTIONS):
+            return await complete(prompt, timeout_s=ends_at_s - time.monotonic())
+    return await complete(last, timeout_s=ends_at_s - time.monotonic())
 
 
 def _answer_message(completion: Completion, state: _TurnState) -> Message:
