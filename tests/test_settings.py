@@ -90,6 +90,21 @@ def test_an_invalid_redis_url_is_rejected(url: str, monkeypatch: pytest.MonkeyPa
     assert "pa" not in str(raised.value).replace("path", "").replace("password", "")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["CORS_ALLOWED_ORIGINS", "ALLOWED_HOSTS", "TRUSTED_PROXIES", "ROOT_PATH", "PORT", "HOST"],
+)
+@pytest.mark.parametrize("password", ["hunter2", "hunt@er2"])
+def test_an_error_masks_a_password_in_the_wrong_setting(
+    name: str, password: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, f"https://user:{password}@example.org/x")
+    with pytest.raises(ConfigurationError, match=name) as raised:
+        load_settings()
+    assert "user" not in str(raised.value)
+    assert "er2" not in str(raised.value)
+
+
 def test_secrets_are_not_part_of_any_representation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROQ_API_KEY", "gsk_hunter2")
     monkeypatch.setenv("REDIS_PASSWORD", "hunter2")

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from groqchat.errors import ConfigurationError
 from groqchat.settings import Settings
+from groqchat.urls import without_credentials
 from groqchat.validation_messages import message_of, similar_name
 
 # The names of settings in earlier versions.
@@ -72,7 +73,8 @@ def _validated(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
             ": ".join([*(str(part).upper() for part in problem["loc"]), message_of(problem)])
             for problem in error.errors(include_url=False, include_input=False)
         ]
-        raise ConfigurationError("\n".join([*problems, *warnings])) from None
+        text = without_credentials("\n".join([*problems, *warnings]))
+        raise ConfigurationError(text) from None
     except UnicodeDecodeError:
         raise ConfigurationError(".env is not encoded in UTF-8") from None
     except OSError as error:

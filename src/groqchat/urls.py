@@ -26,6 +26,8 @@ SERVICE_LINK_HINT = (
 )
 INVALID_HOST = "the host of the URL is not a host name or an IP address"
 MASK = "**********"
+# The user and the password of any URL in a text.
+CREDENTIALS = re.compile(r"(?<=//)[^/\s]+@")
 # The options of a Redis URL whose values are secret.
 SECRET_OPTIONS = {"username", "password", "ssl_password"}
 
@@ -79,6 +81,11 @@ def redis_address(url: str) -> str:
     if parts.scheme not in {"redis", "rediss"}:
         return url
     return f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
+
+
+def without_credentials(text: str) -> str:
+    """Return a text with masked credentials of URLs: a value can belong to another setting."""
+    return CREDENTIALS.sub(f"{MASK}@", text)
 
 
 def masked_url(url: str) -> str:
