@@ -103,6 +103,11 @@ def test_each_context_lacks_more_messages_without_an_answer(text: str, expected:
     assert [names(each) for each in contexts(session(text))] == expected
 
 
+def test_a_message_before_a_transcript_can_have_its_answer_in_it() -> None:
+    messages = session("Q0 Q1+Q2 A2 Q3 A3")
+    assert [names(each) for each in contexts(messages[:2], later=messages[2:])] == ["Q1"]
+
+
 def test_only_a_complete_answer_ends_a_request() -> None:
     messages = session("Q1 I1 Q2 I2 A2 Q3 Q4 A4&3 q5 a5 Q6")
     by_id = {message.id: message.content for message in messages}

@@ -6,6 +6,8 @@ import pytest
 
 from groqchat.services.openai.messages import (
     drop_unpaired_tool_calls,
+    messages_of_calls,
+    to_message,
     trim_to_budget,
     with_calls_last,
 )
@@ -77,3 +79,15 @@ def test_all_results_of_the_calls_precede_the_result_that_starts_a_request() -> 
     moved = with_calls_last(earlier, [result("2")])
     assert moved == [user("a"), user("other"), calls, result("1")]
     assert drop_unpaired_tool_calls(moved, [result("2")]) == moved
+
+
+def test_a_result_belongs_to_the_user_message_the_calls_and_their_other_results() -> None:
+    first, second = answer("", "1"), answer("", "2")
+    calls = {**first, "tool_calls": [*first["tool_calls"], *second["tool_calls"]]}
+    earlier = [user("a"), user("b"), calls, result("1"), user("other")]
+    stored = [
+        to_message(each, None, message_id=f"{at:013x}8000") for at, each in enumerate(earlier)
+    ]
+    assert messages_of_calls(stored, [result("2")]) == stored[1:4]
+    assert messages_of_calls(stored, [result("3")]) == []
+    assert messages_of_calls(stored, [user("c")]) == []

@@ -49,17 +49,22 @@ def find_answered(messages: Sequence[Message]) -> Answered:
 
 
 def contexts(
-    messages: Sequence[Message], *, needed: AbstractSet[str] = frozenset()
+    messages: Sequence[Message],
+    *,
+    needed: AbstractSet[str] = frozenset(),
+    later: Sequence[Message] = (),
 ) -> Iterator[list[Message]]:
     """Yield parts of the messages, each if it is shorter than the one before.
 
-    The first part lacks the messages of requests that have no answer. The next one also lacks
+    The first part lacks the messages of requests that have no answer, also none among the `later`
+    messages of the session. The next one also lacks
     messages that were stored one by one, except each message with its answer. The last one also
     lacks system messages. All of them contain the messages with the ids `needed`.
     """
     systems = {message.id for message in messages if message.role == "system"}
     removed: set[str] = set()
-    for more in (find_answered(messages).unanswered, _unpaired_singles(messages), systems):
+    unanswered = find_answered([*messages, *later]).unanswered
+    for more in (unanswered, _unpaired_singles(messages), systems):
         removed |= more - needed
         found = [message for message in messages if message.id not in removed]
         if len(found) < len(messages):

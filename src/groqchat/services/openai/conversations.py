@@ -55,18 +55,19 @@ log = logging.getLogger(__name__)
 class Conversation:
     """A request, the earlier messages of its session, and which messages are stored.
 
-    `earlier` contains the session before the `request`. `own`: what this request and earlier
-    attempts at it have stored; `others`: the messages of other requests that it contains and that
-    have no answer. `last_message` is the stored message that the answer follows, None if it is not
-    stored. `budget` limits the time that the request waits for Redis. `since`: an id from its
-    start. `claim` belongs to an Idempotency-Key. Earlier attempts may have stored a complete
-    answer, `stored_answer`. The answer replaces `incomplete_answers`.
+    `earlier` contains the session before the `request`, `later` the rest of it. `own`: what this
+    request and earlier attempts at it have stored; `others`: the messages of other requests that it
+    contains and that have no answer. `last_message` is the stored message that the answer follows,
+    None if it is not stored. `budget` limits the time that the request waits for Redis. `since`: an
+    id from its start. `claim` belongs to an Idempotency-Key. Earlier attempts may have stored a
+    complete answer, `stored_answer`. The answer replaces `incomplete_answers`.
     """
 
     session_id: str
     request: list[OpenAIMessage]
     budget: WaitBudget
     earlier: Sequence[Message] = ()
+    later: Sequence[Message] = ()
     own: Sequence[Message] = ()
     others: Sequence[Message] = ()
     last_message: Message | None = None
@@ -129,6 +130,7 @@ class Conversations:
         return replace(
             unread,
             earlier=session.earlier[:begin],
+            later=session.earlier[begin:],
             own=[*stored, *incomplete],
             others=[each for each in to_retain if not each.status],
             last_message=[last, *stored][-1] if is_stored else None,
@@ -146,7 +148,7 @@ class Conversations:
         yield last
         _, sent = _split(request)
         needed = {message.id for message in messages_of_calls(conversation.earlier, sent)}
-        for earlier in contexts(conversation.earlier, needed=needed):
+        for earlier in contexts(conversation.earlier, needed=needed, later=conversation.later):
             prompt = self._prompt(request, earlier)
             if prompt != last:
                 yield prompt

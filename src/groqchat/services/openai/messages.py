@@ -118,16 +118,20 @@ def drop_unpaired_tool_calls(
 def messages_of_calls(earlier: Sequence[Message], sent: Sequence[OpenAIMessage]) -> list[Message]:
     """Return the earlier messages to which the results at the start of a request belong.
 
-    These are the last user message before the calls, and everything up to them.
+    These are the last user message before the calls, everything up to them, and their other
+    results.
     """
     results = {str(each.get("tool_call_id")) for each in takewhile(_is_result, sent)}
     begin = end = user = 0
+    ids: set[str] = set()
     for index, message in enumerate(earlier if results else ()):
+        calls = {str(call.get("id")) for call in tool_calls_of(message.extra or {})}
         if message.role == "user":
             user = index
-        elif results & {str(call.get("id")) for call in tool_calls_of(message.extra or {})}:
-            begin, end = user, index + 1
-    return list(earlier[begin:end])
+        elif results & calls:
+            begin, end, ids = user, index + 1, calls
+    others = [each for each in earlier[end:] if (each.extra or {}).get("tool_call_id") in ids]
+    return [*earlier[begin:end], *others]
 
 
 def tool_calls_of(message: OpenAIMessage) -> list[dict[str, Any]]:

@@ -222,7 +222,7 @@ class OpenAIProxy:
                 GroqEvents(response, self._groq.coalescing),
                 turn,
                 parser,
-                replace(conversation, request=[], earlier=()),
+                replace(conversation, request=[], earlier=(), later=()),
                 timeout_s,
             )
         )
