@@ -262,3 +262,27 @@ async def test_a_rejected_retry_of_a_whole_conversation_removes_all_of_it(
 
     await wait_until(is_rejected)
     assert await contents(api) == []
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "key"}])
+async def test_the_answer_to_an_edited_message_can_be_regenerated(
+    api: ClientSession, groq: MockGroq, exchange: list[dict[str, str]], headers: dict[str, str]
+) -> None:
+    for number, text in enumerate(["Q", "edited", "edited"]):
+        own = {name: f"{value}-{number}" for name, value in headers.items()}
+        transcript = [*exchange, *users(text)]
+        assert await succeeds(api, session=True, messages=transcript, headers=own)
+        assert groq.prompts[-1] == [(each["role"], each["content"]) for each in transcript]
+    assert await contents(api) == ["P", "answer", "Q", "answer", "edited", "answer", "answer"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "key"}])
+async def test_a_rejected_edit_is_removed(
+    api: ClientSession, groq: MockGroq, exchange: list[dict[str, str]], headers: dict[str, str]
+) -> None:
+    transcript = [*exchange, *users("Q")]
+    assert await succeeds(api, session=True, messages=transcript, headers={})
+    groq.options.fail = "400"
+    edited = [*exchange, *users("edited", "and more")]
+    assert (await send(api, session=True, messages=edited, headers=headers))[0] == 400
+    assert await contents(api) == ["P", "answer", "Q", "answer"]

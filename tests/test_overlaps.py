@@ -1,9 +1,12 @@
 """Which messages of a request its session contains already."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec import structs
 
 from groqchat.services.openai import overlaps
@@ -230,6 +233,12 @@ def test_a_part_of_a_session_that_starts_with_an_answer_is_known() -> None:
     assert overlap_of(earlier, [answer("sunny"), user("d")], is_whole=True) == (1, 5)
 
 
+def test_the_last_answer_of_a_transcript_that_is_longer_than_what_was_read_is_regenerated() -> None:
+    transcript = exchanges(*map(str, range(1102)))
+    assert overlap_of(transcript[-1000:], transcript[:1101], is_whole=False) == (1101, 0)
+    assert overlap_of(transcript[-3:], transcript[:1101], is_whole=False) == (1101, 0)
+
+
 def test_a_transcript_that_is_longer_than_what_was_read_may_diverge() -> None:
     transcript = exchanges(*map(str, range(2000)))
     earlier = [*transcript[-999:], user("other")]
@@ -255,3 +264,27 @@ def test_the_last_answer_after_an_edited_message_can_be_regenerated() -> None:
     assert find_overlap(stored, sent, is_whole=True).known == 5
     match = match_session(stored, sent, before=None, is_whole=True)
     assert match.parent == stored[6].id
+
+
+TEXTS = st.sampled_from(["a", "b", "c"])
+MESSAGES = st.lists(
+    st.one_of(
+        st.builds(user, TEXTS),
+        st.builds(answer, TEXTS),
+        st.builds(partial(answer, ""), TEXTS),
+        st.builds(result, TEXTS),
+    ),
+    max_size=8,
+)
+
+
+@given(earlier=MESSAGES, sent=MESSAGES, repeated=st.integers(0, 8), is_whole=st.booleans())
+def test_any_request_can_be_compared_with_any_session(
+    earlier: list[dict[str, Any]], sent: list[dict[str, Any]], repeated: int, *, is_whole: bool
+) -> None:
+    stored = to_stored(earlier)
+    request = [*earlier[repeated:], *sent] or [user("a")]
+    match = match_session(stored, request, before=None, is_whole=is_whole)
+    assert 0 <= match.overlap.known <= len(request)
+    assert 0 <= match.overlap.begin <= len(stored)
+    assert match.parent is None or match.parent in {message.id for message in stored[:-1]}

@@ -71,7 +71,7 @@ class _Session(NamedTuple):
 
 
 def is_transcript(sent: Sequence[OpenAIMessage]) -> bool:
-    """Return whether a request contains earlier answers, and so the whole conversation."""
+    """Return whether a request contains earlier answers: it is a conversation, or its end."""
     # An assistant message in the last place is a prefix of the requested answer.
     return _has_answer(sent[:-1])
 
@@ -112,23 +112,28 @@ def _overlap(session: _Session, symbols: str, sent: Sequence[OpenAIMessage]) -> 
 def _without_new(
     session: _Session, symbols: str, sent: Sequence[OpenAIMessage], overlap: Overlap
 ) -> Overlap:
-    """Return an overlap without user messages after the last answer of the request that are new.
+    """Return an overlap that ends at the last answer of the request, if what follows is new.
 
-    They are known if the session has no answer to them, because the client repeats them, or if the
-    client regenerates their answer: they follow the same message as in the session. With other user
-    messages in between or afterwards, they equal stored messages only by chance.
+    User messages that follow are known if the session has no answer to them, because the client
+    repeats a failed request, or if they follow the same message in the session, because the client
+    regenerates their answer. With other user messages in between or afterwards, they equal stored
+    messages only by chance.
     """
     end = max(at for at, message in enumerate(sent[:-1]) if message["role"] == "assistant") + 1
     end += sum(1 for _ in takewhile(lambda message: message["role"] != "user", sent[end:]))
     if overlap.known <= end:
         return overlap
     indexes = _common_messages(session.symbols, symbols, overlap)
-    before, first = session.messages[indexes[end - 1]], session.messages[indexes[end]]
-    others = set(range(indexes[end - 1], len(session.messages))) - {*indexes}
+    # The first messages of a long transcript were not read.
+    at = len(indexes) - (overlap.known - end)
+    if at < 1:
+        return overlap
+    answer, first = session.messages[indexes[at - 1]], session.messages[indexes[at]]
+    others = set(range(indexes[at - 1], len(session.messages))) - {*indexes}
     is_known = (
-        first.parent == before.id
+        first.parent == answer.id
         or indexes[-1] in session.unanswered
-        or all(session.messages[at].role != "user" for at in others)
+        or all(session.messages[other].role != "user" for other in others)
     )
     return overlap if is_known else overlap._replace(known=end)
 
