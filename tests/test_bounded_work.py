@@ -212,7 +212,15 @@ async def test_the_earlier_messages_of_running_requests_are_limited(
 
 
 @pytest.mark.parametrize(
-    ("text", "factor"), [("a", 1), ("é", 5), ("\\u00e9", 5), ("😀", 20), ("\\ud83d\\ude00", 20)]
+    ("text", "factor"),
+    [
+        ("a", 1),
+        ("é", 10),
+        ("\\u00e9", 10),
+        ("😀", 20),
+        ("\\ud83d\\ude00", 20),
+        ("\\uD83D\\uDE00", 20),
+    ],
 )
 def test_wide_characters_need_more_memory(text: str, factor: int) -> None:
     content = f'"{text}{"a" * SMALL_BODY_BYTES}"'.encode()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -125,9 +126,13 @@ def test_unread_responses_are_cut_off_with_every_event_loop(tmp_path: Path) -> N
             body = {"message": "x" * 100_000, "session_id": "large", "context": 0}
             assert requests.post(f"{service.url}{BASE}/chat", json=body, timeout=20).ok
         port = int(service.url.rpartition(":")[2])
-        clients = [stack.enter_context(unread(port, GET)) for _ in range(4)]
+        clients = []
+        for _ in range(4):
+            clients.append(stack.enter_context(unread(port, GET)))
+            clients[-1].settimeout(20)
+            # Its response has begun, before the next one.
+            clients[-1].recv(1, socket.MSG_PEEK)
         first = clients[0]
-        first.settimeout(20)
         # The rest of its page never arrives.
         with suppress(ConnectionError):
             while first.recv(65_536):

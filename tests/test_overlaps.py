@@ -1,5 +1,6 @@
 """Which messages of a request its session contains already."""
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +12,12 @@ from msgspec import structs
 
 from groqchat.services.openai import overlaps
 from groqchat.services.openai.messages import to_message
-from groqchat.services.openai.overlaps import MAX_PARSED_ARGUMENTS, find_overlap, match_session
+from groqchat.services.openai.overlaps import (
+    MAX_PARSED_ARGUMENTS,
+    find_overlap,
+    is_repeated,
+    match_session,
+)
 from groqchat.storage.messages import Message
 from tests.support.openai_messages import answer, result, user
 
@@ -215,6 +221,14 @@ def exchanges(*texts: str) -> list[dict[str, Any]]:
             [*exchanges("hi", "hello"), user("q"), user("edited")],
             3,
         ),
+        # The end of the session equals the start of a transcript that diverges later.
+        (
+            exchanges("hi", "hello", "q", "a", "hi", "hello"),
+            exchanges("hi", "hello", "q", "stopped", "more"),
+            3,
+        ),
+        # A message that failed is in a conversation that another program has led.
+        ([user("hi")], exchanges("x", "y", "hi"), 0),
         # The last answer is regenerated.
         (exchanges("hi", "hello", "q", "a"), exchanges("hi", "hello", "q"), 3),
         (exchanges("hi", "hello", "q", "a"), [answer("hello"), user("q")], 2),
@@ -256,6 +270,36 @@ def test_an_edited_message_is_known_if_it_follows_the_same_message(parent: int |
     assert find_overlap(stored, sent, is_whole=True).known == 4
     match = match_session(stored, sent, before=None, is_whole=True)
     assert match.parent is None
+
+
+def test_only_the_messages_of_a_branch_are_known() -> None:
+    stored = to_stored(exchanges("hi", "hello", "q", "a", "edited", "b", "c", "d", "thanks", "bye"))
+    stored[4] = structs.replace(stored[4], parent=stored[1].id)
+    sent = [*exchanges("hi", "hello", "edited"), user("thanks")]
+    assert find_overlap(stored, sent, is_whole=True).known == 3
+
+
+def test_messages_of_concurrent_requests_are_not_compared() -> None:
+    stored = to_stored([*exchanges("hi", "hello"), user("failed"), user("concurrent")])
+    stored[1] = structs.replace(stored[1], is_sent=False)
+    sent = [*exchanges("hi", "hello"), user("failed"), user("concurrent")]
+    match = match_session(stored, sent, before=stored[3].id, is_whole=True)
+    assert match.overlap == (3, 0)
+    assert match_session(stored, sent, before="", is_whole=True).overlap == (2, 0)
+
+
+def test_a_request_is_repeated_if_the_session_ends_with_all_of_it() -> None:
+    stored = to_stored([user("hi")])
+    assert is_repeated(stored, [user("hi")], is_whole=True)
+    assert not is_repeated(stored, [user("x"), user("hi")], is_whole=True)
+    assert is_repeated(stored, [user("x"), user("hi")], is_whole=False)
+
+
+def test_the_same_arguments_are_parsed_in_the_request_and_in_the_session() -> None:
+    first = answer("", "1", arguments=json.dumps({"a": "x" * 30_000}))
+    unknown = answer("", "2", arguments=json.dumps("y" * 40_000))
+    request = [user("a"), first, result("1"), unknown, result("2")]
+    assert overlap_of([user("a"), first, result("1")], request, is_whole=True) == (3, 0)
 
 
 def test_the_last_answer_after_an_edited_message_can_be_regenerated() -> None:

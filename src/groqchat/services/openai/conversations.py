@@ -274,7 +274,7 @@ class Conversations:
             and not (ids and earlier[-2].id >= ids[0])
             and earlier[-1].status == INCOMPLETE
             and is_answer_to(earlier[-1], earlier[-2])
-            and is_repeated(earlier[:-1], sent)
+            and is_repeated(earlier[:-1], sent, is_whole=not page.has_more)
         )
         kept = earlier[:-1] if is_replaced else earlier
         return _Session(kept, not page.has_more, earlier[len(kept) :], turn)

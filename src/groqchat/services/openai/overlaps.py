@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -19,8 +20,8 @@ from groqchat.services.openai.messages import (
 from groqchat.storage.exchanges import find_answered
 from groqchat.storage.messages import Message, is_from_client
 
-# The arguments of calls are compared as JSON, up to this length of all calls on each side, in
-# characters. Those of a whole session would take seconds to parse, for each request.
+# The arguments of calls are compared as JSON up to this number of characters in all of a request.
+# Those of a whole session would take seconds to parse, for each request.
 MAX_PARSED_ARGUMENTS = 64 * 1024
 # All integers up to here are exact as floats, so that 1.0 equals 1.
 MAX_EXACT_FLOAT = 2.0**53
@@ -91,20 +92,14 @@ def find_overlap(
 
 
 def _overlap(session: _Session, symbols: str, sent: Sequence[OpenAIMessage]) -> Overlap:
-    at_end = _overlap_at_end(session.symbols, symbols, is_whole=session.is_whole)
-    first = at_end.known - len(session.symbols)
-    if session.is_whole and first > 0 and not _has_answer(sent[:first]):
-        # No conversation precedes the session, so the first messages are new.
-        at_end = Overlap(known=0, begin=len(session.symbols))
+    at_end = _overlap_at_end(session, symbols, sent)
     if not is_transcript(sent):
         return at_end
     diverging = _without_new(session, symbols, sent, _diverging_overlap(session, symbols))
     # A common user message alone may be a coincidence.
     is_match = _has_answer(sent[: diverging.known]) or (session.is_whole and diverging.begin == 0)
-    # The request continues after an answer. What follows is new, even if it equals older messages.
-    is_continued = _has_answer(sent[: at_end.known]) and not _has_answer(
-        sent[at_end.known : diverging.known]
-    )
+    # Only new messages follow the last answer of the session, even if they equal older ones.
+    is_continued = _has_answer(sent[: at_end.known]) and not _has_answer(sent[at_end.known : -1])
     is_longer = diverging.known > at_end.known
     return diverging if is_longer and is_match and not is_continued else at_end
 
@@ -112,30 +107,38 @@ def _overlap(session: _Session, symbols: str, sent: Sequence[OpenAIMessage]) -> 
 def _without_new(
     session: _Session, symbols: str, sent: Sequence[OpenAIMessage], overlap: Overlap
 ) -> Overlap:
-    """Return an overlap that ends at the last answer of the request, if what follows is new.
+    """Return an overlap without new user messages after the last answer of the request.
 
-    User messages that follow are known if the session has no answer to them, because the client
-    repeats a failed request, or if they follow the same message in the session, because the client
-    regenerates their answer. With other user messages in between or afterwards, they equal stored
-    messages only by chance.
+    A message that follows is known if the session has no answer to it, because the client repeats a
+    failed request, or if it follows the same message in the session, because the client regenerates
+    the answer. Otherwise, it equals a stored message only by chance.
     """
     end = max(at for at, message in enumerate(sent[:-1]) if message["role"] == "assistant") + 1
     end += sum(1 for _ in takewhile(lambda message: message["role"] != "user", sent[end:]))
-    if overlap.known <= end:
-        return overlap
     indexes = _common_messages(session.symbols, symbols, overlap)
-    # The first messages of a long transcript were not read.
-    at = len(indexes) - (overlap.known - end)
-    if at < 1:
+    # In a long transcript, the messages up to its last answer may not have been read.
+    begin = len(indexes) - (overlap.known - end)
+    if overlap.known <= end or begin < 1:
         return overlap
-    answer, first = session.messages[indexes[at - 1]], session.messages[indexes[at]]
-    others = set(range(indexes[at - 1], len(session.messages))) - {*indexes}
-    is_known = (
-        first.parent == answer.id
-        or indexes[-1] in session.unanswered
-        or all(session.messages[other].role != "user" for other in others)
-    )
-    return overlap if is_known else overlap._replace(known=end)
+    known = begin
+    while known < len(indexes) and _follows(session, indexes[known - 1], indexes[known]):
+        known += 1
+    last = indexes[known - 1]
+    is_regenerated = not any(message.role == "user" for message in session.messages[last + 1 :])
+    is_branch = session.messages[indexes[begin]].parent is not None
+    if not (is_regenerated or is_branch or last in session.unanswered):
+        known = begin
+    return overlap._replace(known=end + known - begin)
+
+
+def _follows(session: _Session, before: int, index: int) -> bool:
+    """Return whether a message follows another one in the session, or has no answer yet."""
+    message = session.messages[index]
+    if index in session.unanswered:
+        return True
+    if message.parent is not None:
+        return message.parent == session.messages[before].id
+    return all(each.role != "user" for each in session.messages[before + 1 : index])
 
 
 def _has_answer(messages: Sequence[OpenAIMessage]) -> bool:
@@ -151,14 +154,15 @@ def match_session(
 ) -> Match:
     """Return what a request and its session have in common, of which `earlier` was read.
 
-    If the last common message follows the last answer, and its id is not below `before`, the
-    messages after that answer are not compared.
+    If the last common message follows the last answer, the messages after that answer whose ids are
+    not below `before` are not compared.
     """
     session, symbols = _compare(earlier, sent, is_whole=is_whole)
     overlap = _overlap(session, symbols, sent)
     indexes = _common_messages(session.symbols, symbols, overlap)
     end = _end_of_answers(earlier)
     if before is not None and indexes and indexes[-1] >= end and earlier[indexes[-1]].id >= before:
+        end += sum(1 for _ in takewhile(lambda each: each.id < before, earlier[end:]))
         session = session.before(end)
         overlap = _overlap(session, symbols, sent)
         indexes = _common_messages(session.symbols, symbols, overlap)
@@ -193,23 +197,27 @@ def _common_messages(known: str, symbols: str, overlap: Overlap) -> list[int]:
     return indexes[::-1]
 
 
-def is_repeated(earlier: Sequence[Message], sent: Sequence[OpenAIMessage]) -> bool:
+def is_repeated(
+    earlier: Sequence[Message], sent: Sequence[OpenAIMessage], *, is_whole: bool
+) -> bool:
     """Return whether a session ends with all messages of a request."""
-    session, symbols = _compare(earlier, sent, is_whole=True)
-    return _overlap_at_end(session.symbols, symbols, is_whole=True).known == len(sent)
+    session, symbols = _compare(earlier, sent, is_whole=is_whole)
+    if not is_whole and len(symbols) > len(session.symbols):
+        return symbols.endswith(session.symbols)
+    return session.symbols.endswith(symbols)
 
 
 def _compare(
     earlier: Sequence[Message], sent: Sequence[OpenAIMessage], *, is_whole: bool
 ) -> tuple[_Session, str]:
     """Return a session and the symbols of a request: searching one string in another is fast."""
-    keys, sent_keys = _Keys(sent), _Keys(sent)
+    ids = _ids_to_parse(sent)
+    keys, sent_keys = _Keys(ids), _Keys(ids)
     symbols: dict[object, str] = {}
-    # The latest messages first: their calls are the ones to parse.
     known = "".join(
         symbols.setdefault(keys.of(to_openai(message)), chr(len(symbols) + 1))
-        for message in reversed(earlier)
-    )[::-1]
+        for message in earlier
+    )
     unanswered = find_answered(earlier).unanswered if is_transcript(sent) else ()
     end = max((at for at, each in enumerate(earlier) if each.role == "assistant"), default=-1)
     session = _Session(
@@ -218,18 +226,20 @@ def _compare(
         unanswered=[at for at, each in enumerate(earlier) if at > end or each.id in unanswered],
         is_whole=is_whole,
     )
-    found = [symbols.get(sent_keys.of(message), UNKNOWN) for message in reversed(sent)]
-    return session, "".join(reversed(found))
+    return session, "".join(symbols.get(sent_keys.of(message), UNKNOWN) for message in sent)
 
 
-def _overlap_at_end(known: str, sent: str, *, is_whole: bool) -> Overlap:
+def _overlap_at_end(session: _Session, symbols: str, sent: Sequence[OpenAIMessage]) -> Overlap:
     """Return the overlap of the session's end with the request."""
-    search = sent.find if is_whole else sent.rfind
-    index = search(known) if known else -1
-    if index >= 0:
-        return Overlap(known=index + len(known), begin=0)
-    for count in range(min(len(sent), len(known)), 0, -1):
-        if known.endswith(sent[:count]):
+    known = session.symbols
+    search = symbols.find if session.is_whole else symbols.rfind
+    skipped = search(known) if known else -1
+    # A conversation that precedes the session is known to the client only; other messages are new.
+    is_conversation = _has_answer(sent[:skipped]) and _has_answer(sent[skipped:][: len(known)])
+    if skipped == 0 or (skipped > 0 and (is_conversation or not session.is_whole)):
+        return Overlap(known=skipped + len(known), begin=0)
+    for count in range(min(len(symbols), len(known)), 0, -1):
+        if known.endswith(symbols[:count]):
             return Overlap(known=count, begin=len(known) - count)
     return Overlap(known=0, begin=len(known))
 
@@ -237,19 +247,18 @@ def _overlap_at_end(known: str, sent: str, *, is_whole: bool) -> Overlap:
 def _diverging_overlap(session: _Session, sent: str) -> Overlap:
     """Return the longest start of a transcript that the session contains in order, with gaps."""
     known = session.symbols
-    # The transcript may be longer than what was read.
-    is_longer = not session.is_whole and len(sent) > len(known) > 1
     # One equal message may be a coincidence.
-    before = max(sent.find(known[:2]), 0) if is_longer else 0
-    # A later start never contains more of it.
-    begin = known.find(sent[before])
+    is_unread = not session.is_whole and len(sent) > len(known) > 1
+    skipped = max(sent.find(known[:2]), 0) if is_unread else 0
+    # The first equal message gives the longest match.
+    begin = known.find(sent[skipped])
     if begin < 0:
         return Overlap(known=0, begin=len(known))
-    count = before
+    count = skipped
     for symbol in known[begin:]:
         count += count < len(sent) and symbol == sent[count]
     overlap = Overlap(known=count, begin=begin)
-    if not begin:
+    if skipped or (session.is_whole and not begin):
         return overlap
     # The request contains the last messages of a conversation, and not all of them.
     return overlap._replace(begin=_common_messages(known, sent, overlap)[0])
@@ -262,10 +271,10 @@ class _Keys:
     with its tool calls encoded again.
     """
 
-    def __init__(self, sent: Sequence[OpenAIMessage]) -> None:
-        # Other calls need not be parsed: they are in one of the messages only.
-        self._ids = {str(call.get("id")) for message in sent for call in tool_calls_of(message)}
-        self._left = MAX_PARSED_ARGUMENTS
+    def __init__(self, ids: AbstractSet[str]) -> None:
+        self._ids = ids
+        # The stored arguments may contain more white space.
+        self._left = 2 * MAX_PARSED_ARGUMENTS
 
     def of(self, message: OpenAIMessage) -> object:
         """Return the key of a message."""
@@ -285,13 +294,33 @@ class _Keys:
         function = call.get("function")
         if not isinstance(function, dict):
             return call
-        # Clients return the absent arguments of a call without parameters as an object.
-        arguments: Any = function.get("arguments") or "{}"
+        arguments = _arguments_of(call)
         if str(call.get("id")) in self._ids and isinstance(arguments, str):
             self._left -= len(arguments)
             if self._left >= 0:
                 arguments = _parsed(arguments)
         return call.get("id"), function.get("name"), arguments
+
+
+def _ids_to_parse(sent: Sequence[OpenAIMessage]) -> set[str]:
+    """Return the ids of the calls whose arguments are compared as JSON: the last ones of a request.
+
+    Other calls of the session differ from them by their ids.
+    """
+    ids: set[str] = set()
+    left = MAX_PARSED_ARGUMENTS
+    for message in reversed(sent):
+        for call in reversed(tool_calls_of(message)):
+            left -= len(str(_arguments_of(call)))
+            if left >= 0:
+                ids.add(str(call.get("id")))
+    return ids
+
+
+def _arguments_of(call: dict[str, Any]) -> Any:
+    """Return the arguments of a call; clients return absent ones as an empty object."""
+    function = call.get("function")
+    return (function.get("arguments") if isinstance(function, dict) else None) or "{}"
 
 
 def _parsed(arguments: str) -> str:

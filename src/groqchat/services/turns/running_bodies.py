@@ -14,7 +14,7 @@ RETRY_AFTER_S = 1.0
 VALUE_MARKS = (b",", b"{", b"[")
 # A text exists about five times while its request runs. If it is not ASCII, Python stores each of
 # its characters in two bytes; in four bytes if one of them starts with one of these in UTF-8.
-WIDE, WIDEST = 5, 20
+WIDE, WIDEST = 10, 20
 WIDEST_MARKS = (0xF0, 0xF1, 0xF2, 0xF3, 0xF4)
 # A shorter body is small, whatever it contains.
 MIN_COUNTED_BYTES = SMALL_BODY_BYTES // (VALUE_BYTES + WIDEST)
@@ -37,7 +37,11 @@ def memory_of(body: bytes, values: int) -> int:
 
 
 def _width(body: bytes) -> int:
-    if body.find(b"\\ud") >= 0 or any(mark in body for mark in WIDEST_MARKS):
+    if (
+        body.find(b"\\ud") >= 0
+        or body.find(b"\\uD") >= 0
+        or any(mark in body for mark in WIDEST_MARKS)
+    ):
         return WIDEST
     return 1 if body.isascii() and body.find(b"\\u") < 0 else WIDE
 
