@@ -75,7 +75,8 @@ async def connect_repeatedly(url: str, outcomes: Counter[str]) -> None:
                     status, _, _ = await one.response()
                 except (asyncio.IncompleteReadError, ConnectionError):
                     status = 0
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ConnectionResetError):
+            # The port was closed during the handshake: the client has not sent anything.
             return
         outcomes[f"{status}"] += 1
 

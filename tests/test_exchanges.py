@@ -96,7 +96,7 @@ def names(messages: list[Message]) -> str:
         ("q1 Q2 A2", ["Q2 A2"]),
         ("s1 Q1 q2", ["s1 q2", "s1", ""]),
         ("s1 q1 a1", ["q1 a1"]),
-        ("q1 q2 a2 q3", ["q1 q2 a2"]),
+        ("q1 q2 a2 q3", ["q2 a2"]),
     ],
 )
 def test_each_context_lacks_more_messages_without_an_answer(text: str, expected: list[str]) -> None:

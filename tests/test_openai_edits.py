@@ -10,10 +10,12 @@ from redis.asyncio import Redis
 
 from groqchat.storage.message_ids import earlier_id
 from tests.support.groq import MockGroq
+from tests.support.openai_messages import answer, result
 from tests.support.store import new_message, new_store
 from tests.support.streams import history, wait_until
 from tests.test_openai_idempotency import send, succeeds
 from tests.test_openai_rejections import api, contents, send_keyed, until_asked, users
+from tests.test_unanswered_messages import REJECTED
 
 __all__ = ["api"]
 
@@ -286,3 +288,18 @@ async def test_a_rejected_edit_is_removed(
     edited = [*exchange, *users("edited", "and more")]
     assert (await send(api, session=True, messages=edited, headers=headers))[0] == 400
     assert await contents(api) == ["P", "answer", "Q", "answer"]
+
+
+async def test_an_agent_is_not_stopped_by_a_rejected_message_between_its_calls(
+    api: ClientSession, groq: MockGroq
+) -> None:
+    first, second = ({**answer("", each), "content": None} for each in ("1", "2"))
+    transcript = [*users("u1"), first, result("1")]
+    assert (await send(api, session=True, messages=transcript, headers={}))[0] == 200
+    groq.options.fail = "503"
+    await fail(api, *users(REJECTED))
+    groq.options.fail = None
+    assert (await send(api, session=True, messages=[second, result("2")], headers={}))[0] == 200
+    groq.rejected_texts = {REJECTED}
+    assert (await send(api, session=True, messages=[result("2")], headers={}))[0] == 200
+    assert REJECTED not in [text for _, text in groq.prompts[-1]]

@@ -91,3 +91,9 @@ def test_a_result_belongs_to_the_user_message_the_calls_and_their_other_results(
     assert messages_of_calls(stored, [result("2")]) == stored[1:4]
     assert messages_of_calls(stored, [result("3")]) == []
     assert messages_of_calls(stored, [user("c")]) == []
+
+
+def test_the_calls_remain_if_their_user_message_is_older_than_what_was_read() -> None:
+    earlier = [result("1"), answer("", "2"), result("2"), answer("", "3")]
+    trimmed = trim_to_budget(earlier, messages=50, tokens=10_000, needs_last_exchange=True)
+    assert trimmed == earlier[-1:]

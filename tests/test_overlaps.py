@@ -247,6 +247,14 @@ def test_a_part_of_a_session_that_starts_with_an_answer_is_known() -> None:
     assert overlap_of(earlier, [answer("sunny"), user("d")], is_whole=True) == (1, 5)
 
 
+def test_a_transcript_may_begin_before_what_was_read() -> None:
+    transcript = exchanges(*map(str, range(998)))
+    session = [*transcript[:-1], *[answer(f"regenerated {number}") for number in range(5)]]
+    request = [*transcript[:-1], answer("regenerated 4"), user("new")]
+    assert overlap_of(session[-1000:], request, is_whole=False) == (998, 0)
+    assert overlap_of(session[-999:], request[:-2], is_whole=False) == (997, 0)
+
+
 def test_the_last_answer_of_a_transcript_that_is_longer_than_what_was_read_is_regenerated() -> None:
     transcript = exchanges(*map(str, range(1102)))
     assert overlap_of(transcript[-1000:], transcript[:1101], is_whole=False) == (1101, 0)

@@ -8,7 +8,6 @@ requests overlap.
 """
 
 from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from groqchat.storage.message_ids import MICROS_DIGITS, earlier_id, is_single
@@ -51,21 +50,28 @@ def find_answered(messages: Sequence[Message]) -> Answered:
 def contexts(
     messages: Sequence[Message],
     *,
-    needed: AbstractSet[str] = frozenset(),
+    needed: Sequence[Message] = (),
     later: Sequence[Message] = (),
 ) -> Iterator[list[Message]]:
     """Yield parts of the messages, each if it is shorter than the one before.
 
     The first part lacks the messages of requests that have no answer, also none among the `later`
-    messages of the session. The next one also lacks
-    messages that were stored one by one, except each message with its answer. The last one also
-    lacks system messages. All of them contain the messages with the ids `needed`.
+    messages of the session. The next one also lacks messages that were stored one by one, except
+    each message with its answer. The last one also lacks system messages. All of them contain the
+    `needed` messages, except user messages without an answer that belong to other requests than the
+    rest of them.
     """
     systems = {message.id for message in messages if message.role == "system"}
     removed: set[str] = set()
     unanswered = find_answered([*messages, *later]).unanswered
+    own = {each.id[MICROS_DIGITS:] for each in needed if each.role != "user"}
+    kept = {
+        each.id
+        for each in needed
+        if each.role != "user" or each.id not in unanswered or each.id[MICROS_DIGITS:] in own
+    }
     for more in (unanswered, _unpaired_singles(messages), systems):
-        removed |= more - needed
+        removed |= more - kept
         found = [message for message in messages if message.id not in removed]
         if len(found) < len(messages):
             yield found
@@ -94,19 +100,22 @@ def _named_ids(names: Sequence[str]) -> Iterator[str]:
 
 
 def _unpaired_singles(messages: Sequence[Message]) -> set[str]:
-    """Return the messages that were stored one by one, except each message with its answer."""
+    """Return the messages that were stored one by one, except each message with its answer.
+
+    An answer belongs to the message before it: Groq may have rejected the ones before that.
+    """
     unpaired: set[str] = set()
-    asked: set[str] = set()
+    asked: str | None = None
     for message in messages:
         if not is_single(message.id) or message.role == "system":
             continue
+        unpaired.add(message.id)
         if message.role != "assistant":
-            asked.add(message.id)
-        elif asked:
-            asked.clear()
-        else:
-            unpaired.add(message.id)
-    return unpaired | asked
+            asked = message.id
+        elif asked is not None:
+            unpaired -= {asked, message.id}
+            asked = None
+    return unpaired
 
 
 def _groups(messages: Sequence[Message]) -> list[list[Message]]:

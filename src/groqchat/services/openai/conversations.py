@@ -147,7 +147,7 @@ class Conversations:
         last = self._prompt(request, conversation.earlier)
         yield last
         _, sent = _split(request)
-        needed = {message.id for message in messages_of_calls(conversation.earlier, sent)}
+        needed = messages_of_calls(conversation.earlier, sent)
         for earlier in contexts(conversation.earlier, needed=needed, later=conversation.later):
             prompt = self._prompt(request, earlier)
             if prompt != last:
@@ -293,6 +293,10 @@ class Conversations:
             count = max(count, MAX_TOOL_CALL_DISTANCE)
         read = partial(self._history.get_history_page, session_id, before=before)
         page = await read(limit=min(count, MAX_PAGE))
+        has_user = any(message.role == "user" for message in page.messages)
+        if page.has_more and not has_user:
+            # An agent can make calls for a long time. Their user message is a part of the prompt.
+            page = await read(limit=MAX_PAGE)
         if page.has_more and is_transcript(sent):
             overlap = find_overlap(page.messages, sent, is_whole=False)
             if is_transcript(sent[overlap.known :]):

@@ -61,6 +61,9 @@ def trim_to_budget(
         is_final_answer = ends_with_tools and index == len(earlier) - 1
         if earlier[index]["role"] == "user" or is_final_answer:
             begin = index
+    if needs_last_exchange and begin == len(earlier):
+        # The user message is older than what was read, but the model needs the calls.
+        begin = max((at for at, each in enumerate(earlier) if tool_calls_of(each)), default=begin)
     return list(earlier[begin:])
 
 

@@ -247,21 +247,29 @@ def _overlap_at_end(session: _Session, symbols: str, sent: Sequence[OpenAIMessag
 def _diverging_overlap(session: _Session, sent: str) -> Overlap:
     """Return the longest start of a transcript that the session contains in order, with gaps."""
     known = session.symbols
-    # One equal message may be a coincidence.
-    is_unread = not session.is_whole and len(sent) > len(known) > 1
-    skipped = max(sent.find(known[:2]), 0) if is_unread else 0
-    # The first equal message gives the longest match.
+    overlap = _overlap_with_gaps(known, sent, 0)
+    if session.is_whole:
+        if overlap.begin == 0:
+            return overlap
+    # The transcript may begin before what was read. One equal message may be a coincidence.
+    elif len(known) > 1 and (skipped := sent.find(known[:2])) > 0:
+        unread = _overlap_with_gaps(known, sent, skipped)
+        if unread.known > overlap.known:
+            return unread
+    # The request contains the last messages of a conversation, and not all of them.
+    indexes = _common_messages(known, sent, overlap)
+    return overlap._replace(begin=indexes[0]) if indexes else overlap
+
+
+def _overlap_with_gaps(known: str, sent: str, skipped: int) -> Overlap:
+    """Return the overlap from the first occurrence of a message on: it is the longest one."""
     begin = known.find(sent[skipped])
     if begin < 0:
         return Overlap(known=0, begin=len(known))
     count = skipped
     for symbol in known[begin:]:
         count += count < len(sent) and symbol == sent[count]
-    overlap = Overlap(known=count, begin=begin)
-    if skipped or (session.is_whole and not begin):
-        return overlap
-    # The request contains the last messages of a conversation, and not all of them.
-    return overlap._replace(begin=_common_messages(known, sent, overlap)[0])
+    return Overlap(known=count, begin=begin)
 
 
 class _Keys:
